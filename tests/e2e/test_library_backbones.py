@@ -139,7 +139,7 @@ def test_weights_that_cannot_be_had_end_a_training_before_it_begins(
     [
         (["--train.loss.kind", "focal", "--train.loss.alpha", "0.5"], "it needs a multi-label data set"),
         (["--train.stage-rates", "nowhere", "0.1"], "nowhere"),
-        (["--data.source", "shards", "--data.shards", "/nowhere"], "no index of shards here"),
+        (["--data.source", "shards", "--data.shards", "/nowhere"], "the index of shards cannot be read"),
     ],
 )
 def test_settings_that_do_not_fit_leave_no_folder(

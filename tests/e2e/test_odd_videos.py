@@ -15,7 +15,7 @@ from two_stream.video.doctor import examine_videos
 from two_stream.video.frames import count_frames
 
 AUDIO = "no video stream (audio only)"
-NOTHING = "encrypted or empty: no frame decodes"
+NOTHING = "no frame can be decoded, because the video is encrypted or empty"
 
 
 @pytest.fixture(scope="module")
@@ -134,5 +134,5 @@ def test_check_finishes_and_names_every_bad_file(shared, probed):
     assert by_name["mp4parse/no_timescale.mp4"]["damaged"].startswith("8 frames decode; ")
     assert by_name["mmaction2/part_1.mp4"]["doubled"] == f"same content as {folder}/mmaction2/part_0.mp4"
     assert by_name["mp4parse/amr_nb_1f.3gp"]["unreadable"] == AUDIO
-    assert "the header announces 5544" in by_name["mp4parse/invalid_userdata.mp4"]["unreadable"]
+    assert "the header states 5544" in by_name["mp4parse/invalid_userdata.mp4"]["unreadable"]
     assert "probe.txt" not in by_name

@@ -109,7 +109,7 @@ def test_interrupted_on_ray_leaves_nothing_half_written(tmp_path):
 def test_addresses_that_cannot_work(tmp_path):
     clips(tmp_path / "in", [2])
     sources, _ = find_sources(tmp_path / "in")
-    with pytest.raises(SettingsError, match=r"--ray 127\.0\.0\.1:1: nothing answers there"):
+    with pytest.raises(SettingsError, match=r"--ray 127\.0\.0\.1:1: no connection to this address"):
         extract(sources, tmp_path / "out", OPTIONS, ray="127.0.0.1:1")
     with pytest.raises(SettingsError, match=r"--ray is 'nonsense': expected HOST:PORT"):
         extract(sources, tmp_path / "out", OPTIONS, ray="nonsense")

@@ -1,8 +1,8 @@
 """Data set records: one YAML file contains everything the package knows about a data set.
 
-`<settings_root>/<name>/dataset.yaml` gives the classes, the number of splits, the folders of frames and videos, the
-names of the files and which videos come from one source. The split lists are in the same folder. A new data set needs
-no code. The records of published data sets come with the package.
+`<settings_root>/<name>/dataset.yaml` contains the classes, the number of splits, the folders of frames and videos, the
+patterns of file names, and how to find the source of a video. The split lists are in the same folder. A new data set
+needs no code. The records of published data sets come with the package.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ SPLIT_WORDS: dict[str, Part] = {
 
 
 class Roots(Options):
-    """Folders that hold one frame folder per video, relative to the record's own folder."""
+    """For each modality, the folder that contains one frame folder per video, relative to the folder of the record."""
 
     rgb: Path | None = None
     flow: Path | None = None
 
 
 class First(Options):
-    """Number in the name of a video's first frame file; frames themselves are counted from 1 everywhere."""
+    """Number in the file name of a video's first frame. Everywhere else, frames are counted from 1."""
 
     rgb: Annotated[int, Field(ge=0, lt=10**7)] = 1
     flow: Annotated[int, Field(ge=0, lt=10**7)] = 1
 
 
 class Patterns(Options):
-    """File names of frames; numbers start at `first`."""
+    """Patterns for the file names of frames, which are numbered from `first`."""
 
     rgb: str = "img_{:05d}.jpg"
     flow_x: str = "flow_x_{:05d}.jpg"
@@ -69,7 +69,10 @@ class Patterns(Options):
     def _numbered(cls, value: str) -> str:
         # only one plain number: `str.format` would also accept huge widths and attribute access
         if len(value) > 200 or not re.fullmatch(r"[^{}]*\{(:0?[1-9]?\d?d?)?\}[^{}]*", value):
-            raise ValueError(f"{value[:60]!r} has no place for the frame's number, such as {{:05d}}")
+            raise ValueError(
+                f"{value[:60]!r}: expected a pattern with one placeholder for the frame "
+                "number, such as {:05d}"
+            )
         return value
 
 
@@ -77,36 +80,41 @@ class Record(Options):
     """One data set. Paths are relative to the folder of its `dataset.yaml`."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.+-]+$")]
-    """name of the data set, and usually of its folder under the settings"""
+    """name of the data set, usually the same as the name of its folder in the settings folder"""
     classes: Annotated[list[str], Field(min_length=1)]
     """class names in the order of their labels"""
     num_splits: PositiveInt = 1
-    """official splits, numbered from 1"""
+    """number of official splits"""
     frames: Roots = Roots()
-    """roots of the frame folders by modality"""
+    """for each modality, the folder that contains the frame folders"""
     videos: Path | None = None
-    """root of the video files"""
+    """folder that contains the video files"""
     short_side: PositiveInt | None = 256
-    """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: no resize"""
+    """shorter side in pixels of extracted frames, and of frames from which flow is computed on the fly; null: no
+    resizing"""
     patterns: Patterns = Patterns()
-    """names of the frame files"""
+    """patterns for the names of the frame files"""
     first: First = First()
-    """number of the first frame file"""
+    """number in the name of the first frame file"""
     lists: str = "{part}_{modality}_split{split}.txt"
-    """names of the split lists; `part` is `train`, `val` (the official test list), or `holdout` where the data set
-    has its own validation part"""
+    """pattern for the names of the split lists; `{part}` becomes `train`, `val` (the official test list), or `holdout`
+    (the data set's own validation list)"""
     group: str | None = None
-    """regular expression for ids; its first group is the source video's name; `{classes}` matches any class name"""
+    """regular expression for video ids; its first group is the name of the source video, and `{classes}` matches any
+    class name"""
     groups: Path | None = None
-    """text file with a line `id group` per video; replaces `group`"""
+    """text file with one line `id group` per video, which replaces `group`"""
     multi_label: bool = False
-    """a video may have several classes, such as `3,17` in the lists; training uses sigmoids, and evaluation mAP"""
+    """true: a video may have several classes, written as `3,17` in the lists; training uses sigmoids, and evaluation
+    reports mAP"""
     mirror: bool = True
-    """false: the mirror image of a video is not a valid video of the data set, so nothing is mirrored"""
+    """false: videos are never mirrored, because their mirror images would not be valid videos of the data set"""
     mirror_pairs: tuple[tuple[str, str], ...] = ()
-    """pairs of classes that mirroring exchanges, such as a swipe to the left and one to the right"""
+    """pairs of classes that become each other when a video is mirrored, such as a swipe to the left and a swipe to the
+    right"""
     segments: Path | None = None
-    """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/sources/segments.py`"""
+    """CSV file with the columns `id,video,start,end,first`, for ids that are parts of longer videos; see
+    `data/sources/segments.py`"""
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -116,7 +124,8 @@ class Record(Options):
         for name in _leaves(value):
             if not isinstance(name, str):
                 raise ValueError(
-                    f"YAML reads an entry as {name!r} and not as text; put it in quotes, such as 'yes', 'null' or '1'"
+                    f"YAML interprets an entry as {name!r}, which is not text; put the entry in "
+                    "quotes, such as 'yes', 'null' or '1'"
                 )
         return value
 
@@ -124,37 +133,41 @@ class Record(Options):
     def _consistent(self) -> Record:
         doubled = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if doubled:
-            raise ValueError(f"class {doubled[0]!r} is listed twice")
+            raise ValueError(f"class {doubled[0]!r} is listed twice; remove one entry")
         missing = [f"{{{key}}}" for key in ("part", "modality", "split") if f"{{{key}}}" not in self.lists]
         if missing:
-            raise ValueError(f"`lists` is {self.lists!r}: {', '.join(missing)} is missing")
+            raise ValueError(f"`lists` is {self.lists!r}: the name must contain {', '.join(missing)}")
         if self.group is not None and self.groups is not None:
             raise ValueError("`group` and `groups` both define the source videos; keep one")
         if self.group is not None:
             try:
                 found = re.compile(self.group.replace(CLASSES_MARK, "x")).groups
             except re.error as error:
-                raise ValueError(f"`group` is {self.group!r}: not a regular expression ({error})") from None
+                raise ValueError(
+                    f"`group` is {self.group!r}: expected a regular expression ({error})"
+                ) from None
             if not found:
-                raise ValueError(f"`group` is {self.group!r}: it needs a group in parentheses")
+                raise ValueError(
+                    f"`group` is {self.group!r}: expected a regular expression with a group in parentheses"
+                )
         self._check_mirror()
         return self
 
     def _check_mirror(self) -> None:
         named = [name for pair in self.mirror_pairs for name in pair]
         if named and not self.mirror:
-            raise ValueError("`mirror: false` and `mirror_pairs` cannot be combined; keep one")
+            raise ValueError("`mirror: false` and `mirror_pairs` cannot be combined; remove one of them")
         for name in named:
             if name not in self.classes:
                 raise ValueError(
-                    f"`mirror_pairs` names {name!r}, which is not a class{nearest(name, self.classes)}"
+                    f"`mirror_pairs` contains {name!r}, which is not a class{nearest(name, self.classes)}"
                 )
             if named.count(name) > 1:
-                raise ValueError(f"`mirror_pairs` names {name!r} twice; a class has one mirror image")
+                raise ValueError(f"`mirror_pairs` contains {name!r} twice; expected each class at most once")
 
     @cached_property
     def mirror_labels(self) -> tuple[int, ...]:
-        """For each label, the label of its mirror image."""
+        """For each label, the label of a video with this label after mirroring."""
         shown = list(range(self.num_classes))
         for one, other in self.mirror_pairs:
             i, j = self.classes.index(one), self.classes.index(other)
@@ -173,7 +186,7 @@ class Record(Options):
 
     @property
     def frame_patterns(self) -> FramePatterns:
-        """The frame names in the form that `video/frames.py` reads."""
+        """Patterns for the names of frame files, in the form that `video/frames.py` expects."""
         from two_stream.video.frames import FramePatterns
 
         return FramePatterns(
@@ -181,7 +194,7 @@ class Record(Options):
         )
 
     def resolve(self, path: Path) -> Path:
-        """Resolve a path of the record against the record's folder, which need not exist yet."""
+        """Return a path of the record, resolved relative to the folder of the record."""
         return Path(os.path.normpath(self._folder / path.expanduser()))
 
     def frames_root(self, modality: Modality) -> Path:
@@ -193,8 +206,8 @@ class Record(Options):
         root = getattr(self.frames, modality)
         if root is None:
             raise DataError(
-                f"{self._folder / RECORD_FILE}: `frames.{modality}` is missing: set it to the folder of the {modality} "
-                "frames, or read the videos themselves (`data.source: videos`)"
+                f"{self._folder / RECORD_FILE}: `frames.{modality}` is missing: set it to the "
+                f"folder of the {modality} frames, or set `data.source: videos` to read the videos"
             )
         return self._existing(root, f"frames.{modality}", "run `two-stream extract` or correct the path")
 
@@ -206,13 +219,13 @@ class Record(Options):
         """
         if self.videos is None:
             raise DataError(
-                f"{self._folder / RECORD_FILE}: `videos` is missing: set it to the folder of the video files, "
-                "or read frame folders (`data.source: frames`)"
+                f"{self._folder / RECORD_FILE}: `videos` is missing: set it to the folder of the "
+                "video files, or set `data.source: frames` to read frame folders"
             )
         return self._existing(self.videos, "videos", "correct the path")
 
     def list_path(self, part: Part, modality: Modality, split: int) -> Path:
-        """Return the split list a part is read from (`val` is split off from the training list).
+        """Return the path of a part's split list. For `val` it is the training list, from which `val` is split off.
 
         Raises:
             DataError: The record has no such split.
@@ -220,22 +233,22 @@ class Record(Options):
         return self._list(_LIST_PART[part], modality, split)
 
     def holdout_path(self, modality: Modality, split: int) -> Path:
-        """Return the path of the list of the data set's own validation part, which few have; see `list_path`."""
+        """Return the path of the data set's own validation list, which may not exist; see `list_path`."""
         return self._list("holdout", modality, split)
 
     def _list(self, part: str, modality: Modality, split: int) -> Path:
         if not 1 <= split <= self.num_splits:
             raise DataError(
-                f"{self.name} has splits 1 to {self.num_splits}, not {split}; change `data.split`"
+                f"{self.name} has no split {split}; set `data.split` to a number from 1 to {self.num_splits}"
             )
         return self._folder / self.lists.format(part=part, modality=modality, split=split)
 
     def modalities(self) -> list[Modality]:
-        """Return the modalities whose first training list exists."""
+        """Return the modalities with a training list for split 1."""
         return [modality for modality in MODALITIES if self.list_path("train", modality, 1).is_file()]
 
     def group_of(self, video_id: str) -> str:
-        """Return the source video of a video; a video that the pattern does not match is its own source.
+        """Return the name of a video's source; a video that does not match the group pattern is its own source.
 
         Raises:
             DataError: The file of groups is missing or lacks the video.
@@ -243,14 +256,14 @@ class Record(Options):
         if self.groups is not None:
             if video_id not in self._group_table:
                 raise DataError(
-                    f"{self.resolve(self.groups)}: no group for {video_id!r}; add a line `id group`"
+                    f"{self.resolve(self.groups)}: the group of video {video_id!r} is missing; add a line `id group`"
                 )
             return self._group_table[video_id]
         found = self._group_pattern.search(video_id) if self._group_pattern else None
         return (found[1] or video_id) if found else video_id
 
     def fits_group(self, video_id: str) -> bool:
-        """Whether the group pattern finds a source in an id."""
+        """Return whether the group pattern finds the name of a source in an id."""
         found = self._group_pattern.search(video_id) if self._group_pattern else None
         return bool(found and found[1])
 
@@ -269,7 +282,9 @@ class Record(Options):
     def _existing(self, path: Path, key: str, advice: str) -> Path:
         folder = self.resolve(path)
         if not folder.is_dir():
-            raise DataError(f"{self._folder / RECORD_FILE}: `{key}`: no folder {folder}; {advice}")
+            raise DataError(
+                f"{self._folder / RECORD_FILE}: `{key}`: the folder {folder} does not exist; {advice}"
+            )
         return folder
 
 
@@ -301,13 +316,16 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
             mapping = packaged_record(str(given))
             if mapping is None:
                 hint = nearest(given.name, known_datasets(settings_root))
-                raise DataError(f"{path}: no such data set{hint} (or pass a path)")
+                raise DataError(
+                    f"{path}: no such data set{hint}; pass the name of a data set, or the path of a "
+                    "`dataset.yaml`"
+                )
             return make_record(mapping, path.parent)
     return make_record(read_yaml(path), path.parent, path)
 
 
 def dataset_record(data: DataOptions) -> Record:
-    """Read the record of the data set that the settings of an experiment name; see `load_record`.
+    """Read the record of the data set in an experiment's settings; see `load_record`.
 
     Raises:
         SettingsError: No such file; names the key and the current folder.
@@ -317,13 +335,13 @@ def dataset_record(data: DataOptions) -> Record:
         here = "" if given.is_absolute() else f" in the current folder {Path.cwd()}"
         raise SettingsError(
             f"`data.dataset` is {given}: no such file{here}; "
-            "run from the folder that it starts in, or give --data.dataset"
+            "run from the folder that the path is relative to, or pass another path with --data.dataset"
         )
     return load_record(data.dataset, data.settings_root)
 
 
 def make_record(mapping: Mapping[str, Any], folder: Path, source: Path | None = None) -> Record:
-    """Return the record with this content, for a folder that need not exist yet.
+    """Create a record from the content of a `dataset.yaml`; its folder does not have to exist yet.
 
     Args:
         mapping: Content of a `dataset.yaml`.
@@ -339,13 +357,13 @@ def make_record(mapping: Mapping[str, Any], folder: Path, source: Path | None = 
 
 
 def known_datasets(settings_root: Path) -> list[str]:
-    """Return the names under the settings folder and those that come with the package, sorted."""
+    """Return the sorted names of the data sets in the settings folder and in the package."""
     prepared = {path.parent.name for path in settings_root.glob(f"*/{RECORD_FILE}")}
     return sorted(prepared | {path.stem for path in PACKAGED.glob("*.yaml")})
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Read a text file with a line `id group` per video; ids may contain spaces, groups may not.
+    """Read a text file with one line `id group` per video. Only ids may contain spaces.
 
     Raises:
         DataError: The file is missing, a line has no group, or an id has two groups.
@@ -359,7 +377,7 @@ def read_groups(path: Path) -> dict[str, str]:
             raise DataError(f"{path}:{number}: {line.strip()!r}: expected `id group`")
         video_id = video_id.replace("\\", "/")  # written on Windows
         if table.setdefault(video_id.strip(), group) != group:
-            raise DataError(f"{path}:{number}: {video_id.strip()!r} has two groups; keep one")
+            raise DataError(f"{path}:{number}: {video_id.strip()!r} has two groups; remove one line")
     return table
 
 
@@ -371,7 +389,7 @@ def read_lines(path: Path) -> list[str]:
     """
     try:
         if path.exists() and not path.is_file():  # a device or a pipe may never end
-            raise DataError(f"{path}: no file; expected a text file")
+            raise DataError(f"{path}: not a regular file; expected a text file")
         return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -380,39 +398,42 @@ def read_lines(path: Path) -> list[str]:
 
 
 def packaged_record(name: str) -> dict[str, Any] | None:
-    """Return the content of a record that comes with the package; None if it has none of this name."""
+    """Return the content of a record that comes with the package; None if the name is unknown."""
     path = PACKAGED / f"{name}.yaml"
     return read_yaml(path) if Path(name).name == name and path.is_file() else None
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """Whether videos of a data set may be mirrored, and the labels of their mirror images."""
+    """Whether videos of a data set may be mirrored, and which labels they have afterwards."""
 
     allowed: bool = True
-    """false: nothing is mirrored"""
+    """false: videos are never mirrored"""
     labels: tuple[int, ...] | None = None
-    """for each label, the label of its mirror image; None: mirroring changes no class"""
+    """for each label, the label of a video with this label after mirroring; None: mirroring does not change labels"""
 
     def of(self, labels: Sequence[int]) -> tuple[int, ...]:
-        """Return the labels of the mirror image of a video with these labels, ascending."""
+        """Return, in ascending order, the labels that a video with these labels has after mirroring."""
         return tuple(sorted(labels if self.labels is None else (self.labels[label] for label in labels)))
 
 
 def mirror_of(record: Record, protocol: str = "standard") -> Mirror:
-    """Return whether a data set may be mirrored; protocol `paper` mirrors everything and keeps labels, as published."""
+    """Return how a data set may be mirrored; with protocol `paper`, mirroring is allowed and never changes labels."""
     if protocol == "paper":
         return Mirror()
     return Mirror(record.mirror, record.mirror_labels if record.mirror_pairs else None)
 
 
 def mirror_note(record: Record, protocol: str, mirrors: bool) -> str | None:
-    """Return a warning if `mirrors` is true and protocol `paper` mirrors a data set whose classes a mirror changes."""
+    """Return a warning if `mirrors` is true and protocol `paper` ignores what the data set says about mirroring."""
     if protocol != "paper" or not mirrors or (record.mirror and not record.mirror_pairs):
         return None
     what = (
-        "mirrored clips keep their class although the data set pairs classes that a mirror exchanges"
+        "mirrored clips keep their class although the data set has `mirror_pairs`"
         if record.mirror
         else "clips are mirrored although the data set has `mirror: false`"
     )
-    return f"{record.name}: {what}, as the published code does; `data.augment.protocol: standard` respects it"
+    return (
+        f"{record.name}: {what}, as in the published code; to follow the data set, set "
+        "`data.augment.protocol: standard`"
+    )

@@ -1,22 +1,24 @@
-"""The demo data set: small MP4 files of two discs, each with a handwritten digit, on a drifting texture.
+"""The demo data set: small MP4 videos of two discs with handwritten digits on a drifting texture.
 
-A source `gNN` is a pair of discs and a background, shared by `takes` videos of every class. Each of three splits keeps
-all videos of a source on one side. The theme decides what the classes are. In both themes a class played backwards is
-another class, shuffled frames make them indistinguishable, and mirroring changes no class.
+A source `gNN` is a pair of discs and a background that appear in `takes` videos of every class. There are three splits;
+in each, all videos of a source are on the same side. The classes depend on the theme. In both themes, a video played
+backwards belongs to another class, classes cannot be told apart if the frames are shuffled, and mirroring never changes
+the class.
 
-Theme `motion` (the one of `two-stream demo`): classes differ only in motion and its direction in time. A disc's state
-is its height in the frame, its size and its angle. Each is uniform and independent in every frame of every class, so a
-single frame says nothing about the class. A class moves one of them along its cycle; its partner runs backwards:
+In theme `motion`, which `two-stream demo` uses, classes differ only in the motion and its direction in time. The state
+of a disc consists of its height in the frame, its size and its angle. In every frame of every class, these three values
+are uniform and independent, so a single frame contains no information about the class. In each class, one of the values
+follows a cycle; in the partner class, the cycle runs backwards:
 
     rise, fall              height at a steady pace; a disc that leaves at the top returns at the bottom
     climb, sink             height: slowly up and quickly down, against slowly down and quickly up
     swell, shrink           size: grows slowly and shrinks quickly, against shrinks slowly and grows quickly
     wheels_in, wheels_out   angle: both discs turn, their upper edges towards each other, against apart
 
-Theme `order` (for studies of which models use time): classes differ only in the order of events. Both discs stand
-still and show three colours one after another, each for about a third of the video. A class is the order of the
-colours, named by their first letters (`rgb`, `rbg`, …). Every colour is equally likely in every class, so a model that
-averages single frames stays at chance level.
+In theme `order`, for studies of which models use time, classes differ only in the order of events. Both discs stand
+still and show three colours one after another, each for about a third of the video. The class is the order of the
+colours and is named by their first letters (`rgb`, `rbg`, …). Every colour is equally likely in every class, so a model
+that averages single frames reaches only chance level.
 """
 
 from __future__ import annotations
@@ -62,9 +64,9 @@ class Look:
     discs: tuple[Image, Image]
     """RGBA images"""
     background: Image
-    """RGB texture that is mirrored beyond its borders"""
+    """RGB texture, mirrored beyond its borders"""
     drift: tuple[float, float]
-    """pixels per frame"""
+    """horizontal and vertical shift of the background, in pixels per frame"""
 
 
 @lru_cache(maxsize=64)
@@ -81,7 +83,7 @@ def look_of(seed: int, group: int, height: int, width: int) -> Look:
 
 
 def _disc(draw: np.random.Generator) -> Image:
-    """Draw a digit on a two-coloured disc, RGBA, 64×64."""
+    """Draw a digit on a disc of two colours, as an RGBA image of 64×64 pixels."""
     digit = _digits()[int(draw.integers(len(_digits())))]
     large = cv2.resize(digit, (44, 44), interpolation=cv2.INTER_CUBIC).clip(0, 1)
     ink = np.zeros((64, 64), np.float32)
@@ -104,7 +106,7 @@ def _digits() -> NDArray[np.float32]:
 
 
 def scrolled(background: Image, shift: NDArray[np.float64], width: int, height: int) -> NDArray[np.float32]:
-    """Cut the frame out of the texture at a fractional position; the texture is mirrored beyond its border."""
+    """Crop a frame from the texture at a fractional position; the texture is mirrored beyond its border."""
     matrix = np.array([[1, 0, -shift[0]], [0, 1, -shift[1]]])
     size = (width, height)
     cut = cv2.warpAffine(background, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
@@ -137,7 +139,7 @@ def codec_here() -> str:
 
 
 def encode(path: Path, frames: list[Image], codec: str) -> None:
-    """Write frames `(H, W, 3)`, RGB, as an MP4 file of high quality, one thread: the same frames, the same file."""
+    """Write RGB frames `(H, W, 3)` as an MP4 file of high quality; the same frames always give the same file."""
     import av
     from av.video.stream import VideoStream
 
@@ -189,7 +191,7 @@ def _draw_motion(
 
 
 def disc_state(name: str, side: int, start: NDArray[np.float64], time: float) -> tuple[float, float, float]:
-    """Return height (0 to 1, wrapping), diameter (part of the frame's height) and angle (turns) of a disc.
+    """Return the height (0 to 1, then again from 0), diameter (1 is the frame's height) and angle (in turns) of a disc.
 
     Args:
         name: The class.
@@ -212,7 +214,7 @@ def disc_state(name: str, side: int, start: NDArray[np.float64], time: float) ->
 
 
 def _to_and_fro(phase: float) -> float:
-    """Return 0 to 1 slowly and back quickly; uniform over a cycle."""
+    """Return a value that rises slowly from 0 to 1 and falls back quickly, uniformly distributed over a cycle."""
     phase %= 1.0
     return phase / _SLOW if phase < _SLOW else (1.0 - phase) / (1.0 - _SLOW)
 
@@ -272,31 +274,32 @@ class DemoOptions:
     theme: str = "motion"
     """motion or order"""
     groups: int = 15
-    """sources; each gives `takes` videos of every class"""
+    """number of sources; each source has `takes` videos of every class"""
     takes: int = 1
     """videos per class and source"""
     height: int = 48
-    """small, because TV-L1 takes most of the demo's time and its cost grows with the pixels"""
+    """height of a frame in pixels; small, because TV-L1 takes most of the demo's time"""
     width: int = 64
     min_frames: int = 25
-    """two clips of 12 frames in RGB and in flow"""
+    """smallest number of frames of a video, enough for two clips of 12 frames in RGB and in flow"""
     max_frames: int = 27
 
     def __post_init__(self) -> None:
-        """Check what splits and the encoder need."""
+        """Check the values of the options."""
         if self.theme not in _CLASSES:
             raise SettingsError(f"theme is {self.theme!r}: expected {' or '.join(_CLASSES)}")
         if self.groups < NUM_SPLITS:
             raise SettingsError(
-                f"groups is {self.groups}: expected at least {NUM_SPLITS}, one per split's test part"
+                f"groups is {self.groups}: expected at least {NUM_SPLITS}, one for the test part of each split"
             )
         if self.height % 2 or self.width % 2 or min(self.height, self.width) < 32:
             raise SettingsError(
-                f"demo frames of {self.width}×{self.height}: expected even sides of at least 32"
+                f"width and height are {self.width} and {self.height}: expected even numbers of at least 32"
             )
         if not 2 <= self.min_frames <= self.max_frames:
             raise SettingsError(
-                f"demo videos of {self.min_frames} to {self.max_frames} frames: expected 2 or more"
+                f"min_frames and max_frames are {self.min_frames} and {self.max_frames}: expected 2 "
+                "<= min_frames <= max_frames"
             )
 
     @property
@@ -308,8 +311,8 @@ class DemoOptions:
 def write_demo(out: Path, options: DemoOptions | None = None) -> Path:
     """Write the data set: `videos/<class>/<class>_gNN_cNN.mp4`, split lists and the record.
 
-    The same options write the same videos. Finished videos are kept, so an interrupted call can be repeated; the record
-    is written last.
+    The same options always give the same videos. Existing videos are kept, so an interrupted call can be repeated. The
+    record is written last.
 
     Returns:
         The path of `dataset.yaml` in the folder `out`.
@@ -336,11 +339,13 @@ def write_demo(out: Path, options: DemoOptions | None = None) -> Path:
                 advance()
         return _write_lists(out, chosen, plan)
     except OSError as error:
-        raise DataError(f"{out}: the demo cannot be written here ({error.strerror or error})") from None
+        raise DataError(
+            f"{out}: the demo cannot be written to this folder ({error.strerror or error})"
+        ) from None
 
 
 def write_demo_frames(out: Path, options: DemoOptions, *, flow: bool = True) -> Record:
-    """Write the data set with the frames of its videos, and optionally their TV-L1 flow; existing files are kept.
+    """Write the data set, the extracted frames of its videos, and optionally their TV-L1 flow; existing files are kept.
 
     Raises:
         DataError: No video encoder, the folder cannot be written, or a video cannot be read back.
@@ -352,7 +357,7 @@ def write_demo_frames(out: Path, options: DemoOptions, *, flow: bool = True) -> 
     )
     if summary.failed:
         first = summary.failed[0]
-        raise DataError(f"{first.path}: {first.reason} (extraction of the demo's own video failed)")
+        raise DataError(f"{first.path}: extraction of a demo video failed: {first.reason}")
     return record
 
 
@@ -369,7 +374,7 @@ def _plan(options: DemoOptions) -> Iterator[tuple[str, int, int, int]]:
 
 
 def num_frames(name: str, group: int, take: int, options: DemoOptions) -> int:
-    """Return the frames of a video."""
+    """Return the number of frames of a video."""
     draw = rng("demo length", options.seed, name, group, take)
     return int(draw.integers(options.min_frames, options.max_frames + 1))
 
@@ -403,7 +408,7 @@ def _same_manifest(path: Path, wanted: dict[str, Any]) -> bool:
 
 
 def render(name: str, group: int, take: int, options: DemoOptions) -> list[Image]:
-    """Draw the frames `(H, W, 3)`, RGB, of one video."""
+    """Draw the RGB frames `(H, W, 3)` of one video."""
     look = look_of(options.seed, group, options.height, options.width)
     draw = rng("demo motion", options.seed, name, group, take)
     shape = (num_frames(name, group, take, options), options.height, options.width)

@@ -15,7 +15,7 @@ ENCODINGS: tuple[str, ...] = get_args(Encoding)
 
 @dataclass(frozen=True, kw_only=True)
 class FrameNames:
-    """Names of the frame files, if they cannot be detected."""
+    """Patterns for the names of frame files, for names that cannot be detected."""
 
     rgb_pattern: str | None = None
     """name pattern of RGB frame files, for example img_{:05d}.jpg; by default detected from the files"""
@@ -23,10 +23,10 @@ class FrameNames:
     """name pattern of flow files, for example flow_{axis}_{:05d}.jpg"""
 
     def patterns(self) -> dict[str, str]:
-        """Return the given names as the `patterns` of a record.
+        """Return the given patterns in the form of `patterns` in a record.
 
         Raises:
-            SettingsError: A name has no place for the number, or none for the axis.
+            SettingsError: A pattern has no placeholder for the number or for the axis.
         """
         from two_stream.video.frames import FramePatterns
 
@@ -34,7 +34,7 @@ class FrameNames:
         if self.flow_pattern is not None:
             if "{axis}" not in self.flow_pattern:
                 raise SettingsError(
-                    f"--flow-pattern {self.flow_pattern!r}: expected {{axis}} in place of x and y, as in "
+                    f"--flow-pattern {self.flow_pattern!r}: expected the placeholder {{axis}} for x and y, as in "
                     "'flow_{axis}_{:05d}.jpg'"
                 )
             found |= {f"flow_{axis}": self.flow_pattern.replace("{axis}", axis) for axis in "xy"}
@@ -44,28 +44,29 @@ class FrameNames:
 
 @dataclass(frozen=True)
 class FolderOptions(FrameNames):
-    """How a folder of videos becomes a data set."""
+    """Options for preparing a data set from a folder of videos."""
 
     groups: Path | None = None
-    """text file with a line `id group` per video: videos of one group come from one source and stay on one side of
-    every split; ids may omit the class folder"""
+    """text file with one line `id group` per video; videos of a group come from the same source and stay on the same
+    side of every split; ids may omit the class folder"""
     group_regex: str | None = None
-    """instead of --groups: regular expression for the id (path without suffix); its first group is the source"""
+    """instead of --groups: regular expression for the id (path without suffix), whose first group is the name of the
+    source"""
     frames: Path | None = None
-    """where the frame folders are or will be; default data/NAME"""
+    """folder where the frame folders are or will be written; default data/NAME"""
     splits: int = 3
     """number of splits to make"""
     test_fraction: float = 0.3
-    """fraction of each class in a test list"""
+    """fraction of each class's videos in a test list"""
     seed: int = 0
-    """seed of the splits"""
+    """random seed of the splits"""
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
     """videos decoded in parallel; by default one per processor"""
 
     def __post_init__(self) -> None:
-        """Check ranges; the message names the flag."""
+        """Check the values of the options."""
         if self.groups is not None and self.group_regex is not None:
             raise SettingsError("--groups and --group-regex both define the source videos; use only one")
         if self.splits < 1:
@@ -76,20 +77,21 @@ class FolderOptions(FrameNames):
 
 @dataclass(frozen=True)
 class AnnotationOptions(FrameNames):
-    """Where the files of a data set are and how frames are counted."""
+    """Options for the location of a data set's files and for counting frames."""
 
     annotations: Path
     """official file, or folder of the official files (see `docs/datasets.md`)"""
     name: str | None = None
     """name of the data set; default: the kind (for `json` and `table`, the file's name)"""
     out: Path = Path("settings")
-    """settings folder; record, lists, groups and segments go to OUT/NAME/"""
+    """settings folder; the record, lists, groups and segments are written to OUT/NAME/"""
     videos: Path | None = None
-    """folder of the videos, with or without class folders; the videos are decoded to count their frames"""
+    """folder of the videos, with or without class folders; all videos are decoded to count their frames"""
     frames: Path | None = None
-    """instead of --videos: folder of the frame folders, whose files are counted"""
+    """instead of --videos: folder that contains the frame folders; the files in them are counted"""
     fps: float | None = None
-    """frames per second of the frame folders, needed to find segments given in seconds if it is stated nowhere else"""
+    """frames per second of the frame folders; required if segments are given in seconds and no file states the frame
+    rate"""
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
@@ -98,12 +100,13 @@ class AnnotationOptions(FrameNames):
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """How thoroughly a data set is checked."""
+    """Options of `two-stream check`."""
 
     min_frames: int = 2
     """videos with fewer frames are reported as too short"""
     decode: bool = False
-    """for a data set: also decode every video and every frame file (videos given directly are always decoded)"""
+    """when checking a data set, also decode every video and every frame file; videos given by path are always
+    decoded"""
     backend: Decoder = "pyav"
     """video decoder"""
     processes: int | None = None
@@ -111,23 +114,24 @@ class AuditOptions:
     patience: float = 60.0
     """seconds without a new frame after which a video is skipped"""
     official_split: bool = False
-    """accept a published split: a source on both sides causes a warning, not an error"""
+    """the split is a published one: a source on both sides of the split is a warning instead of an error"""
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How a data set is packed."""
+    """Options of `two-stream pack`."""
 
     encoding: Encoding = "raw"
-    """raw: resized pixels, the fastest and largest (64 KiB per frame at 128x170 RGB); original: the JPEG files as they
-    are, for any input size; both give exactly the pixels of the folders; jpeg: resized and compressed again, the
-    smallest, but with different pixels, which the index records"""
+    """raw: resized pixels, the fastest and largest (64 KiB per frame at 128x170 RGB); original: unchanged JPEG files,
+    for any input size; jpeg: resized and compressed again, the smallest; only jpeg changes the pixels, which is
+    recorded in the index"""
     resize: tuple[int, int] | None = None
-    """HEIGHT WIDTH of raw and jpeg frames: the model's input before it is cropped; 128 170 by default"""
+    """HEIGHT WIDTH of raw and jpeg frames, equal to the model's input size before cropping; default 128 170"""
     quality: int = 95
     """JPEG quality of --encoding jpeg, 1 to 100"""
     source: Literal["frames", "videos"] = "frames"
-    """frames: folders written by `two-stream extract`; videos: the files themselves, flow computed on the fly"""
+    """frames: frame folders written by `two-stream extract`; videos: video files, from which flow is computed on the
+    fly"""
     backend: Decoder = "pyav"
     """video decoder of --source videos"""
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
@@ -140,17 +144,19 @@ class PackOptions:
     """replace shards that were packed with different settings or lists"""
 
     def __post_init__(self) -> None:
-        """Check ranges; the message names the flag."""
+        """Check the values of the options."""
         if self.encoding not in ENCODINGS:
             raise SettingsError(f"--encoding is {self.encoding!r}: expected one of {', '.join(ENCODINGS)}")
         if self.encoding == "original" and self.source == "videos":
             raise SettingsError(
-                "--encoding original keeps the files of frame folders: with --source videos use raw or jpeg"
+                "--encoding original requires --source frames; for --source videos, use --encoding raw or jpeg"
             )
         if not 1 <= self.quality <= 100:
             raise SettingsError(f"--quality is {self.quality}: expected 1 to 100")
         if any(not 8 <= side <= 16384 for side in self.size):
-            raise SettingsError(f"--resize is {self.size}: expected HEIGHT WIDTH of 8 to 16384 pixels")
+            raise SettingsError(
+                f"--resize is {self.size}: expected HEIGHT WIDTH, each from 8 to 16384 pixels"
+            )
         if self.shard_frames < 1:
             raise SettingsError(f"--shard-frames is {self.shard_frames}: expected 1 or more")
         if self.processes is not None and self.processes < 0:

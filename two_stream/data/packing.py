@@ -1,8 +1,8 @@
-"""Packs a data set into tar shards: every video of its lists, one sample each.
+"""Packs a data set into tar shards, with one sample for each video in the split lists.
 
-The lists alone decide which videos make a shard. A shard is written under a hidden name, renamed when it is complete,
-and gets a record of its content (`000000.json`); after an interruption, packing continues with the shards that
-have no record. The index is written last, from the records.
+The videos of each shard depend only on the lists. A shard is written to a hidden file, which is renamed when it is
+complete. Then its content is recorded in a file such as `000000.json`. After an interruption, packing continues with
+the shards that have no such record. The index is written last, from the records.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _BROKEN = (VideoError, DataError, cv2.error)
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard to write; sent to worker processes."""
+    """One shard to write, as it is sent to a worker process."""
 
     folder: Path
     number: int
@@ -62,7 +62,7 @@ class Shard:
     options: PackOptions
     settings: dict[str, Any]
     bad: tuple[tuple[str, str], ...] = ()
-    """(id, reason) of videos that killed a process in an earlier attempt"""
+    """(id, reason) of each video that crashed a process in an earlier attempt"""
 
     @property
     def name(self) -> str:
@@ -71,12 +71,12 @@ class Shard:
 
     @property
     def note(self) -> Path:
-        """File with the content of the finished shard."""
+        """File that records the content of the finished shard."""
         return self.folder / f"{self.number:06d}.json"
 
     @property
     def at(self) -> Path:
-        """File that names the video being packed."""
+        """File that contains the id of the video that is being packed."""
         return self.folder / f".{self.number:06d}.at"
 
     @property
@@ -95,20 +95,20 @@ class PackSummary:
     frames: int = 0
     shards: int = 0
     written: int = 0
-    """shards written by this call; the others existed"""
+    """number of shards written by this call; the other shards existed already"""
     bytes: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
-    """(id, reason) of the videos that are not in the shards"""
+    """(id, reason) of each video that is not in the shards"""
     short: list[tuple[str, int, int]] = field(default_factory=list)
-    """(id, frames packed, frames of the list)"""
+    """(id, number of packed frames, number of frames in the list) of each video with fewer frames than listed"""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values."""
+        """Return all fields as values that can be written as JSON."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
 def pack(record: Record, modality: Modality, out: Path | str, options: PackOptions) -> PackSummary:
-    """Pack every video of a data set's lists in one modality into `out/<modality>`.
+    """Pack every video in a data set's lists of one modality into `out/<modality>`.
 
     Raises:
         SettingsError: `out` is a URL.
@@ -116,12 +116,13 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
     """
     if is_url(str(out)):
         raise SettingsError(
-            f"--out is {str(out)!r}: pack into a local folder, then copy it there (aws s3 sync, gsutil)"
+            f"--out is {str(out)!r}: expected a local folder; copy the shards to the URL "
+            "afterwards, for example with aws s3 sync or gsutil"
         )
     if record.segments is not None:
         raise DataError(
-            f"{record.name}: its videos are segments of longer videos, which cannot be packed; "
-            "use `data.source` frames or videos"
+            f"{record.name}: its videos are segments of longer videos, and segments cannot be packed; "
+            "use `data.source: frames` or `data.source: videos`"
         )
     folder = Path(out) / modality
     source_of_frames(record, modality, options)  # a missing root is a single error, not one per video
@@ -133,8 +134,8 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be created as output folder ({error.strerror})") from None
-    busy = DataError(f"{folder}: another `two-stream pack` is writing here; wait for it to finish")
+        raise DataError(f"{folder}: the output folder cannot be created ({error.strerror})") from None
+    busy = DataError(f"{folder}: another `two-stream pack` is writing to this folder; wait until it finishes")
     with exclusive_lock(folder / ".lock", busy):
         for leftover in [*folder.glob(".[0-9]*.part"), *folder.glob(".[0-9]*.at")]:
             with suppress(OSError):
@@ -149,7 +150,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
 
 
 def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
-    """Return every video of every list, sorted by id; if lists differ in the number of frames, the largest is used.
+    """Return the videos of all lists, sorted by id. If lists give different numbers of frames, the largest is used.
 
     Raises:
         DataError: No list of this modality, or a wrong one.
@@ -168,7 +169,7 @@ def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
     if not found:
         path = record.list_path("train", modality, 1)
         raise DataError(
-            f"{path}: no split list of {record.name} for {modality}; write it with `two-stream prepare`"
+            f"{path}: the {modality} split list of {record.name} does not exist; write it with `two-stream prepare`"
         )
     return [found[name] for name in sorted(found)]
 
@@ -187,14 +188,14 @@ def plan_shards(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[
 
 
 def verify_shards(folder: Path) -> list[str]:
-    """Compare every shard of a folder with its record; return a line per shard that is missing or damaged.
+    """Compare every shard in a folder with its record; return one message for each missing or damaged shard.
 
     Raises:
         DataError: There are no shards.
     """
     notes = sorted(folder.glob("[0-9]*.json"))
     if not notes:
-        raise DataError(f"{folder}: no shards here (expected 000000.tar, 000000.json, …)")
+        raise DataError(f"{folder}: the folder contains no shards; expected 000000.tar, 000000.json, …")
     wrong = []
     for path in notes:
         note = _read_note(path)
@@ -224,7 +225,7 @@ def _read_note(path: Path) -> dict[str, Any] | None:
 
 
 def _finished(shard: Shard) -> dict[str, Any] | None:
-    """Return the record of a shard that is complete, as planned and without failures."""
+    """Return the record of a shard that is complete, matches the plan and has no failures; otherwise None."""
     note = _read_note(shard.note)
     tar = shard.folder / shard.name
     if note is None or note["plan"] != shard.plan or note["failed"]:
@@ -233,7 +234,7 @@ def _finished(shard: Shard) -> dict[str, Any] | None:
 
 
 def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | None]) -> None:
-    """Reject shards with different settings or lists in the folder, or remove them with `overwrite`."""
+    """Raise an error if the folder contains shards with different settings or lists; with `overwrite`, remove them."""
     folder, options = shards[0].folder, shards[0].options
     planned = {shard.number: shard for shard in shards}
     for path in sorted(folder.glob("[0-9]*.json")):
@@ -248,14 +249,15 @@ def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | No
             ]
             what = ", ".join(changes) or "the split lists have changed"
             raise DataError(
-                f"{folder} contains different shards: {what}; replace them with --overwrite, or choose another --out"
+                f"{folder}: contains shards packed differently: {what}; replace them with "
+                "--overwrite, or choose another --out"
             )
         for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the record before its shard
             old.unlink(missing_ok=True)
 
 
 def _write_missing(missing: list[Shard], notes: dict[int, dict[str, Any] | None]) -> None:
-    """Write shards; a shard whose process is killed is tried again without the video that was being packed."""
+    """Write shards; if a process is killed, its shard is written again without the video that was being packed."""
     options = missing[0].options
     processes = usable_processes() if options.processes is None else options.processes
     total = sum(video.num_frames for shard in missing for video in shard.videos)
@@ -328,7 +330,7 @@ def _finish(
 
 
 def _settings(options: PackOptions, record: Record, modality: Modality) -> dict[str, Any]:
-    """Return the settings that determine the content of the shards, as the index records them."""
+    """Return the settings that determine the content of the shards; they are recorded in the index."""
     videos = options.source == "videos"
     return {
         "dataset": record.name,
@@ -346,7 +348,7 @@ def _settings(options: PackOptions, record: Record, modality: Modality) -> dict[
 
 
 def source_of_frames(record: Record, modality: Modality, options: PackOptions) -> FrameFolders | VideoFiles:
-    """Return where frames are packed from.
+    """Return the source of the frames to pack.
 
     Raises:
         DataError: The record names no such folder, or the folder does not exist.
@@ -357,7 +359,7 @@ def source_of_frames(record: Record, modality: Modality, options: PackOptions) -
 
 
 def write_shard(shard: Shard, beat: Beat) -> dict[str, Any]:
-    """Write one shard and its record, and return the record. A video that cannot be read is recorded as failed.
+    """Write one shard and its record, and return the record; a video that cannot be read is recorded as failed.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
@@ -405,7 +407,7 @@ def write_shard(shard: Shard, beat: Beat) -> dict[str, Any]:
 
 
 class Tar:
-    """A tar file of plain members, written sequentially; the latest writes can be undone."""
+    """A tar file that is written sequentially; the latest writes can be undone."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -413,7 +415,7 @@ class Tar:
         self._at = 0
 
     def add(self, name: str, size: int) -> int:
-        """Begin a member of `size` bytes; return the position of its first byte. `write` and `close` follow."""
+        """Begin a member of `size` bytes, and return the position of its first byte; then call `write` and `close`."""
         info = tarfile.TarInfo(name)
         info.size = size
         self.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
@@ -430,14 +432,14 @@ class Tar:
         self.write(bytes(-self._at % _BLOCK))
 
     def member(self, name: str, content: bytes) -> int:
-        """Write a complete member; return the position of its first byte."""
+        """Write a complete member, and return the position of its first byte."""
         start = self.add(name, len(content))
         self.write(content)
         self.close()
         return start
 
     def mark(self) -> tuple[int, Any]:
-        """Return the current position, for `back_to`."""
+        """Return the current position, to pass to `back_to`."""
         return self._at, self._hash.copy()
 
     def back_to(self, mark: tuple[int, Any]) -> None:
@@ -455,7 +457,7 @@ class Tar:
 def _write_video(
     tar: Tar, shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, beat: Beat
 ) -> dict[str, Any]:
-    """Write one sample; return its id, frames and the positions of its entries."""
+    """Write one sample; return its id, its number of frames and the positions of its entries."""
     count = _frames(video, source)
     key = key_of(video.id)
     about = {
@@ -484,7 +486,7 @@ def _write_video(
 
 
 def _frames(video: VideoRecord, source: FrameFolders | VideoFiles) -> int:
-    """Return how many frames to pack: those of the list, or of the folder if that has fewer.
+    """Return the number of frames to pack: the number in the list, or the number in the folder if it is smaller.
 
     Raises:
         VideoError: The folder is missing or has no first frame.
@@ -514,7 +516,7 @@ def _beating(frames: Iterator[Frames], beat: Beat) -> Iterator[Frames]:
 def _write_raw(
     tar: Tar, name: str, shard: Shard, count: int, frames: Iterator[Frames]
 ) -> tuple[int, int, list[int]]:
-    """Write frames as one `.npy` member; return the position and number of its pixel bytes, and each frame's CRC-32."""
+    """Write frames as one `.npy` member; return the position and size of its pixels, and the CRC-32 of each frame."""
     shape = (count, *shard.options.size, MODALITY_CHANNELS[shard.modality])
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -533,7 +535,7 @@ def _write_raw(
 def _resized(
     shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, count: int
 ) -> Iterator[Frames]:
-    """Yield the frames as a network's input, before it is cropped."""
+    """Yield the frames, resized as for a network but not cropped."""
     resize = shard.options.size
     if isinstance(source, FrameFolders):
         for first in range(1, count + 1, _AT_ONCE):
@@ -547,7 +549,7 @@ def _resized(
 def _pictures(
     shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, count: int
 ) -> Iterator[tuple[bytes, ...]]:
-    """Yield the files of each frame: one for RGB, x and y for flow."""
+    """Yield the contents of each frame's files: one file for RGB, x and y files for flow."""
     if shard.options.encoding == "original":
         assert isinstance(source, FrameFolders)  # PackOptions has checked it
         folder = source.folder(video.id)

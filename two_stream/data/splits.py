@@ -1,8 +1,8 @@
-"""Split lists in the published form, and the parts of a split.
+"""Reads and writes split lists in the published form, and loads the parts of a split.
 
-A line is `folder num_frames label`, in a multi-label data set `folder num_frames label,label,…`. The validation part is
-the data set's own validation list if it has one, otherwise split off from the official training list, all videos
-of a source together. Only evaluation reads the official test list.
+A line is `folder num_frames label`, or in a multi-label data set `folder num_frames label,label,…`. The validation part
+is the data set's own validation list. If there is none, it is split off from the official training list, and all videos
+of a source stay together. The official test list is used only for evaluation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def read_list(
     for number, record in numbered_records(path, least_frames, multi_label=multi_label):
         where = f"{path}:{number}"
         if record.id in seen:
-            raise DataError(f"{where}: {record.id!r} is already on line {seen[record.id]}; remove one")
+            raise DataError(
+                f"{where}: {record.id!r} is already on line {seen[record.id]}; remove one of the two lines"
+            )
         if num_classes is not None and max(record.all_labels) >= num_classes:
             raise DataError(f"{where}: label {max(record.all_labels)}: expected 0 to {num_classes - 1}")
         seen[record.id] = number
@@ -63,7 +65,7 @@ def read_list(
 def numbered_records(
     path: Path, least_frames: int = 1, *, multi_label: bool = False
 ) -> list[tuple[int, VideoRecord]]:
-    """Return every line of a list with its number (1-based), duplicate ids included.
+    """Return the record and number (1-based) of every line of a list, including duplicate ids.
 
     Raises:
         DataError: Missing file or a line in a different format.
@@ -78,12 +80,18 @@ def numbered_records(
             raise DataError(f"{path}:{number}: {line.strip()!r}: expected `folder num_frames label`")
         if len(labels) > 1 and not multi_label:
             raise DataError(
-                f"{path}:{number}: {parts[2]!r}: several labels; set `multi_label: true` in dataset.yaml or keep one"
+                f"{path}:{number}: found several labels {parts[2]!r}; set `multi_label: true` in "
+                "dataset.yaml, or keep only one label"
             )
         if any(len(one.lstrip("0")) > _DIGITS for one in (parts[1], *labels)):
-            raise DataError(f"{path}:{number}: {parts[0]!r}: frames and label have {_DIGITS} digits at most")
+            raise DataError(
+                f"{path}:{number}: {parts[0]!r}: expected at most {_DIGITS} digits in the number of "
+                "frames and in the label"
+            )
         if int(parts[1]) < least_frames:
-            raise DataError(f"{path}:{number}: {parts[0]!r} has no frames; extract it again or remove it")
+            raise DataError(
+                f"{path}:{number}: {parts[0]!r} has no frames; extract the video again, or remove the line"
+            )
         name = parts[0].replace("\\", "/")  # written on Windows
         classes = tuple(sorted({int(label) for label in labels}))
         several = classes if multi_label else ()
@@ -92,22 +100,22 @@ def numbered_records(
 
 
 def write_list(path: Path, records: Sequence[VideoRecord]) -> None:
-    """Write a split list atomically, one `folder num_frames label` per line; several labels are joined by commas."""
+    """Write a split list atomically, with one line `folder num_frames label` per video; labels are joined by commas."""
     lines = (f"{r.id} {r.num_frames} {','.join(map(str, r.all_labels))}\n" for r in records)
     write_text(path, "".join(lines))
 
 
 def single_class_warning(record: Record) -> list[str]:
-    """Return a warning about a data set with a single class."""
+    """Return a warning if a data set has only one class."""
     if record.num_classes > 1 or record.multi_label:
         return []
     return [
-        f"{record.classes[0]!r} is the only class: every prediction will be right, and nothing is learned"
+        f"{record.classes[0]!r} is the only class, so every prediction is correct and nothing can be learned"
     ]
 
 
 def check_names(ids: Iterable[str], where: object) -> None:
-    """Check that a list can hold these ids.
+    """Check that these ids can be written to a split list.
 
     Raises:
         DataError: A list cannot hold an id; names the first one.
@@ -117,23 +125,25 @@ def check_names(ids: Iterable[str], where: object) -> None:
         other = name.encode(errors="replace").decode() != name  # no UTF-8
         if ends or other or len(name.splitlines()) != 1 or "\\" in name:
             raise DataError(
-                f"{where}: a list cannot contain the name {name!r}: no line breaks, backslashes, or spaces at an end, "
-                "UTF-8 only; rename it"
+                f"{where}: the name {name!r} cannot be written to a split list; expected UTF-8 "
+                "without line breaks, backslashes, "
+                "and spaces at the start or end; rename the video"
             )
 
 
 def source_of(record: VideoRecord) -> str:
-    """Return the source of a video; one without a group is its own source."""
+    """Return the source of a video; a video without a group is its own source."""
     return record.group or record.id
 
 
 def choose_groups(
     records: Sequence[VideoRecord], fraction: float, seed: int, used: Collection[str] = ()
 ) -> set[str]:
-    """Choose source videos that hold about a fraction of every class.
+    """Choose source videos that together contain about the given fraction of every class.
 
-    Sources are tried in an order that depends only on their names and the seed, and taken when that brings the class
-    counts closer to the target counts. A class with two or more sources always keeps one on either side.
+    Sources are tried in an order that depends only on their names and the seed. A source is chosen if it brings the
+    class counts closer to the target counts. If a class has two or more sources, at least one is chosen and at least
+    one is not.
 
     Args:
         records: Videos with label and group; their order does not matter, nor do frame counts.
@@ -178,7 +188,7 @@ def choose_groups(
 def carve_holdout(
     records: Sequence[VideoRecord], fraction: float, seed: int
 ) -> tuple[list[VideoRecord], list[VideoRecord]]:
-    """Split off a validation part from a training list: stratified, by source video, the same for RGB and flow.
+    """Split off a validation part from a training list, stratified by class and grouped by source video.
 
     Returns:
         The training and the validation part, each in the order of `records`.
@@ -189,7 +199,7 @@ def carve_holdout(
     chosen = choose_groups(records, fraction, seed)
     if not chosen:
         raise DataError(
-            "no validation part can be split off: every class has a single source video; "
+            "no validation part can be split off, because every class has only one source video; "
             "add videos, correct `group` in dataset.yaml, or use `train.selection: paper`"
         )
     train = [record for record in records if source_of(record) not in chosen]
@@ -201,7 +211,7 @@ def make_splits(
 ) -> list[tuple[list[VideoRecord], list[VideoRecord]]]:
     """Return `num_splits` pairs of training and test videos, stratified and grouped by source.
 
-    The test parts share no source as long as there are enough of them.
+    The test parts have no source in common if there are enough sources.
     """
     used: set[str] = set()
     splits = []
@@ -223,11 +233,12 @@ def load_part(
     holdout: float = 0.2,
     seed: int = 0,
 ) -> list[VideoRecord]:
-    """Read the videos of a part of a split, each with its source video.
+    """Read the videos of one part of a split, with the name of each video's source.
 
-    `test` is the official test list. With selection `holdout`, `train` and `val` are the training list and the data
-    set's own validation list, or if it has none the two sides of the training list; with `folds` both are the full
-    training list; with `paper`, `train` is the full training list and `val` the official test list, as published.
+    `test` is always the official test list. With selection `holdout`, `train` is the training list and `val` is the
+    data set's own validation list. If the data set has no validation list, the training list is divided into `train`
+    and `val`. With selection `folds`, `train` and `val` are both the full training list. With selection `paper`,
+    `train` is the full training list and `val` is the official test list, as in the published code.
 
     Args:
         record: The data set.
@@ -262,9 +273,9 @@ def load_part(
 def experiment_part(
     experiment: Experiment, record: Record, part: Part, modality: Modality | None = None
 ) -> list[VideoRecord]:
-    """Read the videos of a part with the split, selection, holdout and seed of an experiment; see `load_part`.
+    """Read the videos of a part, with the split, selection, holdout and seed of an experiment; see `load_part`.
 
-    The lists are those of the experiment's model, or of another modality.
+    If `modality` is None, the lists of the model's modality are read.
     """
     data = experiment.data
     return load_part(
@@ -279,7 +290,7 @@ def experiment_part(
 
 
 def own_validation(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
-    """Return the videos of the data set's own validation list; none if it has none."""
+    """Return the videos of the data set's own validation list, or an empty list if it does not exist."""
     path = record.holdout_path(modality, split)
     return _read(record, path) if path.is_file() else []
 

@@ -1,1 +1,1 @@
-"""Video files to frames, frames to optical flow, both to folders on disk. Imports no torch."""
+"""Decodes videos, computes optical flow, and writes both to folders. This package does not import torch."""

@@ -1,7 +1,7 @@
-"""Finds images that decode from damaged data, by messages of C decoders and by zeroed data that they accept.
+"""Finds damaged images that decoders still accept, by decoder messages and by runs of zero bytes.
 
-libjpeg, libpng, libtiff and OpenCV write messages to file descriptor 2, without the file's name. They are captured per
-image: no binding returns them, and a second decoder would double the time.
+libjpeg, libpng, libtiff and OpenCV write messages to file descriptor 2, without the name of the file. No Python binding
+returns these messages, so they are captured for each image. A second decoder would take twice the time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _scratch: list[int] = []
 
 
 def _renew() -> None:
-    """Give a forked process its own lock and file."""
+    """Create a new lock and file in a forked process."""
     global _LOCK
     _LOCK = threading.Lock()
     while _scratch:
@@ -53,7 +53,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _scratch_file() -> int:
-    """Open a temporary file that is used until the process exits: in memory if possible, in case the disk is full."""
+    """Open a temporary file for the rest of the process, in memory if possible, in case the disk is full."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("decoder_words")
     descriptor, name = tempfile.mkstemp()
@@ -64,7 +64,7 @@ def _scratch_file() -> int:
 
 @contextmanager
 def capture_decoder_messages() -> Iterator[list[str]]:
-    """Capture decoders' messages into the list, which is filled at exit. A process may capture one image at a time."""
+    """Capture the messages of decoders in a list, which is filled on exit. Only one image can be captured at a time."""
     messages: list[str] = []
     with _LOCK:
         try:
@@ -97,7 +97,7 @@ def capture_decoder_messages() -> Iterator[list[str]]:
 
 
 def find_picture_damage(content: bytes, messages: list[str], pixels: int) -> str:
-    """Return the sign of damage, by a file's content and its decoder's messages; empty if there is none."""
+    """Return a sign of damage in a file's content or its decoder's messages, or an empty string."""
     for text in messages:
         if _DAMAGE.match(text):
             return _CODE_PLACE.sub("", text)
@@ -115,10 +115,10 @@ def _has_hole(content: bytes, pixels: int) -> bool:
 
 
 def _busy_scan(content: bytes) -> bytes:
-    """Return a JPEG's data if zeros in it cannot come from a flat area, otherwise nothing.
+    """Return the data of a JPEG in which zero bytes cannot come from a flat area; for other files, return no bytes.
 
-    The first symbol of a Huffman table is the code of zeros. If it is not "end of block" for brightness, 64 zero bytes
-    set at least all 63 coefficients of a block. Files with several scans are left to libjpeg.
+    Zero bits are the code of the first symbol in a Huffman table. If this symbol is not "end of block" for brightness,
+    64 zero bytes set all 63 coefficients of at least one block. Files with several scans are not checked here.
     """
     at, first = 2, {}
     while at + 4 <= len(content) and content[at] == 0xFF:
@@ -142,11 +142,11 @@ def _busy_scan(content: bytes) -> bytes:
 
 
 def warn_of_damage(name: str, damage: str) -> None:
-    """Warn once of an image that decoded from damaged data; after some warnings, say that there may be more."""
+    """Warn of a damaged image; after several warnings, only warn that other files may be damaged."""
     if name in _warned or len(_warned) > _MOST_WARNINGS:
         return
     _warned.add(name)
     if len(_warned) <= _MOST_WARNINGS:
-        warn(f"{name}: damaged ({damage}): pixels may be wrong")
+        warn(f"{name}: the image is damaged ({damage}), so its pixels may be wrong")
     else:
-        warn(f"{name} and perhaps other files are damaged; `two-stream check --decode` names them all")
+        warn(f"{name} and possibly other files are damaged; run `two-stream check --decode` to list them all")

@@ -1,6 +1,6 @@
 """Checks video files and frame folders, for `two-stream check`.
 
-Every video is decoded once from end to end in a worker process, which is killed if it makes no progress.
+Every video is decoded completely in a worker process, which is killed if it makes no progress.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of one file, folder or list."""
+    """A problem of a file, folder or list."""
 
     kind: str
-    """unreadable, timed_out, damaged, too_short, doubled, header_mismatch, missing, first_number …"""
+    """kind of the problem, such as unreadable, timed_out, damaged, too_short or missing"""
     severity: Severity
     subject: str
-    """path or name of the file or list"""
+    """path of the file or folder, or name of the list"""
     detail: str
     """one line"""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
+        """Return the fields as values that can be written as JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Listed:
-    """The number of frames of a video according to the lists."""
+    """The number of frames of a video according to the split lists."""
 
     frames: int
     fewer: Severity = "error"
-    """severity if fewer frames decode"""
+    """severity if fewer frames can be decoded"""
     more: bool = True
-    """whether additional frames are reported; false if parts of the video are listed"""
+    """whether additional frames are reported; false if the lists contain only parts of the video"""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,12 @@ def examine_videos(
     patience: float = 60.0,
     listed: Mapping[Path, Listed] | None = None,
 ) -> list[Finding]:
-    """Decode every video to its end and list the problems, in order of the paths.
+    """Decode every video completely and return the problems, in the order of the paths.
 
-    Kinds: `unreadable` (no frame decodes; the reason), `timed_out`, `damaged` (decodes n of the header's m frames),
-    `too_short` (fewer than `min_frames`; flow needs two), `doubled` (same content as another file),
-    `header_mismatch` (the header's count is wrong, which is harmless here), `count_mismatch` (the lists' count is).
+    The kinds of problems are `unreadable` (no frame can be decoded), `timed_out`, `damaged` (frames are missing or
+    corrupt), `too_short` (fewer than `min_frames` frames; flow needs two), `doubled` (same content as another file),
+    `header_mismatch` (the header states a wrong number of frames, which is harmless here) and `count_mismatch` (the
+    lists state a wrong number of frames).
 
     Args:
         paths: Video files and folders of them (searched recursively; other files are left out).
@@ -120,12 +121,13 @@ def examine_frame_folders(
     decode: bool = False,
     processes: int | None = None,
 ) -> list[Finding]:
-    """List the problems of frame folders, in their order.
+    """Return the problems of frame folders, in the order of the folders.
 
-    Kinds: `missing` (the folder, a modality, or numbers in between), `first_number` (files before the first),
-    `unreadable` (an empty or cut image, or not an image), `damaged` (with `decode`: an image that decodes to wrong
-    pixels; or the source video was damaged), `size_mismatch` (with `decode`: an image of a different size from most),
-    `rgb_flow_mismatch` (flow must have one image fewer than RGB, or as many as in published lists), `too_short`.
+    The kinds of problems are `missing` (the folder, a modality, or frames in between), `first_number` (wrong number of
+    the first file), `unreadable` (an empty or truncated image, or not an image), `damaged` (the source video was
+    damaged, or with `decode`, an image has wrong pixels), `size_mismatch` (with `decode`: images of different sizes),
+    `rgb_flow_mismatch` (flow must have one frame fewer than RGB, or the same number as in published lists) and
+    `too_short`.
 
     Args:
         folders: One folder per video.
@@ -162,7 +164,7 @@ def _run(
 
 
 def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
-    """Decode one video to its end and list its problems."""
+    """Decode one video completely and return its problems."""
     subject = str(job.path)
     try:
         with open_video(job.path, job.backend) as video:
@@ -177,7 +179,7 @@ def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
         of = f" of the header's {announced}" if announced else ""
         findings.append(Finding("damaged", "warning", subject, f"{frames}{of} frames decode; {damage}"))
     elif announced and announced != frames:
-        detail = f"{frames} frames decode, the header announces {announced}"
+        detail = f"{frames} frames decode, the header states {announced}"
         findings.append(Finding("header_mismatch", "info", subject, detail))
     if job.listed and (frames < job.listed.frames or (job.listed.more and frames > job.listed.frames)):
         severity = job.listed.fewer if frames < job.listed.frames else "warning"
@@ -190,7 +192,7 @@ def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
 
 
 def _doubled(files: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Find files of equal content; only files of equal size are read."""
+    """Find files with the same content; only files of the same size are read."""
     by_size: dict[int, list[Path]] = defaultdict(list)
     for file in files:
         if file.is_file() and file.stat().st_size:
@@ -210,7 +212,7 @@ def _doubled(files: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
-    """List the problems of one frame folder."""
+    """Return the problems of one frame folder."""
     subject = str(job.folder)
     if not job.folder.is_dir():
         return [Finding("missing", "error", subject, "no such folder of frames")]
@@ -234,7 +236,10 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
 
 def _check_numbers(subject: str, pattern: str, first: int, files: dict[int, str]) -> list[Finding]:
     if min(files, default=1) < 1:
-        detail = f"starts with {files[min(files)]}, but the data set says {pattern.format(first)}; correct its `first`"
+        detail = (
+            f"starts with {files[min(files)]}, but the data set says {pattern.format(first)}; correct "
+            "its `first`"
+        )
         return [Finding("first_number", "error", subject, detail)]
     absent = sorted(set(range(1, max(files, default=0) + 1)) - set(files))
     if not absent:
@@ -247,7 +252,7 @@ def _check_numbers(subject: str, pattern: str, first: int, files: dict[int, str]
 def _check_pictures(
     paths: Sequence[Path], decode: bool, flags: int, sizes: dict[Path, tuple[int, ...]], beat: Beat
 ) -> list[Finding]:
-    """Check images; add the (width, height) of those that were decoded to `sizes`."""
+    """Check images, and add the (width, height) of decoded images to `sizes`."""
     findings: list[Finding] = []
     for path in paths:
         try:
@@ -264,7 +269,7 @@ def _check_pictures(
 
 
 def _check_sizes(sizes: dict[Path, tuple[int, ...]]) -> list[Finding]:
-    """Find images of a different size from most; flow x and y are compared together."""
+    """Find images whose size differs from most other images; flow x and y are compared together."""
     findings = []
     for (width, height), _ in Counter(sizes.values()).most_common(1):
         for path, size in sizes.items():
@@ -275,7 +280,7 @@ def _check_sizes(sizes: dict[Path, tuple[int, ...]]) -> list[Finding]:
 
 
 def _check_ends(path: Path) -> bool:
-    """Check the first and last bytes of an image file; return whether it is a JPEG, of which they tell enough.
+    """Check the first and last bytes of an image file; return whether this is sufficient, which is true for a JPEG.
 
     Raises:
         VideoError: It is empty, or a JPEG file without its end marker.
@@ -287,7 +292,7 @@ def _check_ends(path: Path) -> bool:
             file.seek(max(0, size - 1024))
             tail = file.read()
     except OSError as error:
-        raise VideoError(path, f"cannot be read ({error.strerror})") from None
+        raise VideoError(path, f"the file cannot be read ({error.strerror})") from None
     return check_complete(head, tail, path)
 
 

@@ -1,8 +1,8 @@
-"""Optical flow between consecutive frames, stored as the published two-stream data is: 8 bits, ±20 pixels.
+"""Optical flow between consecutive frames, stored with 8 bits for ±20 pixels, as in the published two-stream data.
 
-A displacement of v pixels is stored as round((v + 20) * 255 / 40). Zero maps to 127.5, between two values; the
-published code's rounding (half to even) stores it as 128, which is read as +0.08 pixels.
-x increases to the right, y downwards: texture that moves right has positive x, texture that falls positive y.
+A displacement of v pixels is stored as round((v + 20) * 255 / 40). Zero maps to 127.5, which is stored as 128 as in the
+published code, and is read as +0.08 pixels. x increases to the right and y increases downwards, so motion to the right
+has positive x and downward motion has positive y.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FLOW_BOUND = 20.0
 
 
 def choose_flow_algorithm(trained: str | None, asked: str = AUTO) -> str:
-    """Return the flow algorithm that a network's raw videos are read with, in every command.
+    """Return the flow algorithm for reading raw videos with a network; all commands use this function.
 
     Args:
         trained: The algorithm it was trained on; None if unknown.
@@ -42,29 +42,29 @@ class FlowMaker(Protocol):
     """Computes the flow between consecutive images of a video."""
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the stored flow, uint8 `(H, W, 2)`, between each RGB image `(H, W, 3)` and the next."""
+        """Yield the flow between each RGB image `(H, W, 3)` and the next, in its stored form, uint8 `(H, W, 2)`."""
         ...
 
 
 class FlowNetwork(Protocol):
-    """A flow algorithm with weights, in a form that can be sent to other processes and machines."""
+    """A flow network and its weights, in a form that can be sent to other processes and machines."""
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs of this machine it computes on; 0 for the CPU."""
+        """Number of GPUs of this machine that the network uses; 0 if it runs on the CPU."""
         ...
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings that determine its output, for the manifest."""
+        """Return the settings that determine the flow, for the manifest."""
         ...
 
     def maker(self, place: int, threads: int) -> FlowMaker:
-        """Load it in this process; `place` spreads jobs over GPUs, `threads` 0 keeps the CPU's number of threads."""
+        """Load the network in this process; `place` selects a GPU, `threads` sets the CPU threads (0: unchanged)."""
         ...
 
 
 class FlowEstimator:
-    """One optical-flow algorithm for any number of frames of any size.
+    """Computes optical flow with one algorithm, for frames of any size.
 
     Args:
         algorithm: One of `ALGORITHMS`.
@@ -77,7 +77,7 @@ class FlowEstimator:
     def __init__(self, algorithm: str = "tvl1", bound: float = FLOW_BOUND) -> None:
         if algorithm == "raft":
             raise SettingsError(
-                "flow raft is computed at extraction only (`two-stream extract --flow raft --flow-weights FILE`); "
+                "flow raft is supported only in extraction (`two-stream extract --flow raft --flow-weights FILE`); "
                 f"for raw videos use one of {', '.join(ALGORITHMS)}"
             )
         if algorithm not in ALGORITHMS:
@@ -86,15 +86,15 @@ class FlowEstimator:
         self._estimate = _estimator(algorithm)
 
     def flow(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the flow between two grey images `(H, W)` as float32 `(H, W, 2)`, in pixels (x, y)."""
+        """Return the flow (x, y) in pixels between two grey images `(H, W)`, as float32 `(H, W, 2)`."""
         return self._estimate(previous, current)
 
     def __call__(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the flow between two grey images `(H, W)` as stored: uint8 `(H, W, 2)`."""
+        """Return the flow between two grey images `(H, W)` in its stored form, uint8 `(H, W, 2)`."""
         return quantize(self._estimate(previous, current), self.bound)
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the stored flow between each RGB image and the next; one image is kept at a time."""
+        """Yield the flow between each RGB image and the next, in its stored form."""
         for previous, current in pairwise(map(to_gray, pictures)):
             yield self(previous, current)
 
@@ -110,7 +110,8 @@ def _estimator(algorithm: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]
             method = vision.optflow.DualTVL1OpticalFlow_create()
         except AttributeError:
             raise SettingsError(
-                "this OpenCV has no TV-L1 flow: pip uninstall the other opencv packages, then "
+                "the installed OpenCV does not contain TV-L1 flow; uninstall all opencv packages "
+                "with pip, then run "
                 "pip install --force-reinstall opencv-contrib-python-headless"
             ) from None
     smallest = 64 if algorithm == "dis" else 16  # the pyramids fail on images of fewer pixels
@@ -148,17 +149,17 @@ def _farneback(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArr
 
 
 def quantize(flow: NDArray[np.floating[Any]], bound: float = FLOW_BOUND) -> NDArray[np.uint8]:
-    """Clip displacements in pixels to ±`bound` and map them to 0..255; NaN counts as zero displacement."""
+    """Clip displacements in pixels to ±`bound`, and map them to 0..255; NaN is treated as zero displacement."""
     clean = np.nan_to_num(np.asarray(flow, np.float32), nan=0.0, posinf=bound, neginf=-bound)
     scaled = (np.clip(clean, -bound, bound) + np.float32(bound)) * np.float32(255.0 / (2.0 * bound))
     return np.asarray(np.rint(scaled), np.uint8)
 
 
 def dequantize(stored: NDArray[np.uint8], bound: float = FLOW_BOUND) -> NDArray[np.float32]:
-    """Map stored values 0..255 back to displacements in pixels, float32, exact to half a step (0.08 pixels)."""
+    """Map stored values 0..255 to float32 displacements in pixels; the error is at most half a step (0.08 pixels)."""
     return stored.astype(np.float32) * np.float32(2.0 * bound / 255.0) - np.float32(bound)
 
 
 def to_gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert an RGB image `(H, W, 3)` to the grey one `(H, W)` that flow is computed on."""
+    """Convert an RGB image `(H, W, 3)` to the grey image `(H, W)` from which flow is computed."""
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)

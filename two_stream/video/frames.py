@@ -1,4 +1,4 @@
-"""Frame folders: naming, reading and counting of their files."""
+"""Reads and counts the files in frame folders."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 
 @dataclass(frozen=True)
 class FramePatterns:
-    """Names of the files in a frame folder, each with one field for the frame number.
+    """Patterns for the names of files in a frame folder, each with one field for the frame number.
 
-    Frames are counted from 1 everywhere; if the file numbers start at another value, only the names shift.
-    The published HMDB51 layout has flow files without an extension: `flow_x="flow_x_{:05d}"`.
+    Frames are counted from 1 everywhere, even if the numbers in file names start at another value. In the published
+    HMDB51 data, flow files have no suffix: `flow_x="flow_x_{:05d}"`.
     """
 
     rgb: str = "img_{:05d}.jpg"
@@ -53,7 +53,7 @@ class FramePatterns:
     first_flow: int = 1
 
     def __post_init__(self) -> None:
-        """Check that each pattern has one number and names a file directly in the folder."""
+        """Check that each pattern has one field for the number, and that it contains no folder."""
         for name, pattern in (("rgb", self.rgb), ("flow_x", self.flow_x), ("flow_y", self.flow_y)):
             if len(_FIELD.findall(pattern)) != 1 or pattern.count("{") != 1 or pattern.count("}") != 1:
                 expected = "one field for the number, of at most two digits' width, as in 'img_{:05d}.jpg'"
@@ -64,35 +64,40 @@ class FramePatterns:
                     "leading dot"
                 )
         if len({self.rgb, self.flow_x, self.flow_y}) < 3:
-            raise SettingsError(f"frame patterns must differ: {self.rgb!r}, {self.flow_x!r}, {self.flow_y!r}")
+            raise SettingsError(
+                f"frame patterns are {self.rgb!r}, {self.flow_x!r} and {self.flow_y!r}: expected three "
+                "different patterns"
+            )
         if any(not isinstance(first, int) or first < 0 for first in (self.first_rgb, self.first_flow)):
-            raise SettingsError(f"first frames {self.first_rgb!r}, {self.first_flow!r}: expected 0 or more")
+            raise SettingsError(
+                f"the first frame numbers are {self.first_rgb!r} and {self.first_flow!r}: expected 0 or more"
+            )
 
     def of(self, modality: Modality) -> tuple[str, ...]:
-        """Return the patterns of a modality: one for RGB, x and y for flow."""
+        """Return the patterns of a modality: one pattern for RGB, two patterns (x and y) for flow."""
         return (self.rgb,) if modality == "rgb" else (self.flow_x, self.flow_y)
 
     def first(self, modality: Modality) -> int:
-        """Return the number in the name of a modality's first file."""
+        """Return the number in the name of the first file of a modality."""
         return self.first_rgb if modality == "rgb" else self.first_flow
 
     def names(self, modality: Modality, number: int) -> tuple[str, ...]:
-        """Return the files of a frame, counted from 1."""
+        """Return the names of the files of a frame; frames are counted from 1."""
         return tuple(pattern.format(number - 1 + self.first(modality)) for pattern in self.of(modality))
 
     def numbered(self, names: Sequence[str], modality: Modality) -> list[dict[int, str]]:
-        """Return the names that match each pattern of a modality, by frame number counted from 1."""
+        """Return, for each pattern of a modality, the matching names by frame number, counted from 1."""
         shift = 1 - self.first(modality)
         matches = (names_by_number(names, pattern) for pattern in self.of(modality))
         return [{number + shift: name for number, name in one.items()} for one in matches]
 
     def written(self) -> dict[str, str]:
-        """Return the three names, as manifests store them."""
+        """Return the three patterns in the form in which manifests contain them."""
         return {"rgb": self.rgb, "flow_x": self.flow_x, "flow_y": self.flow_y}
 
 
 def names_by_number(names: Sequence[str], pattern: str) -> dict[int, str]:
-    """Return the names that match a pattern, by frame number."""
+    """Return the names that match a pattern, by the number in the name."""
     field = _FIELD.search(pattern)
     assert field is not None  # checked by FramePatterns
     before, after = pattern[: field.start()], pattern[field.end() :]
@@ -112,7 +117,7 @@ def count_frames(folder: Path, modality: Modality, patterns: FramePatterns | Non
 
 
 def frame_numbers(folder: Path, modality: Modality, patterns: FramePatterns | None = None) -> set[int]:
-    """Return the numbers in the names of a folder's files; a flow frame counts if both x and y exist.
+    """Return the frame numbers of a modality in a folder; flow frames without an x or y file are left out.
 
     Raises:
         VideoError: No such folder.
@@ -123,12 +128,12 @@ def frame_numbers(folder: Path, modality: Modality, patterns: FramePatterns | No
 
 
 def list_file_names(folder: Path) -> list[str]:
-    """Return the names in a folder, with the errors of `frame_numbers`."""
+    """Return the names of the files and folders in a folder, with the errors of `frame_numbers`."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
     except NotADirectoryError:
-        raise VideoError(folder, "is a file, not a folder of frames") from None
+        raise VideoError(folder, "expected a folder of frames, found a file") from None
     except OSError as error:
         what = "no such folder of frames" if isinstance(error, FileNotFoundError) else str(error.strerror)
         raise VideoError(folder, what) from None
@@ -144,7 +149,7 @@ def read_frames(
     *,
     scaled_decoding: bool = False,
 ) -> NDArray[np.uint8]:
-    """Read frames of a folder by number; each distinct number is decoded once.
+    """Read frames of a folder by number; repeated numbers are decoded once.
 
     Args:
         folder: A folder as written by `two-stream extract`.
@@ -180,7 +185,7 @@ def assemble_frames(
     region: Region | None,
     frame_name: Callable[[int], str] = str,
 ) -> NDArray[np.uint8]:
-    """Fill one array with parts of images; each distinct number is read once. `resize`, `region`: see `read_frames`.
+    """Read images into one array; repeated numbers are read once. See `read_frames` for `resize` and `region`.
 
     Args:
         name: Name of the folder or file, for error messages.
@@ -194,7 +199,7 @@ def assemble_frames(
         VideoError: No numbers, or images of different sizes and neither `resize` nor `region`.
     """
     if not len(numbers):
-        raise VideoError(name, "no frame numbers given")
+        raise VideoError(name, "expected at least one frame number, found none")
     out: NDArray[np.uint8] | None = None
     rows: dict[int, int] = {}
     for row, number in enumerate(numbers):
@@ -210,7 +215,10 @@ def assemble_frames(
             out[0] = first
             continue
         if resize is None and region is None and stored.shape != out.shape[1:]:
-            sizes = f"is {stored.shape[1]}×{stored.shape[0]}, other frames of the folder {out.shape[2]}×{out.shape[1]}"
+            sizes = (
+                f"is {stored.shape[1]}×{stored.shape[0]}, other frames of the folder "
+                f"{out.shape[2]}×{out.shape[1]}"
+            )
             raise VideoError(f"{name}/{frame_name(number)}", sizes)
         fit_frame(stored, resize, region, out[row])
     assert out is not None
@@ -218,10 +226,10 @@ def assemble_frames(
 
 
 def join_decoded(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDArray[np.uint8]:
-    """Make one image of planes decoded with `FLAGS`: RGB, or flow x and y.
+    """Return one image, given the images that were decoded with `FLAGS`: RGB, or flow x and y.
 
-    Flow is later resized as one image of two channels, as in the published evaluators: OpenCV rounds single planes
-    differently.
+    Flow x and y are joined to one image before resizing, as in the published code, because OpenCV rounds separate
+    planes differently.
 
     Raises:
         VideoError: x and y differ in size; names the second file.
@@ -229,12 +237,12 @@ def join_decoded(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDA
     if len(planes) == 1:
         return planes[0] if _READS_RGB else np.asarray(cv2.cvtColor(planes[0], cv2.COLOR_BGR2RGB), np.uint8)
     if planes[0].shape != planes[1].shape:
-        raise VideoError(second, "differs in size from its x counterpart")
+        raise VideoError(second, "the image has a different size than the flow x image")
     return np.asarray(cv2.merge(list(planes)), np.uint8)
 
 
 def read_picture(path: Path, flags: int, wanted: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Read an image file, whatever its suffix; see `decode_picture`.
+    """Read an image file with any suffix; see `decode_picture`.
 
     Raises:
         VideoError: The file is missing, empty, cut or not an image.
@@ -243,7 +251,7 @@ def read_picture(path: Path, flags: int, wanted: tuple[int, int] | None = None) 
 
 
 def read_image_bytes(path: Path) -> bytes:
-    """Return an image file's bytes.
+    """Return the content of an image file.
 
     Raises:
         VideoError: The file is missing, empty, a cut JPEG or neither JPEG nor PNG.
@@ -251,12 +259,12 @@ def read_image_bytes(path: Path) -> bytes:
     content = read_file_bytes(path)
     check_complete(content, content, path)
     if not content.startswith((_JPEG_START, _PNG_START)):
-        raise VideoError(path, "neither a JPEG nor a PNG image")
+        raise VideoError(path, "expected a JPEG or PNG image")
     return content
 
 
 def read_file_bytes(path: Path) -> bytes:
-    """Return a frame file's bytes.
+    """Return the content of a frame file.
 
     Raises:
         VideoError: Missing or unreadable.
@@ -267,7 +275,7 @@ def read_file_bytes(path: Path) -> bytes:
         where = "no such frame" if path.parent.is_dir() else "no such frame: its folder is missing"
         raise VideoError(path, where) from None
     except OSError as error:
-        raise VideoError(path, f"cannot be read ({error.strerror})") from None
+        raise VideoError(path, f"the file cannot be read ({error.strerror})") from None
 
 
 def check_complete(head: bytes, tail: bytes, name: Path | str) -> bool:
@@ -280,14 +288,14 @@ def check_complete(head: bytes, tail: bytes, name: Path | str) -> bool:
         raise VideoError(name, "empty file (0 bytes)")
     is_jpeg = head.startswith(_JPEG_START)
     if is_jpeg and _JPEG_END not in tail[-1024:]:
-        raise VideoError(name, "truncated JPEG: its end is missing")
+        raise VideoError(name, "truncated JPEG: the end of the file is missing")
     return is_jpeg
 
 
 def decode_picture(
     content: bytes, name: Path | str, flags: int, wanted: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image as `decode_with_damage`, with its errors; warn of a damaged one by name."""
+    """Decode an image as in `decode_with_damage`, and warn if the image is damaged."""
     picture, damage = decode_with_damage(content, name, flags, wanted)
     if damage:
         warn_of_damage(str(name), damage)
@@ -327,7 +335,9 @@ def decode_with_damage(
     except cv2.error as error:
         large = "IMAGE_" in str(error)
     if large:
-        raise VideoError(name, f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)")
+        raise VideoError(
+            name, f"the image has more than {limit} pixels, the limit of OPENCV_IO_MAX_IMAGE_PIXELS"
+        )
     if picture is None:
         raise VideoError(name, "not an image, or damaged")
     return np.asarray(picture, np.uint8), find_picture_damage(
@@ -336,14 +346,14 @@ def decode_with_damage(
 
 
 def _png_size(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a PNG's header; None for other content."""
+    """Return the (height, width) in the header of a PNG; None for other content."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
         return None
     return int.from_bytes(content[20:24]), int.from_bytes(content[16:20])
 
 
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a JPEG's frame header; None if there is none."""
+    """Return the (height, width) in the frame header of a JPEG; None if there is no such header."""
     at = 2
     while content.startswith(_JPEG_START) and at + 9 <= len(content) and content[at] == 0xFF:
         kind = content[at + 1]

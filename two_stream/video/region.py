@@ -1,7 +1,7 @@
-"""Resizes and crops stored images to what a clip needs, without work whose result is discarded.
+"""Resizes and crops stored images for clips, and skips work on pixels that are cropped away.
 
-The pixels are bit-identical to those of the plain way, unless `Region.direct` is set: resize the image, crop, resize
-the part.
+Unless `Region.direct` is set, the pixels are bit-identical to those of three separate steps: resize the whole image,
+crop it, and resize the crop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Region:
-    """A part of resized frames, and the size it is resized to.
+    """A crop of resized frames, and the size to which the crop is resized.
 
     Attributes:
         box: `(y0, x0, y1, x1)` in pixels of the resized frame, upper bounds exclusive.
@@ -35,9 +35,9 @@ class Region:
 def fit_frame(
     picture: Image, resize: tuple[int, int] | None, region: Region | None = None, out: Image | None = None
 ) -> Image:
-    """Resize a stored image `(H, W, C)` to `resize` (height, width) bilinearly, and crop the region.
+    """Resize a stored image `(H, W, C)` bilinearly to `resize` (height, width), and crop the region.
 
-    The result is written into `out`; without it a new array is returned, or the image itself if nothing changes.
+    The result is written to `out`. Without `out`, a new array is returned, or the image itself if nothing changes.
     """
     size = resize or (picture.shape[0], picture.shape[1])
     if region is None:
@@ -56,7 +56,7 @@ def fit_frame(
 
 
 def jpeg_reduction(stored: tuple[int, int], wanted: tuple[int, int]) -> int:
-    """Return the factor (1, 2, 4 or 8) by which libjpeg may shrink an image and keep it large enough."""
+    """Return the largest factor (1, 2, 4 or 8) by which libjpeg can shrink an image to at least the wanted size."""
     smallest = min(have // want for have, want in zip(stored, wanted))
     return max(k for k in (1, 2, 4, 8) if k <= max(smallest, 1))
 
@@ -76,9 +76,10 @@ def _scaled(picture: Image, size: tuple[int, int], out: Image | None = None) -> 
 
 
 def _whole_shrink(picture: Image, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the factors of a reduction by 1, 2 or 4; None for other sizes.
+    """Return the factors by which both sides are reduced if they are 1, 2 or 4, otherwise None.
 
-    With these factors each result depends only on its own cell of stored pixels, and the arithmetic is exact.
+    With these factors, each pixel of the result depends only on its own block of stored pixels, and the computation is
+    exact.
     """
     factors = []
     for have, want in zip(picture.shape, size):
@@ -91,7 +92,7 @@ def _whole_shrink(picture: Image, size: tuple[int, int]) -> tuple[int, int] | No
 
 
 def _stored_part(picture: Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image:
-    """Return the pixels of the stored image that a box of the resized one covers."""
+    """Return the part of the stored image that a box in the resized image covers."""
     scale_y, scale_x = picture.shape[0] / size[0], picture.shape[1] / size[1]
     y0, x0, y1, x1 = box
     top, left = round(y0 * scale_y), round(x0 * scale_x)

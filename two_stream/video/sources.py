@@ -1,4 +1,4 @@
-"""Finds the videos of a folder, a list or a single file, and their ids."""
+"""Finds videos and their ids in a folder or in a list."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _LIST_SUFFIXES = frozenset({".txt", ".lst", ".list", ".csv"})
 
 @dataclass(frozen=True)
 class Source:
-    """A video and the name its frame folder gets, relative to the output folder."""
+    """A video, and the name of its frame folder relative to the output folder."""
 
     id: str
     path: Path
 
 
 def find_sources(source: Path) -> tuple[list[Source], int]:
-    """List the videos of a folder (recursive), of a text file with one video per line, or a single video.
+    """Return the videos in a folder and its sub-folders, in a text file with one video per line, or a single video.
 
-    The ids of a folder are those of `folder_ids`. In a list, an id is the relative path as written, without suffix, or
-    the second word of the line (`path id`). A line that is `#`, or begins with `#` and a space, is a comment.
+    For a folder, ids are those of `folder_ids`. In a list, a line is `path id` or only a path; without an id, it is the
+    relative path without suffix. A line that is `#`, or starts with `#` and a space, is a comment.
 
     Returns:
         The sources in order of their ids (a list keeps its order), and the number of other files.
@@ -37,7 +37,7 @@ def find_sources(source: Path) -> tuple[list[Source], int]:
     if source.is_dir():
         files, ignored = video_files(source)
         if not files:
-            raise DataError(f"{source}: no video files in this folder ({ignored} other files)")
+            raise DataError(f"{source}: no video files in this folder, only {ignored} other files")
         return [Source(name, file) for name, file in zip(folder_ids(source, files), files)], ignored
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
@@ -47,9 +47,9 @@ def find_sources(source: Path) -> tuple[list[Source], int]:
 
 
 def video_files(folder: Path) -> tuple[list[Path], int]:
-    """Return the files below a folder with a video's suffix, sorted, and the number of other files.
+    """Return the sorted files below a folder that have the suffix of a video, and the number of other files.
 
-    Hidden files and folders (`._clip.mp4` of macOS, unfinished frame folders) are left out.
+    Hidden files and folders, such as `._clip.mp4` of macOS and unfinished frame folders, are left out.
     """
     files: list[Path] = []
     ignored = 0
@@ -63,9 +63,9 @@ def video_files(folder: Path) -> tuple[list[Path], int]:
 
 
 def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield this folder and each one below with the names of its files; hidden folders are left out.
+    """Yield (folder, names of its files) for a folder and all its sub-folders, except for hidden folders.
 
-    Linked folders are followed, after the others, and each real folder is visited once.
+    Links to folders are followed after all other folders. A folder is never visited twice.
     """
     seen: set[tuple[int, int]] = set()
     starts = deque([folder])
@@ -83,9 +83,9 @@ def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def folder_ids(root: Path, files: Iterable[Path]) -> list[str]:
-    """Return the id of each file below a folder: its relative path without suffix.
+    """Return the id of each file below a folder, its relative path without suffix.
 
-    Files that differ only in the suffix (`test.avi`, `test.mp4`) keep it, so that ids are unique.
+    The ids of files that differ only in the suffix, such as `test.avi` and `test.mp4`, contain the suffix.
     """
     relative = [(file.relative_to(root), file.relative_to(root).with_suffix("")) for file in files]
     shared = Counter(short for _, short in relative)
@@ -96,16 +96,18 @@ def _listed(path: Path) -> list[Source]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError):
-        raise DataError(f"{path}: not a readable text list of videos (expected one path per line)") from None
+        raise DataError(
+            f"{path}: the list of videos cannot be read as text; expected one path per line"
+        ) from None
     stripped = [line.strip() for line in lines]
     entries = [line for line in stripped if line and not _is_comment(line, path.parent)]
     if not entries:
-        raise DataError(f"{path}: the list of videos is empty (expected one path per line)")
+        raise DataError(f"{path}: the list of videos is empty; expected one path per line")
     return [_parse_line(line, path.parent) for line in entries]
 
 
 def _is_comment(line: str, base: Path) -> bool:
-    """Distinguish `# remark` from a video such as HMDB51's `#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi`."""
+    """Return whether a line is a comment, and not a video such as HMDB51's `#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi`."""
     return not line.split()[0].strip("#") and _locate(line, base) is None
 
 
@@ -126,7 +128,7 @@ def _parse_line(line: str, base: Path) -> Source:
 
 
 def _locate(text: str, base: Path) -> Path | None:
-    """Find a listed path, first relative to its list, then to the working folder."""
+    """Find a listed path, relative to the folder of the list or else to the working folder."""
     for candidate in (base / text, Path(text)):
         try:
             if candidate.exists():
@@ -137,7 +139,7 @@ def _locate(text: str, base: Path) -> Path | None:
 
 
 def find_collisions(sources: Iterable[Source]) -> dict[int, str]:
-    """Return, by index, why sources cannot be used: equal or nested ids, or an id that cannot be a folder's path."""
+    """Return, by index, why a source cannot be used: its id equals or contains another, or is not a valid path."""
     listed = list(sources)
     by_id: dict[str, list[int]] = defaultdict(list)
     for index, source in enumerate(listed):

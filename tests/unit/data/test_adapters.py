@@ -264,13 +264,17 @@ TABLE_DAMAGES = {
         r"t\.csv:1: unknown column 'path\\tlabel': .*`path,id,label,",
     ),
     "a column": ("t.csv", "path,lable\nx,a\n", r"t\.csv:1: unknown column 'lable'.*`label`"),
-    "no class": ("t.csv", "path,label\nx,a\ny,\n", r"t\.csv:3: expected a class in `label`"),
-    "both": ("t.csv", "path,label,labels\nx,a,a;b\n", r"t\.csv:2: expected a class in `label`, or several"),
-    "no video": ("t.csv", "path,label\n,a\n", r"t\.csv:2: neither `path` nor `id`"),
+    "no class": ("t.csv", "path,label\nx,a\ny,\n", r"t\.csv:3: the class is missing; set `label`"),
+    "both": (
+        "t.csv",
+        "path,label,labels\nx,a,a;b\n",
+        r"t\.csv:2: the class is missing; set `label`, or `labels`",
+    ),
+    "no video": ("t.csv", "path,label\n,a\n", r"t\.csv:2: the video is missing; set `path` or `id`"),
     "no end": ("t.csv", "path,label,start,end\nx,a,3,\n", r"t\.csv:2: `end` is ''"),
     "split": ("t.csv", "path,label,split\nx,a,dev\n", r"t\.csv:2: `split` is 'dev'"),
     "some splits": ("t.csv", "path,label,split\nx,a,train\ny,a,\n", r"t\.csv:3: `split` is empty"),
-    "fields": ("t.tsv", "path\tlabel\nx\ta\tb\n", r"t\.tsv:2: 3 fields"),
+    "fields": ("t.tsv", "path\tlabel\nx\ta\tb\n", r"t\.tsv:2: found 3 fields"),
     "empty": ("t.csv", "", r"t\.csv: the table has no rows"),
     "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: invalid JSON"),
     "JSON": ("t.json", '[{"id": "x", "labels": "a"}]', r't\.json: \[0\]\.labels: "a": expected a list'),
@@ -303,7 +307,7 @@ def test_missing_videos_are_counted_and_the_first_are_named(
     (tmp_path / "t.csv").write_text("id,label,split\nv1,a,train\n")
     with pytest.raises(DataError, match=r"frames: the listed video is not here; v1: no frame folder"):
         command.main([*flags, "--out", str(tmp_path / "out")])
-    with pytest.raises(SettingsError, match="use --videos or --frames"):
+    with pytest.raises(SettingsError, match="--videos or --frames is required"):
         command.main(flags[:3])
     with pytest.raises(SettingsError, match="did you mean `kinetics400`"):
         command.main(["kinetics40"])
@@ -374,9 +378,9 @@ def test_a_record_of_ones_own_stays_or_is_in_the_way(tmp_path: Path) -> None:
     own = write(tmp_path / "settings" / "table", {"dataset.yaml": "# mine\nname: table\nclasses: [a, b]\n"})
     made, _ = prepared("table", tmp_path / "t.csv", root)
     assert (own / "dataset.yaml").read_text().startswith("# mine")
-    assert any("is kept as it is" in note for note in made.warnings)
+    assert any("is not overwritten" in note for note in made.warnings)
     (own / "dataset.yaml").write_text("name: table\nclasses: [b, a]\n")
-    with pytest.raises(DataError, match="this record has different classes"):
+    with pytest.raises(DataError, match="this record has classes that differ"):
         prepared("table", tmp_path / "t.csv", root)
 
 

@@ -31,7 +31,7 @@ def test_record_by_name_path_and_folder(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     assert by_path.frames_root("rgb").resolve() == tmp_path / "pictures"
     assert by_path.frame_patterns == FramePatterns()
-    with pytest.raises(DataError, match="splits 1 to 3, not 4"):
+    with pytest.raises(DataError, match=r"has no split 4; set `data.split` to a number from 1 to 3"):
         by_path.list_path("train", "rgb", 4)
     with pytest.raises(DataError, match=r"frames\.flow"):
         by_path.frames_root("flow")
@@ -41,7 +41,7 @@ def test_record_by_name_path_and_folder(tmp_path: Path) -> None:
 
 def test_absent_folder_is_named(tmp_path: Path) -> None:
     record = load_record(write_record(tmp_path, "frames: {rgb: nowhere}\nvideos: /no/such/place\n"))
-    with pytest.raises(DataError, match=r"nowhere; run `two-stream extract`"):
+    with pytest.raises(DataError, match=r"nowhere does not exist; run `two-stream extract`"):
         record.frames_root("rgb")
     with pytest.raises(DataError, match="/no/such/place"):
         record.videos_root()
@@ -52,16 +52,19 @@ def test_absent_folder_is_named(tmp_path: Path) -> None:
     [
         ("num_split: 3\n", r"dataset\.yaml: unknown key `num_split`; did you mean `num_splits`"),
         ("frames: {rbg: x}\n", "did you mean `rgb`"),
-        ("patterns: {rgb: img.jpg}\n", r"img\.jpg' has no place for the frame's number"),
+        (
+            "patterns: {rgb: img.jpg}\n",
+            r"img\.jpg': expected a pattern with one placeholder for the frame number",
+        ),
         ("num_splits: 0\n", "num_splits"),
-        ("group: '['\n", "not a regular expression"),
-        ("group: abc\n", "needs a group in parentheses"),
+        ("group: '['\n", "expected a regular expression"),
+        ("group: abc\n", "with a group in parentheses"),
         ("group: (a)\ngroups: g.txt\n", "keep one"),
-        ("lists: '{part}_{split}.txt'\n", r"\{modality\} is missing"),
-        ("mirror_pairs: [[a, c]]\n", "`mirror_pairs` names 'c', which is not a class"),
-        ("mirror_pairs: [[a, b], [b, a]]\n", "names 'b' twice|names 'a' twice"),
-        ("mirror_pairs: [[a, a]]\n", "names 'a' twice"),
-        ("mirror_pairs: [[a, b]]\nmirror: false\n", "keep one"),
+        ("lists: '{part}_{split}.txt'\n", r"the name must contain \{modality\}"),
+        ("mirror_pairs: [[a, c]]\n", "`mirror_pairs` contains 'c', which is not a class"),
+        ("mirror_pairs: [[a, b], [b, a]]\n", "contains 'b' twice|contains 'a' twice"),
+        ("mirror_pairs: [[a, a]]\n", "contains 'a' twice"),
+        ("mirror_pairs: [[a, b]]\nmirror: false\n", "remove one of them"),
     ],
 )
 def test_wrong_records_say_what_and_where(tmp_path: Path, text: str, said: str) -> None:
@@ -92,7 +95,7 @@ def test_a_relative_path_in_another_folder_names_the_key_and_the_folder(
         dataset_record(data)
     assert str(caught.value) == (
         f"`data.dataset` is demo/dataset.yaml: no such file in the current folder {tmp_path / 'demo'}; "
-        "run from the folder that it starts in, or give --data.dataset"
+        "run from the folder that the path is relative to, or pass another path with --data.dataset"
     )
 
 
@@ -105,7 +108,7 @@ def test_groups_from_a_file_or_a_pattern(tmp_path: Path) -> None:
     }
     record = load_record(write_record(tmp_path, "groups: groups.txt\n"))
     assert record.group_of("a/2") == "s1"
-    with pytest.raises(DataError, match=r"groups\.txt: no group for 'a/9'"):
+    with pytest.raises(DataError, match=r"groups\.txt: the group of video 'a/9' is missing"):
         record.group_of("a/9")
     (tmp_path / "groups.txt").write_text("a/1 s1\na/1 s2\n")
     with pytest.raises(DataError, match=r"groups\.txt:2"):

@@ -85,7 +85,7 @@ def test_writing_again_is_quick_and_repairs_what_is_missing(written: Path, tmp_p
 def test_options_out_of_range_are_named() -> None:
     for options, said in (
         ({"groups": 2}, "groups is 2"),
-        ({"width": 63}, "even sides"),
+        ({"width": 63}, "even numbers"),
         ({"max_frames": 3}, "frames"),
     ):
         with pytest.raises(SettingsError, match=said):

@@ -185,20 +185,24 @@ def test_names_that_cannot_be_told_are_named_and_may_be_given(prepare: Any, tmp_
             for axis in "hv":
                 (tmp_path / "f" / name / f"{axis}{number}.tiff").touch()
     with pytest.raises(
-        DataError, match=r"v0: no frames found: tried img_00001\.jpg, .*'h1\.tiff', 'h2\.tiff', …"
+        DataError,
+        match=r"v0: no frames found; expected files such as img_00001\.jpg, .*'h1\.tiff', 'h2\.tiff', …",
     ) as e:
         prepare()
     assert "--rgb-pattern" in str(e.value)
     assert "\n" not in str(e.value)
-    with pytest.raises(DataError, match=r"no frame is named 'middle\{\}\.png'; its files are 'h1\.tiff'"):
+    with pytest.raises(
+        DataError,
+        match=r"no file matches the frame pattern 'middle\{\}\.png'; the folder contains 'h1\.tiff'",
+    ):
         prepare("--rgb-pattern", "middle{}.png")
     with pytest.raises(
-        SettingsError, match=r"--flow-pattern 'h\{\}\.tiff': expected \{axis\} in place of x and y"
+        SettingsError, match=r"--flow-pattern 'h\{\}\.tiff': expected the placeholder \{axis\} for x and y"
     ):
         prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "h{}.tiff")
     with pytest.raises(SettingsError, match="one field for the number"):
         prepare("--rgb-pattern", "left.png")
-    with pytest.raises(DataError, match=r"no frame is named 'flow_x_\{\}\.tiff'"):
+    with pytest.raises(DataError, match=r"no file matches the frame pattern 'flow_x_\{\}\.tiff'"):
         prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "flow_{axis}_{}.tiff")
     for name in IDS:
         for axis in "xy":

@@ -136,7 +136,7 @@ def test_names_that_no_list_gives_back_are_refused(tmp_path: Path, clip: Path, n
     for label in ("run", "walk"):
         filled(tmp_path / "v" / label, clip)
     shutil.copy(clip, os.fsencode(tmp_path / "v" / "run" / f"{name}.mp4"))
-    with pytest.raises(DataError, match="a list cannot contain the name") as caught:
+    with pytest.raises(DataError, match="cannot be written to a split list") as caught:
         prepare_folder(tmp_path / "v", "mine", tmp_path / "out", FolderOptions(processes=0))
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -146,7 +146,7 @@ def test_names_of_a_table_are_refused_too(tmp_path: Path) -> None:
     write(tmp_path, {"t.jsonl": '{"id": "a\\nb", "label": "x"}\n{"id": "c", "label": "y"}\n'})
     root = frames(tmp_path / "f", {"a\nb": 4, "c": 4})
     flags = ["table", "--annotations", str(tmp_path / "t.jsonl"), "--frames", str(root)]
-    with pytest.raises(DataError, match=r"a list cannot contain the name 'a\\nb'"):
+    with pytest.raises(DataError, match=r"the name 'a\\nb'"):
         command.main([*flags, "--out", str(tmp_path / "out")])
 
 
@@ -198,7 +198,9 @@ def test_classes_that_yaml_takes_for_something_else(tmp_path: Path, entry: str, 
         "mirror_pairs": f"classes: [walk, run]\nmirror_pairs: [[walk, {entry}]]\n",
     }
     write(tmp_path, {"dataset.yaml": "name: x\n" + lists[key]})
-    with pytest.raises(SettingsError, match=rf"`{key}`: YAML reads an entry as .* put it in quotes"):
+    with pytest.raises(
+        SettingsError, match=rf"`{key}`: YAML interprets an entry as .* put the entry in quotes"
+    ):
         load_record(tmp_path)
     write(tmp_path, {"dataset.yaml": f"name: x\nclasses: [walk, '{entry}']\n"})
     assert load_record(tmp_path).classes == ["walk", entry]

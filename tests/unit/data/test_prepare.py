@@ -140,7 +140,7 @@ def test_folders_that_cannot_become_a_data_set(tmp_path: Path, videos: Path, cli
         prepare_folder(flat, "x", out, quick())
     with pytest.raises(DataError, match="all videos come from one source"):
         prepare_folder(videos, "x", out, quick(group_regex="(s)"))
-    with pytest.raises(SettingsError, match="not a regular expression"):
+    with pytest.raises(SettingsError, match="expected a regular expression"):
         prepare_folder(videos, "x", out, quick(group_regex="(s"))
     with pytest.raises(SettingsError, match="use only one"):
         FolderOptions(groups=Path("g"), group_regex="(x)")
@@ -246,13 +246,13 @@ def test_official_frames_of_other_names(shared: Path, tmp_path: Path, settings: 
         DataError, match=r"none of the .* expected img_00001\.jpg .*its files are \['000\.png', '001\.png'\]"
     ):
         command.main([*flags, "--out", str(settings)])
-    with pytest.raises(SettingsError, match="is kept as it is"):
+    with pytest.raises(SettingsError, match="is not overwritten"):
         command.main([*flags, "--out", str(settings), "--rgb-pattern", "{:03d}.png"])
 
 
 def test_wrong_official_hmdb51_files_are_named(settings: Path, shared: Path, tmp_path: Path) -> None:
     record = load_record("hmdb51", settings)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="folder of the split files does not exist"):
         read_annotations("hmdb51", tmp_path / "official")
     official_hmdb(tmp_path / "official", record, shared / "data" / "hmdb51_lists")
     wave = tmp_path / "official" / "wave_test_split2.txt"
@@ -284,7 +284,7 @@ def test_ucf101_official_files(settings: Path, tmp_path: Path, clip: Path) -> No
     assert text == "v_ApplyEyeMakeup_g08_c01 4 0\nv_HandStandPushups_g09_c02 4 36\n"
     assert (settings / "ucf101" / "val_rgb_split1.txt").read_text() == "v_ApplyEyeMakeup_g01_c01 5 0\n"
     assert len(read_annotations("ucf101", folder).splits) == 3
-    with pytest.raises(SettingsError, match="use --videos or --frames"):
+    with pytest.raises(SettingsError, match="--videos or --frames is required"):
         prepare_annotations("ucf101", AnnotationOptions(folder, out=settings))
     (folder / "testlist02.txt").write_text("YoYoo/v_x.avi\n")
     with pytest.raises(DataError, match=r"testlist02\.txt:1: .*did you mean `YoYo`"):

@@ -163,7 +163,7 @@ def test_mended_clips_stay_inside_and_are_centred(
         (("single", 0, 4), {}, "num_frames"),
         (("single", 10, 0), {}, "clip_length"),
         (("train", 10, 4), {}, "rng"),
-        (("train", 10, 4), {"offset": 7}, "offset 7"),
+        (("train", 10, 4), {"offset": 7}, "offset is 7"),
         (("paper-single", 10, 4), {"stride": 2}, "stride"),
         (("uniform", 10, 4), {"num_clips": 0}, "num_clips"),
         (("sliding", 10, 4), {"step": 0}, "step"),

@@ -202,7 +202,7 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
 
 
 def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="segments of longer videos, which cannot be packed"):
+    with pytest.raises(DataError, match="segments of longer videos, and segments cannot be packed"):
         pack(untrimmed, "rgb", tmp_path / "shards", PackOptions(source="videos"))
     with pytest.raises(DataError, match="cannot read segments of longer videos"):
         make_source(untrimmed, "rgb", DataOptions(source="shards", shards=str(tmp_path / "shards")))
@@ -213,10 +213,10 @@ def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -
     [
         ("a,v,0,1", r"segments\.csv:4: .*expected id,video,start,end,first"),
         ("a,v,zero,1,1", r"segments\.csv:4: 'a,v,zero,1,1': expected"),
-        ("a,v,2,1,1", r"segments\.csv:4: 'a' lasts from 2 to 1 s"),
-        ("a,v,0,nan,1", r"segments\.csv:4: 'a' lasts from 0 to nan s"),
-        ("a,v,0,1,0", r"segments\.csv:4: 'a' starts at frame 0; frames are counted from 1"),
-        (",v,0,1,1", r"segments\.csv:4: a segment needs an id and a video"),
+        ("a,v,2,1,1", r"segments\.csv:4: 'a' has start 2 s and end 1 s"),
+        ("a,v,0,nan,1", r"segments\.csv:4: 'a' has start 0 s and end nan s"),
+        ("a,v,0,1,0", r"segments\.csv:4: 'a' starts at frame 0: expected 1 or more"),
+        (",v,0,1,1", r"segments\.csv:4: expected an id and a video"),
         ("first,v,0,1,1", r"segments\.csv:4: 'first' is listed twice"),
     ],
 )

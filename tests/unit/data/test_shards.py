@@ -203,7 +203,7 @@ def test_a_stopped_pack_goes_on_and_ends_the_same(
     before = shards_of(folder)
     assert len(before) == 1
     with pytest.raises(
-        DataError, match=r"rgb/index\.npz: no index of shards here .*when all shards are done"
+        DataError, match=r"rgb/index\.npz: the index of shards cannot be read .*when all shards are complete"
     ):
         ShardSource(str(tmp_path / "out"), "rgb")
     summary = pack(noisy, "rgb", tmp_path / "out", QUICK)
@@ -233,7 +233,7 @@ def test_other_settings_and_lists_are_refused_unless_overwritten(noisy: Record, 
     pack(noisy, "rgb", tmp_path / "out", QUICK)
     other = replace(QUICK, resize=(8, 10), shard_frames=1000)
     with pytest.raises(
-        DataError, match=r"contains different shards: resize \[9, 13\] -> \[8, 10\], .*--overwrite"
+        DataError, match=r"contains shards packed differently: resize \[9, 13\] -> \[8, 10\], .*--overwrite"
     ):
         pack(noisy, "rgb", tmp_path / "out", other)
     assert verify_shards(tmp_path / "out" / "rgb") == []
@@ -254,7 +254,7 @@ def test_a_broken_video_is_left_out_by_name_and_retried(noisy: Record, tmp_path:
     assert [name for name, _ in summary.failed] == ["v_run_g02_c04"]
     assert "img_00003.jpg: truncated JPEG" in summary.failed[0][1]
     assert summary.videos == 11
-    with pytest.raises(DataError, match=r"no video 'v_run_g02_c04' among the 11 packed"):
+    with pytest.raises(DataError, match=r"video 'v_run_g02_c04' is not among the 11 packed"):
         batches(experiment(tmp_path / "out"), noisy)
     broken.write_bytes(whole)
     summary = pack(noisy, "rgb", tmp_path / "out", QUICK)
@@ -268,7 +268,9 @@ def test_a_folder_shorter_than_its_list_is_packed_as_far_as_it_goes(noisy: Recor
     assert summary.short == [("v_run_g02_c04", 5, 6)]
     source = ShardSource(str(tmp_path / "out"), "rgb")
     assert source.read("v_run_g02_c04", [5], SIZE).shape == (1, *SIZE, 3)
-    with pytest.raises(VideoError, match=r"v_run_g02_c04: frame 6 requested, but 5 are packed"):
+    with pytest.raises(
+        VideoError, match=r"v_run_g02_c04: frame 6 was requested, but only 5 frames are packed"
+    ):
         source.read("v_run_g02_c04", [6], SIZE)
 
 
@@ -314,7 +316,9 @@ def test_one_changed_bit_of_a_frame_is_noticed(
         row = video.first
         place = int(source.index.starts[row]) + int(source.index.sizes[row]) // 2
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(VideoError, match=r"000000.tar: damaged shard: frame \d+ of .* pack it again"):
+        with pytest.raises(
+            VideoError, match=r"000000.tar: damaged shard: the checksum of frame \d+ .* pack the shard again"
+        ):
             source.read(name, numbers, SIZE)
         shard.write_bytes(whole)
         assert np.array_equal(source.read(name, numbers, SIZE), intact)
@@ -339,16 +343,21 @@ def test_a_shard_cut_while_it_is_read_is_named(noisy: Record, tmp_path: Path) ->
     source.read("v_jump_g00_c00", [1], SIZE)
     with (tmp_path / "out" / "rgb" / "000000.tar").open("r+b") as file:
         file.truncate(1600)
-    with pytest.raises(VideoError, match=r"000000\.tar: truncated shard: it ends before a frame"):
+    with pytest.raises(
+        VideoError, match=r"000000\.tar: truncated shard: a frame in the index is after the end"
+    ):
         source.read("v_jump_g00_c00", [6], SIZE)
 
 
 def test_other_sizes_indexes_and_settings_are_refused_in_one_line(noisy: Record, tmp_path: Path) -> None:
     pack(noisy, "rgb", tmp_path / "out", QUICK)
     loader = train_batches(experiment(tmp_path / "out"), spec(resize=(12, 16)), videos(noisy), noisy, epoch=1)
-    with pytest.raises(SettingsError, match=r"packed at 9×13 .* takes 12×16; pack again with --resize 12 16"):
+    with pytest.raises(
+        SettingsError,
+        match=r"the packed frames have 9×13 pixels .* requires 12×16; pack again with --resize 12 16",
+    ):
         list(loader)
-    with pytest.raises(DataError, match=r"flow/index\.npz: no index of shards here"):
+    with pytest.raises(DataError, match=r"flow/index\.npz: the index of shards cannot be read"):
         ShardSource(str(tmp_path / "out"), "flow")
     for content in (b"", b"PK\x03\x04", b"no index"):
         (tmp_path / "out" / "rgb" / INDEX).write_bytes(content)
@@ -383,9 +392,13 @@ def test_shards_behind_a_url(noisy: Record, tmp_path: Path, memory: str) -> None
     system = fsspec.filesystem("memory")
     cut = system.cat_file("/shards-test/rgb/000000.tar")[:3000]
     system.pipe_file("/shards-test/rgb/000000.tar", cut)
-    with pytest.raises(DataError, match=r"memory://shards-test/rgb/000000\.tar: truncated shard: 3000 bytes"):
+    with pytest.raises(
+        DataError, match=r"memory://shards-test/rgb/000000\.tar: truncated shard: found 3000 bytes"
+    ):
         batches(experiment(memory), noisy)
-    with pytest.raises(DataError, match=r"memory://nowhere/rgb/index\.npz: no index of shards here"):
+    with pytest.raises(
+        DataError, match=r"memory://nowhere/rgb/index\.npz: the index of shards cannot be read"
+    ):
         ShardSource("memory://nowhere", "rgb")
     with pytest.raises(SettingsError, match=r"nosuch://x"):
         ShardSource("nosuch://x", "rgb")
@@ -447,7 +460,7 @@ def test_videos_are_packed_as_they_would_be_read(tmp_path: Path, modality: Modal
     packed = ShardSource(str(tmp_path / "out"), modality).read("one", [count, 3, 4], (24, 32))
     expected = VideoFiles(record, modality, "pyav", "dis").read("one", [count, 3, 4], (24, 32))
     np.testing.assert_array_equal(packed, expected)
-    with pytest.raises(SettingsError, match="--encoding original keeps the files of frame folders"):
+    with pytest.raises(SettingsError, match="--encoding original requires --source frames"):
         PackOptions(source="videos", encoding="original")
 
 
@@ -500,6 +513,6 @@ def test_the_command(noisy: Record, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert said in complaint
         assert complaint.count("\n") == 1
     assert main(["pack", file, "--out", "s3://bucket/x"]) == 2
-    assert "pack into a local folder, then copy it there" in capsys.readouterr().err
+    assert "expected a local folder; copy the shards to the URL afterwards" in capsys.readouterr().err
     assert main(["pack", str(tmp_path / "none"), "--out", out]) == 2
     assert "no such data set" in capsys.readouterr().err

@@ -45,8 +45,8 @@ def test_lists_survive_a_round_trip_with_spaces(tmp_path: Path) -> None:
         ("a 0 1\n", r"l\.txt:1: 'a' has no frames"),
         ("a 3 0\n\nb 3 7\n", r"l\.txt:3: label 7: expected 0 to 1"),
         ("a 3 0\na 3 0\n", r"l\.txt:2: 'a' is already on line 1"),
-        ("a 10000000 0\n", r"l\.txt:1: 'a': frames and label have 7 digits at most"),
-        (f"a 3 {'9' * 5000}\n", r"l\.txt:1: 'a': frames and label have 7 digits at most"),
+        ("a 10000000 0\n", r"l\.txt:1: 'a': expected at most 7 digits"),
+        (f"a 3 {'9' * 5000}\n", r"l\.txt:1: 'a': expected at most 7 digits"),
         ("\n", r"l\.txt: the list is empty"),
     ],
 )
@@ -62,7 +62,7 @@ def test_several_labels_only_in_a_multi_label_data_set(tmp_path: Path) -> None:
     assert (tmp_path / "l.txt").read_text() == "a 12 1,4\nb 3 5\n"
     assert read_list(tmp_path / "l.txt", multi_label=True) == records
     assert [r.all_labels for r in records] == [(1, 4), (5,)]
-    with pytest.raises(DataError, match=r"l\.txt:1: '1,4': several labels; set `multi_label: true`"):
+    with pytest.raises(DataError, match=r"l\.txt:1: found several labels '1,4'; set `multi_label: true`"):
         read_list(tmp_path / "l.txt")
     with pytest.raises(DataError, match=r"l\.txt:1: label 4: expected 0 to 3"):
         read_list(tmp_path / "l.txt", num_classes=4, multi_label=True)
@@ -121,7 +121,7 @@ def test_a_class_of_one_source_stays_even_where_that_source_suits_the_others() -
 
 
 def test_one_source_per_class_cannot_be_held_out() -> None:
-    with pytest.raises(DataError, match="single source"):
+    with pytest.raises(DataError, match="only one source video"):
         carve_holdout(videos((0, "a", 5), (1, "b", 5)), 0.2, 0)
 
 

@@ -145,7 +145,7 @@ def test_clips_of_segments_stay_inside_the_video(
 
 def test_given_offsets_are_taken_where_they_may_lie() -> None:
     assert sample_clips("segments-train", 12, 3, offset=[1, 5, 11]) == [[2, 6, 12]]
-    with pytest.raises(SettingsError, match="offset 9 is out of range: expected 0 to 4"):
+    with pytest.raises(SettingsError, match="offset is 9: expected 0 to 4"):
         sample_clips("segments-train", 12, 3, offset=[9, 5, 11])
     with pytest.raises(SettingsError, match="needs `offset` or `rng`"):
         sample_clips("segments-train", 12, 3)
@@ -168,9 +168,11 @@ def test_views_of_a_network_of_segments(sampling: str, views: Any, expected: lis
 
 
 def test_views_that_a_network_does_not_have_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"`twice` use the segments .* this network has none"):
+    with pytest.raises(
+        SettingsError, match=r"`views: twice` requires a network whose clips consist of segments"
+    ):
         evaluation_clips(EvaluateOptions(views="twice"), replace(SPEC, segments=0), 6)
-    with pytest.raises(SettingsError, match="2 frames in each of 3 segments are not defined"):
+    with pytest.raises(SettingsError, match="2 frames in each of 3 segments are not supported"):
         evaluation_clips(EvaluateOptions(views="sliding"), replace(SPEC, clip_length=6), 6)
 
 

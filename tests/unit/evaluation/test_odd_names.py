@@ -76,7 +76,7 @@ def test_extract_check_and_prepare(world, odd, tmp_path, capsys):
         "0",
     ]
     assert cli(prepare) == 2
-    assert f"a list cannot contain the name 'a/{TOLD}'" in capsys.readouterr().err
+    assert f"the name 'a/{TOLD}'" in capsys.readouterr().err
 
 
 def test_runs_and_scores(world, odd, capsys):

@@ -205,7 +205,7 @@ def test_extract_says_how_many_frames_the_header_promises(tmp_path):
     struct.pack_into("<I", content, content.find(b"strh") + 40, 5000)
     path.write_bytes(content)
     (outcome,) = extract([Source("v", path)], tmp_path, ExtractOptions(flow="none", processes=0)).outcomes
-    assert outcome.warnings == [f"{FRAMES} frames decode, the header announces 5000"]
+    assert outcome.warnings == [f"{FRAMES} frames decode, the header states 5000"]
 
 
 def test_the_gap_and_the_stated_end_by_hand():

@@ -116,9 +116,9 @@ def test_reading_warns_once_with_the_name_and_not_without_end(tmp_path, capfd, m
         for _ in range(2):
             read_picture(path, FLAGS["rgb"])
     said = capfd.readouterr().err.splitlines()
-    assert said[0].startswith(f"warning: {paths[0]}: damaged (Corrupt JPEG data: premature end")
+    assert said[0].startswith(f"warning: {paths[0]}: the image is damaged (Corrupt JPEG data: premature end")
     assert len(said) == 6
-    assert said[-1].endswith("`two-stream check --decode` names them all")
+    assert said[-1].endswith("`two-stream check --decode` to list them all")
 
 
 def test_check_names_the_samples(tmp_path, shared, capfd):
@@ -142,7 +142,7 @@ def test_samples_of_too_many_pixels_are_refused_by_name(shared, name):
     sample = shared / "cases" / "images" / f"{name}.bin"
     if not sample.exists():
         pytest.skip("../shared/cases is not on this machine")
-    with pytest.raises(VideoError, match=rf"{name}\.bin: more than 67108864 pixels"):
+    with pytest.raises(VideoError, match=rf"{name}\.bin: the image has more than 67108864 pixels"):
         read_picture(sample, cv2.IMREAD_COLOR)
 
 
@@ -166,5 +166,5 @@ def test_frames_of_another_size_are_named(tmp_path):
     with pytest.raises(VideoError, match=r"i2\.png: is 24×32, other frames of the folder 32×24"):
         read_frames(tmp_path, [1, 2, 3], "rgb", patterns)
     assert read_frames(tmp_path, [1, 2, 3], "rgb", patterns, resize=(24, 24)).shape == (3, 24, 24, 3)
-    with pytest.raises(VideoError, match=r"y2\.png: differs in size"):
+    with pytest.raises(VideoError, match=r"y2\.png: the image has a different size"):
         read_frames(tmp_path, [1, 2], "flow", patterns, resize=(24, 24))

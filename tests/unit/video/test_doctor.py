@@ -49,7 +49,7 @@ def test_videos_by_name(tmp_path):
     details = {finding.subject: finding.detail for finding in findings}
     assert details[str(twin)] == f"same content as {fine}"
     assert details[str(one)] == "1 frame, expected at least 2"
-    assert details[str(liar)] == f"{FRAMES} frames decode, the header announces 5000"
+    assert details[str(liar)] == f"{FRAMES} frames decode, the header states 5000"
     assert f"of the header's {FRAMES} frames decode; " in details[str(cut)]
     assert details[str(absent)] == "no such file"
     assert findings[0].as_dict().keys() == {"kind", "severity", "subject", "detail"}
@@ -130,7 +130,7 @@ def test_cut_and_empty_pictures_are_named(folder):
     middle.write_bytes(content[:4] + b"\x00" * 400 + content[404:])
     found = examine_frame_folders([folder], processes=0)
     assert [(finding.subject, finding.detail) for finding in found] == [
-        (str(cut), "truncated JPEG: its end is missing"),
+        (str(cut), "truncated JPEG: the end of the file is missing"),
         (str(empty), "empty file (0 bytes)"),
     ]
     deep = examine_frame_folders([folder], processes=0, decode=True)

@@ -95,7 +95,7 @@ def test_finished_is_skipped_other_settings_are_refused_overwrite_redoes(tmp_pat
     other = ExtractOptions(flow="none", short_side=None, processes=0)
     refused = extract(source, out, other).outcomes[0]
     assert refused.status == "failed"
-    assert "flow dis -> none; --overwrite redoes it" in refused.reason
+    assert "flow dis -> none; use --overwrite to extract it again" in refused.reason
     assert count_frames(out / "clip", "flow") == FRAMES - 1
     redone = ExtractOptions(flow="none", short_side=None, processes=0, overwrite=True)
     assert extract(source, out, redone).outcomes[0].status == "written"
@@ -226,7 +226,7 @@ def test_command_lines_that_cannot_work(tmp_path):
         main([str(tmp_path), "--out", out, "--size", "64", "80", "--short-side", "64"])
     with pytest.raises(SettingsError, match="quality"):
         main([str(tmp_path), "--out", out, "--quality", "0"])
-    with pytest.raises(DataError, match="cannot create the output folder"):
+    with pytest.raises(DataError, match="the output folder cannot be created"):
         main([str(tmp_path), "--out", str(tmp_path / "clip.mp4" / "x"), "--processes", "0"])
 
 
@@ -274,7 +274,7 @@ def test_lists_of_videos(tmp_path):
     with pytest.raises(DataError, match="list of videos is empty"):
         find_sources(listing)
     listing.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="not a readable text list"):
+    with pytest.raises(DataError, match="the list of videos cannot be read as text"):
         find_sources(listing)
 
 

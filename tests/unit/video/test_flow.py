@@ -95,5 +95,5 @@ def test_an_unknown_algorithm_is_named():
 
 
 def test_raft_on_the_fly_is_refused_with_what_to_do():
-    with pytest.raises(SettingsError, match=r"at extraction only \(`two-stream extract --flow raft"):
+    with pytest.raises(SettingsError, match=r"only in extraction \(`two-stream extract --flow raft"):
         FlowEstimator("raft")

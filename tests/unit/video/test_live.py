@@ -41,7 +41,7 @@ def test_a_stream_that_sends_nothing_any_more_is_noticed(monkeypatch: pytest.Mon
     monkeypatch.setattr(live, "READ_SECONDS", 0.5)
     with LiveServer(pictures(), fps=50) as server:
         threading.Timer(1.5, server.hang.set).start()
-        with pytest.raises(VideoError, match=r"no data for 0\.5 seconds"):
+        with pytest.raises(VideoError, match=r"no data received for 0\.5 seconds"):
             for _ in open_source(server.address).numbered():
                 pass
 
@@ -65,7 +65,7 @@ def test_a_file_gives_what_the_reader_gives(shared) -> None:
     [
         ("gopher://x/y", "unknown scheme 'gopher'; expected one of rtsp"),
         ("/no/such.mp4", "no such file"),
-        ("99999999999999999999", "not a camera number"),
+        ("99999999999999999999", "expected a camera number"),
         ("²", "no such file"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_stream_may_not_lead_to_a_file_of_this_machine(tmp_path, shared) -> No
 def test_a_camera_that_is_not_there() -> None:
     source = open_source("77")
     assert isinstance(source, CameraSource)
-    with pytest.raises(VideoError, match="camera 77: cannot be opened"):
+    with pytest.raises(VideoError, match="camera 77: the camera cannot be opened"):
         next(source.numbered())
 
 

@@ -1,10 +1,10 @@
-"""Clips of a part of a data set, one item per video; the views of an evaluation are in `views.py`.
+"""Data sets of clips for training and validation, with one clip per video. Evaluation uses `views.py` instead.
 
-Offsets, crops and flips of a training clip are random, but determined by (seed, epoch, video id): they do not depend on
-the number of workers or on where a run was interrupted. A video that cannot be read becomes a `ClipFailure` with its
-reason; the loader raises it or skips the video. Companions are clips of the same moments for other networks: of the
-other modality, or of another length or size. They show the same part of the image, mirrored alike; colour changes and
-erased boxes are applied to the training clip only.
+The start, crop and flip of a training clip are random, but depend only on the seed, the epoch and the video id. The
+number of workers and interruptions do not change them. For a video that cannot be read, the data set returns a
+`ClipFailure` with the reason; the loader raises an error or skips the video. Companion clips show the same moments for
+other networks, for example in the other modality, or with another length or size. A companion clip has the same crop
+and flip as the training clip; colour changes and erased boxes apply to the training clip only.
 """
 
 from __future__ import annotations
@@ -50,36 +50,36 @@ BROKEN = (VideoError, DataError, OSError, cv2.error)
 
 @dataclass(frozen=True)
 class ClipFailure:
-    """A video that gave no clip."""
+    """A video whose clip could not be read, and the reason."""
 
     id: str
     reason: str
     error: TwoStreamError | None = None
-    """set when the video is not the cause, for example if the decoder is not installed"""
+    """error to raise if the video is not the cause, for example if the decoder is not installed"""
 
 
 @dataclass(frozen=True)
 class ClipItem:
-    """One clip: uint8 `(C, T, H, W)`."""
+    """One clip, a uint8 tensor `(C, T, H, W)`."""
 
     id: str
     label: int
     clip: torch.Tensor
     targets: torch.Tensor | None = None
-    """float32 `(K,)`, 1 where the clip has the class; None outside multi-label data sets"""
+    """float32 `(K,)`, 1 for each class of the clip, otherwise 0; None if the data set is not multi-label"""
     beside: tuple[torch.Tensor, ...] = ()
-    """uint8 clips of the same moment for other networks; see `ClipsBeside`"""
+    """uint8 clips for other networks that show the same moment; see `ClipsBeside`"""
 
 
 def failure_of(video_id: str, error: Exception) -> ClipFailure:
-    """Return the item of a video that cannot be read."""
+    """Return the `ClipFailure` for a video that cannot be read."""
     broken = isinstance(error, BROKEN)
     reason = " ".join(str(error).split())
     return ClipFailure(video_id, reason, None if broken or not isinstance(error, TwoStreamError) else error)
 
 
 class ClipDataset(Dataset[ClipItem | ClipFailure]):
-    """One clip per video: drawn and augmented in training, centred otherwise."""
+    """Data set with one clip per video: a random, augmented clip in training, otherwise the centred clip."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> ClipItem | ClipFailure:
-        """Read one clip; a damaged video gives a `ClipFailure`. An index past the end reads another clip of a video."""
+        """Read one clip, or return a `ClipFailure` for a damaged video."""
         again, place = divmod(index, len(self.records))
         record = self.records[place]
         try:
@@ -132,7 +132,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
             return failure_of(record.id, error)
 
     def is_mirrored(self, index: int) -> bool:
-        """Whether the clip of an index is mirrored; the clip is not read."""
+        """Return whether the clip at an index is mirrored, without reading the clip."""
         return self.planned(index)[2].flip
 
     def planned(self, index: int) -> tuple[VideoRecord, list[int], View, tuple[object, ...]]:
@@ -169,7 +169,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         return ClipItem(record.id, labels[0], as_clip(frames), targets)
 
     def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
-        """Return the frame numbers, the view and the flip protocol of a video's clip."""
+        """Return the frame numbers of a video's clip, its crop and flip, and the protocol of the flip."""
         spec, frames = self.spec, record.num_frames
         sampling, augment = sampling_of(spec, self.data.sampling), self.data.augment
         if self.epoch is None:
@@ -191,7 +191,7 @@ def open_clips(
     seed: int = 0,
     epoch: int | None = None,
 ) -> ClipDataset:
-    """Return one clip per video of a data set, read as the settings say; see `ClipDataset`.
+    """Return a `ClipDataset` of a part of a data set, configured by the settings.
 
     Raises:
         DataError: The folder of frames or videos does not exist.
@@ -209,7 +209,7 @@ def open_clips(
 
 
 def many_hot(labels: Sequence[int], num_classes: int) -> torch.Tensor:
-    """Return float32 `(K,)`: 1 at the labels, 0 elsewhere."""
+    """Return a float32 vector `(K,)` that is 1 at the labels and 0 elsewhere."""
     targets_K = torch.zeros(num_classes)
     targets_K[list(labels)] = 1.0
     return targets_K
@@ -229,18 +229,18 @@ def as_clip(frames_THWC: Frames) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Companion:
-    """The source of clips for another network."""
+    """Frame source and videos from which companion clips for another network are read."""
 
     source: ClipSource
     spec: InputSpec
     records: Mapping[str, VideoRecord]
-    """by id, with the frame counts of its modality"""
+    """videos by id, with their number of frames in the other network's modality"""
     protocol: str
-    """`augment.protocol` of its training, which decides how mirroring changes flow"""
+    """`augment.protocol` of the other network's training, which decides how mirroring changes flow"""
 
 
 def same_clip(one: InputSpec, other: InputSpec) -> bool:
-    """Whether two networks need the same clips: modality, length, stride, segments, stack and size are equal."""
+    """Return whether two networks need the same clips: modality, length, stride, segments, stack and size are equal."""
     return all(
         getattr(one, name) == getattr(other, name)
         for name in ("modality", "clip_length", "stride", "segments", "stack", "resize", "size")
@@ -248,7 +248,7 @@ def same_clip(one: InputSpec, other: InputSpec) -> bool:
 
 
 def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol: str) -> Companion:
-    """Return the source of another network's clips of the training videos of an experiment.
+    """Return where to read the clips of an experiment's training videos for another network.
 
     Args:
         experiment: The experiment of the network that is trained.
@@ -263,21 +263,21 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
     if data.source == "shards" and spec.modality != modality:
         raise DataError(
             f"`data.shards` contains {modality} frames, but the teacher expects {spec.modality}; "
-            "read `frames` or `videos`"
+            "set `data.source` to `frames` or `videos`"
         )
     found = {video.id: video for video in experiment_part(experiment, record, "train", spec.modality)}
     own = experiment_part(experiment, record, "train")
     missing = next((video.id for video in own if video.id not in found), None)
     if missing is not None:
         raise DataError(
-            f"{record.name}: the {spec.modality} list of split {data.split} lacks {missing!r}, which a teacher of this "
-            "modality needs; add the video, or remove it from the other list too"
+            f"{record.name}: the {spec.modality} list of split {data.split} does not contain video "
+            f"{missing!r}, which the teacher needs; add the video to this list, or remove it from the {modality} list"
         )
     return Companion(make_source(record, spec.modality, data), spec, found, protocol)
 
 
 class ClipsBeside(Dataset[ClipItem | ClipFailure]):
-    """The clips of a training run, each with the clips of its companions."""
+    """Data set of training clips, each with its companion clips."""
 
     def __init__(self, clips: ClipDataset, companions: Sequence[Companion]) -> None:
         self.clips = clips
@@ -287,7 +287,7 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> ClipItem | ClipFailure:
-        """Read a clip and its companions; if one of them cannot be read, return a `ClipFailure`."""
+        """Read a clip and its companion clips; if any of them cannot be read, return a `ClipFailure`."""
         item = self.clips[index]
         if isinstance(item, ClipFailure):
             return item
@@ -313,9 +313,10 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
 def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames: int) -> list[int]:
     """Return the frame numbers (1-based) of another network's clip that shows the same moment as a given clip.
 
-    Clips of equal length, stride and segments have the same numbers; if the other modality has one frame fewer, its
-    last frame is repeated. Other segments cover the whole video. A clip of another length is centred on the middle of
-    the given clip and shifted into the video; a video that is too short is looped from the clip's first frame.
+    Clips of equal length, stride and segments have the same frame numbers; if the other modality has one frame less,
+    its last frame is repeated. If the other network uses different segments, its clip covers the whole video. A clip of
+    another length has the same centre as the given clip, or is shifted to lie within the video. A video that is too
+    short for the other clip is looped from the first frame of the given clip.
 
     Args:
         numbers: Frame numbers of the given clip, in the order of time.
@@ -338,7 +339,7 @@ def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames
 
 
 def scaled_box(box: Box, size: tuple[int, int], other: tuple[int, int]) -> Box:
-    """Return the box that shows the same part of a frame of another (height, width); at least one pixel."""
+    """Scale a box from frames of one size (height, width) to frames of another; the result has at least one pixel."""
     scales = [there / here for here, there in zip(size, other, strict=True)]
     y0, x0, y1, x1 = (round(side * scales[place % 2]) for place, side in enumerate(box))
     return y0, x0, max(y1, y0 + 1), max(x1, x0 + 1)

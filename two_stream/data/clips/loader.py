@@ -1,7 +1,7 @@
 """Loaders: batches of training and validation clips.
 
-The order of an epoch depends on (seed, epoch); a resumed epoch skips batches without reading them. Worker processes
-draw no random numbers, so their number does not change the batches.
+The order of an epoch depends only on the seed and the number of the epoch. A resumed epoch skips finished batches
+without reading them. Worker processes draw no random numbers, so the number of workers does not change the batches.
 """
 
 from __future__ import annotations
@@ -37,31 +37,32 @@ WORKER_TIMEOUT = 1800.0
 
 @dataclass(frozen=True)
 class Share:
-    """The batches of an epoch that one of several processes reads.
+    """The share of an epoch's batches that one of several processes reads.
 
-    The epoch's batches are those of a single process. Every `group` consecutive batches make one optimizer
-    step; within a group they are assigned to the processes in turn.
+    The batches of an epoch do not depend on the number of processes. Every `group` consecutive batches form one
+    optimizer step and are assigned to the processes in turn.
     """
 
     rank: int = 0
     world: int = 1
     group: int = 0
-    """0 is one batch per process"""
+    """number of batches per optimizer step, over all processes; 0: one batch per process"""
     pin: bool = False
     """put batches into page-locked memory, for asynchronous copies to a GPU"""
 
     def numbers(self, start: int, stop: int) -> list[int]:
-        """Return the numbers of this process's batches among `start` … `stop - 1`; `start` begins a group."""
+        """Return this process's batches from `start` to `stop - 1`; `start` must be the first batch of a group."""
         group = self.group or self.world
         return [n for n in range(start, stop) if (n - start) % group % self.world == self.rank]
 
 
 class Loader(Generic[T]):
-    """Yields the batches of a plan of indices, in order.
+    """Yields batches in the order of a plan, which lists the item indices of every batch.
 
     Attributes:
-        skipped: (id, reason) of the videos skipped since the iteration began (`on_error: skip`).
-        position: Batches of the full plan that are done, empty ones included; `skip_batches` to continue from here.
+        skipped: (id, reason) of each video skipped since the iteration began (`on_error: skip`).
+        position: Number of batches of the full plan that are done, including empty ones; to resume, use it as
+            `skip_batches`.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Loader(Generic[T]):
         self._data = data
 
     def __len__(self) -> int:
-        """Batches to read (with `on_error: skip`, at most)."""
+        """Return the number of batches; with `on_error: skip`, fewer may be yielded."""
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[T]:
@@ -116,12 +117,13 @@ class Loader(Generic[T]):
                     yield loaded
 
     def handle_failure(self, failure: ClipFailure) -> None:
-        """Raise the error of a video that gave no clip, or note the video as skipped (`on_error: skip`)."""
+        """Raise the error of a video that could not be read, or add the video to `skipped` (`on_error: skip`)."""
         if failure.error is not None:
             raise failure.error
         if self._data.on_error == "raise":
             raise DataError(
-                f"video {failure.id!r} cannot be read: {failure.reason}. Fix the file, or skip unreadable videos with "
+                f"video {failure.id!r} cannot be read: {failure.reason}. Fix the file, or skip "
+                "unreadable videos with "
                 "`data.on_error: skip`"
             )
         self.skipped.append((failure.id, failure.reason))
@@ -160,7 +162,7 @@ class Loader(Generic[T]):
                         raise DataError(killed) from error
                     reason = str(error).splitlines()[0]
                     raise DataError(
-                        f"a loader process stopped: {reason}. Set `data.workers: 0` to see the cause"
+                        f"a loader process stopped: {reason}; set `data.workers: 0` to see the cause"
                     ) from error
                 yield loaded
         finally:
@@ -176,7 +178,7 @@ def clip_loader(
     share: Share | None = None,
     wrap: Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]] | None = None,
 ) -> Loader[Batch]:
-    """Return the batches of a pass over clips: shuffled for a training epoch, otherwise in the order of the videos.
+    """Return a loader for one pass over clips, shuffled for a training epoch, otherwise in the order of the videos.
 
     Args:
         clips: One clip per video; their seed and epoch decide the order.
@@ -196,9 +198,9 @@ def clip_loader(
 def epoch_plan(
     records: Sequence[VideoRecord], data: DataOptions, batch_size: int, seed: int, epoch: int | None
 ) -> list[list[int]]:
-    """Return which clips make each batch of an epoch, or of a pass in order if `epoch` is None.
+    """Return the clip indices of each batch of an epoch; if `epoch` is None, the clips are in order.
 
-    See `ClipDataset.__getitem__` for numbers past the end.
+    Indices past the end are explained in `balanced_order`.
 
     Raises:
         DataError: No videos.
@@ -216,16 +218,16 @@ def epoch_plan(
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Return the order of an epoch: a permutation that depends on seed and epoch alone."""
+    """Return the order of an epoch, a permutation that depends only on the seed and the epoch."""
     return [int(index) for index in rng("order", seed, epoch).permutation(count)]
 
 
 def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> list[int]:
-    """Return as many draws with replacement as there are videos; it depends on seed and epoch alone.
+    """Draw `len(records)` clip indices with replacement; the result depends only on the seed and the epoch.
 
-    A video is drawn with a probability inverse to the size of its class (the mean over its classes, if it has
-    several). The second draw of video i in an epoch is `i + len(records)`, the third `i + 2 * len(records)`, so that
-    each has a different clip and augmentation.
+    The probability of a video is inversely proportional to the size of its class; for several classes, it is the mean
+    over them. The second draw of video i gets the index `i + len(records)`, the third `i + 2 * len(records)`, so that
+    each draw has its own clip and augmentation.
     """
     counts = Counter(label for record in records for label in record.all_labels)
     share = np.array([np.mean([1.0 / counts[label] for label in record.all_labels]) for record in records])
@@ -239,13 +241,13 @@ def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> lis
 
 
 def class_counts(records: Sequence[VideoRecord], num_classes: int) -> tuple[int, ...]:
-    """Return the number of videos of each class; a video with several classes counts in each."""
+    """Return the number of videos of each class; a video with several classes is counted once for each of them."""
     counts = Counter(label for record in records for label in record.all_labels)
     return tuple(counts[label] for label in range(num_classes))
 
 
 def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:
-    """Join clips to a batch `(B, C, T, H, W)`; None when no clip could be read."""
+    """Stack clips into a batch `(B, C, T, H, W)`; return None for the batch if no clip could be read."""
     whole = [item for item in items if isinstance(item, ClipItem)]
     failures = [item for item in items if isinstance(item, ClipFailure)]
     if not whole:
@@ -260,15 +262,15 @@ def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:
 
 
 def batches_of(order: Sequence[int], size: int) -> list[list[int]]:
-    """Cut an order into batches; the last may be smaller."""
+    """Split a sequence of indices into batches; the last batch may be smaller."""
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 
 def _start_worker(_number: int) -> None:
     """Let only the main process handle Ctrl-C, SIGHUP and the first SIGTERM, which reach the whole process group.
 
-    The main process saves a checkpoint and then ends its workers; a worker that died first would turn a clean stop into
-    a crash.
+    The main process saves a checkpoint and then ends its workers. If a worker ended first, the main process would
+    crash.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
@@ -281,10 +283,10 @@ def _start_worker(_number: int) -> None:
 
 
 def _end_workers(iterator: Any) -> None:
-    """End the workers of a pass.
+    """Stop the worker processes of a loader.
 
-    A worker stuck in a decoder does not react to SIGTERM, the only signal that torch and multiprocessing send, and the
-    process would wait for it at exit.
+    A worker that hangs in a decoder ignores SIGTERM, the only signal that torch and multiprocessing send. Such a worker
+    is killed; otherwise the main process would wait for it at exit.
     """
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if shut_down is None:  # no workers

@@ -1,21 +1,22 @@
-"""Frame choice: which frames of a video make up a clip. Frame numbers are 1-based, as in file names; starts 0-based.
+"""Selects the frames of a clip. Frame numbers are 1-based, as in file names; starts are 0-based.
 
-The protocols `single`, `multi`, `uniform`, `sliding` and `train` use the whole video. The others reproduce published
-code frame by frame, quirks included:
+The protocols `single`, `multi`, `uniform`, `sliding` and `train` use the whole video. The other protocols select
+exactly the same frames as published code, including its errors:
 
-- `paper-*` (LateTemporalModeling3DCNN): the last frame of a video longer than a clip is never read, the first one is
-  skipped, and only videos of at least twice the clip length plus three frames have a second test clip.
-- `efficient3d-*` (Efficient-3DCNNs): a window of `clip_length * stride` neighbouring frames, looped from its own first
-  frame, then thinned. The random start is never the last possible one. `windows` keeps a video of one frame, which the
-  published data set leaves out.
-- `3dresnets-*` (3D-ResNets-PyTorch): the video is thinned first, so a start is a place in the thinned list. `even` and
-  `sliding` take only their starts from it and cut neighbouring frames, as its `main.py` does under `--sample_t_stride`;
-  `windows` cuts first and thins each window. A short last window is looped from its own first frame.
-- `co3d-*` (PySlowFast): frames spread over `[start, start + clip_length * stride - 1]`, clamped to the video and
-  truncated, so they lie slightly further apart than `stride`.
-- `segments-*` (TSN, arXiv 1608.00859): the video is cut into equal parts and every part gives some frames, as in
-  mmaction2's `SampleFrames` (one clip of the whole video, or two by twice-sampling) and `UniformSample` (several clips,
-  which share the parts).
+- `paper-*` (LateTemporalModeling3DCNN): In a video longer than a clip, the last frame is never read and the first one
+  is skipped. A video has a second test clip only if it has at least twice the clip length plus three frames.
+- `efficient3d-*` (Efficient-3DCNNs): `clip_length * stride` adjacent frames are selected, and then every `stride`-th of
+  them. Too few frames are looped from the first of them. A random clip never starts at the last possible frame.
+  `windows` accepts a video of one frame, which the published data set leaves out.
+- `3dresnets-*` (3D-ResNets-PyTorch): Every `stride`-th frame of the video is listed first, and starts are positions in
+  this list. `even` and `sliding` use the list only for their starts and select adjacent frames, like the published
+  `main.py` with `--sample_t_stride`. `windows` selects windows of adjacent frames first, and then every `stride`-th
+  frame of each window. A short last window is looped from its own first frame.
+- `co3d-*` (PySlowFast): Frames are spread evenly over `[start, start + clip_length * stride - 1]`, clamped to the video
+  and rounded down. Their distance is slightly larger than `stride`.
+- `segments-*` (TSN, arXiv 1608.00859): The video is divided into equal parts, and some frames of each part are
+  selected, as in mmaction2. `SampleFrames` returns one clip of the whole video, or two clips with twice-sampling.
+  `UniformSample` returns several clips, which share the parts.
 """
 
 from __future__ import annotations
@@ -76,10 +77,11 @@ def sample_clips(
 ) -> list[list[int]]:
     """Return the frame numbers (1-based) of each clip of a video.
 
-    A video shorter than a clip is looped. `single` is one centred clip; `multi` is as many neighbouring clips as fit,
-    centred, so that equally many frames are left out at both ends; `uniform` spreads `num_clips` clips from the first
-    to the last frame; `sliding` starts a clip every `step` frames and ends with one that reaches the last frame;
-    `train` draws one clip. Protocols for segments take one frame of each of `clip_length` equal parts of the video.
+    A video shorter than a clip is looped. `single` returns one centred clip. `multi` returns as many adjacent clips as
+    fit, and leaves out the same number of frames at both ends. `uniform` spreads `num_clips` clips evenly from the
+    first to the last frame. `sliding` starts a clip every `step` frames, and its last clip ends at the last frame.
+    `train` returns one random clip. Protocols for segments take one frame from each of `clip_length` equal parts of the
+    video.
 
     Args:
         protocol: `single`, `multi`, `uniform`, `sliding`, `train`, the published `paper-single`, `paper-multi`,
@@ -121,7 +123,8 @@ def sample_clips(
     if protocol in PAPER:
         if stride != 1:
             raise SettingsError(
-                f"sampling protocol {protocol!r} has stride 1, not {stride}; use a standard one"
+                f"sampling protocol {protocol!r} requires `stride` 1, found {stride}; use stride 1 "
+                "or a standard protocol"
             )
         if protocol in ("paper-train", "paper-val"):
             return _paper_segments(protocol, num_frames, clip_length, num_clips or 1, _chooser(offset, rng))
@@ -143,10 +146,11 @@ def segment_clips(
     offset: int | Sequence[int] | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[list[int]]:
-    """Return the frame numbers (1-based) of clips of segments; a video that ends inside a segment is looped.
+    """Return the frame numbers (1-based) of clips made of segments; a video that ends inside a segment is looped.
 
-    `segments` are the equal parts of the video and the frames of each; `offset` gives the start (0-based) of each
-    segment of `segments-train`, which are drawn from `rng` otherwise. See `sample_clips` for the rest.
+    `segments` contains the number of segments and the number of frames in each. For `segments-train`, `offset` is the
+    start (0-based) of each segment; without `offset`, the starts are drawn from `rng`. The other arguments are
+    explained in `sample_clips`.
     """
     count, frames = segments
     clips = DEFAULT_CLIPS if num_clips is None else num_clips
@@ -174,14 +178,14 @@ def clips_for(
     step: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[list[int]]:
-    """Return the frame numbers (1-based) of each clip of a video, as a network expects them; see `sample_clips`."""
+    """Return the frame numbers (1-based) of each clip of a video for a network with this input; see `sample_clips`."""
     if protocol in SEGMENT_PROTOCOLS and spec.segments:
         parts = (spec.segments, spec.clip_length // spec.segments)
         return segment_clips(protocol, num_frames, parts, stride=spec.stride, num_clips=num_clips, rng=rng)
     if spec.segments not in (0, spec.clip_length):
         raise SettingsError(
             f"sliding clips of a network with {spec.clip_length // spec.segments} frames in each of {spec.segments} "
-            "segments are not defined; use single, twice or uniform clips"
+            "segments are not supported; use single, twice or uniform clips"
         )
     return sample_clips(
         protocol, num_frames, spec.clip_length, stride=spec.stride, num_clips=num_clips, step=step, rng=rng
@@ -205,10 +209,10 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
 
 
 def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
-    """Return the protocol of an evaluation's clips and their number, if it has one.
+    """Return the protocol of an evaluation's clips, and the number of clips if the protocol has one.
 
-    A family without its own choice for these views uses the standard one. A clip of segments spans the video, so
-    `multi` is a single clip; `sliding` clips are windows of neighbouring frames.
+    A family without its own protocol for these views uses the standard one. A clip of segments spans the whole video,
+    so for `multi` there is only one clip. For `sliding`, clips are windows of adjacent frames.
 
     Args:
         sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
@@ -222,7 +226,7 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
         return f"segments-{'single' if views == 'multi' else views}", num_clips
     if views == "twice":
         raise SettingsError(
-            "views `twice` use the segments of a video twice, but this network has none; use uniform views"
+            "`views: twice` requires a network whose clips consist of segments; use uniform views"
         )
     if sampling == "paper" and views in ("single", "multi"):
         return f"paper-{views}", None
@@ -239,7 +243,7 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
 
 
 def sampling_of(spec: InputSpec, sampling: str) -> str:
-    """Return the frame choice of a network: `segments` for a network of segments, otherwise the one of the data."""
+    """Return `segments` for a network whose clips consist of segments, otherwise the given sampling."""
     return "segments" if spec.segments else sampling
 
 
@@ -264,19 +268,20 @@ def clip_span(clip_length: int, stride: int) -> int:
 
 
 def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
-    """Return the starts (0-based) a training clip may have.
+    """Return the starts (0-based) that a training clip can have.
 
-    Every start at which the clip fits; for a video shorter than a clip, which is looped, every frame.
+    These are all starts at which the clip fits into the video. If the video is shorter than the clip, it is looped, and
+    a clip can start at every frame.
     """
     last = num_frames - clip_span(clip_length, stride)
     return range(last + 1) if last >= 0 else range(num_frames)
 
 
 def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) -> list[range]:
-    """Return, per segment, the start frames (0-based) from which the published training protocol draws.
+    """Return, for each segment, the starts (0-based) from which the published training protocol draws.
 
-    The published code counts one frame too few when the video is longer than a clip. Otherwise it multiplies the drawn
-    offset by the number of the segment, so that the first segment always starts at the first frame.
+    If the video is longer than a clip, the published code counts one frame too few. Otherwise it multiplies the random
+    offset by the index of the segment, so that the first segment always starts at the first frame.
     """
     if num_frames <= clip_length:
         return [
@@ -290,7 +295,7 @@ def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) ->
 def _chooser(
     offset: int | Sequence[int] | None, rng: np.random.Generator | None
 ) -> Callable[[int, range], int]:
-    """Return a function (segment, allowed starts) -> start: the given offset, or a draw."""
+    """Return a function (segment, allowed starts) -> start, which returns the given offset or a random start."""
 
     def choose(segment: int, allowed: range) -> int:
         if offset is None:
@@ -299,9 +304,7 @@ def _chooser(
             return allowed[int(rng.integers(len(allowed)))]
         given = offset if isinstance(offset, int) else offset[segment]
         if given not in allowed:
-            raise SettingsError(
-                f"sample_clips: offset {given} is out of range: expected {allowed[0]} to {allowed[-1]}"
-            )
+            raise SettingsError(f"sample_clips: offset is {given}: expected {allowed[0]} to {allowed[-1]}")
         return given
 
     return choose
@@ -310,7 +313,7 @@ def _chooser(
 def _real_chooser(
     offset: int | Sequence[int] | None, rng: np.random.Generator | None
 ) -> Callable[[float], float]:
-    """Return a function (largest start) -> start, a real number: the given offset, or a draw."""
+    """Return a function (largest start) -> start, which returns the given offset or a random start, a real number."""
 
     def choose(largest: float) -> float:
         if isinstance(offset, int):
@@ -353,7 +356,7 @@ def _standard_starts(
 
 
 def _paper_grid(num_frames: int, clip_length: int, segments: int) -> tuple[int, int]:
-    """Return the distance between segments and the largest offset inside one, as published (one frame is lost)."""
+    """Return the distance between segments and the largest offset in a segment, computed as in the published code."""
     average = (num_frames - 1) // segments
     if average >= clip_length:
         return average, average - clip_length
@@ -402,8 +405,9 @@ def _family_clips(
 ) -> list[list[int]]:
     """Return the frame numbers (1-based) of each clip of a family protocol; see `sample_clips`.
 
-    `choose` gives the start of `efficient3d-random` and `3dresnets-random`, `draw` that of `co3d-random`, a real number
-    from 0 to its argument. With 0 clips `efficient3d-windows` gives neighbouring windows (its test part).
+    `choose` returns the start for `efficient3d-random` and `3dresnets-random`. `draw` returns the start for
+    `co3d-random`, a real number from 0 to its argument. With 0 clips, `efficient3d-windows` returns adjacent windows,
+    as in its published test.
     """
     family, _, kind = protocol.partition("-")
     frames = range(1, num_frames + 1)
@@ -441,10 +445,11 @@ def looped(frames: Sequence[int], size: int) -> list[int]:
 
 
 def efficient_windows(num_frames: int, clip_length: int, samples: int) -> list[tuple[int, int]]:
-    """Return the first and last frame of each sample Efficient-3DCNNs makes of a video.
+    """Return the first and last frame of each sample that Efficient-3DCNNs takes from a video.
 
-    0 samples give neighbouring windows, others evenly spaced windows (often more than requested, as published). The
-    last frame never begins a window, so a video of one frame gives none. One sample is the whole video.
+    If `samples` is 0, the windows are adjacent; if it is 1, the sample is the whole video; otherwise the windows are
+    evenly spaced. As in the published code, there are often more windows than requested. No window starts at the last
+    frame, so a video of one frame has no windows.
     """
     if samples == 1:
         return [(1, num_frames)]
@@ -463,7 +468,7 @@ def _start(kind: str, count: int, size: int, choose: Callable[[int, range], int]
 
 
 def _windows(thinned: range, size: int, step: int, most: int | None) -> list[list[int]]:
-    """Return windows of neighbouring frames that begin at every `step`-th frame of the list; a short one ends them."""
+    """Return windows of adjacent frames that start at every `step`-th listed frame; only the last may be short."""
     found: list[list[int]] = []
     last = thinned[-1]
     for first in thinned[::step]:
@@ -489,9 +494,10 @@ def _co3d(
 
 
 def _spread(start: float, end: float, num_frames: int, clip_length: int) -> list[int]:
-    """Return evenly spread frames with torch.linspace's float32 rounding, which the truncation makes visible.
+    """Return evenly spread frames with the float32 rounding of `torch.linspace`, which can change a frame number.
 
-    It counts from both ends with fused multiply-adds, so sums are exact (float64 here) and rounded once.
+    `torch.linspace` counts from both ends with fused multiply-adds. Sums are therefore computed in float64 and rounded
+    once.
     """
     first, last = np.float32(start), np.float32(end)
     apart = np.float64((last - first) / np.float32(max(clip_length - 1, 1)))
@@ -506,11 +512,12 @@ def _spread(start: float, end: float, num_frames: int, clip_length: int) -> list
 def _segment_starts(
     protocol: str, num_frames: int, segments: int, span: int, num_clips: int
 ) -> list[list[int]]:
-    """Return the start (0-based) of every segment, per clip of an evaluation.
+    """Return, for each clip of an evaluation, the start (0-based) of every segment.
 
-    `segments-single` takes the middle of each part; segments of several frames are spread from the first frame to the
-    last. `segments-twice` adds the clip of the parts' first frames, or with several frames per segment that of
-    `segments-uniform`. `segments-uniform` divides each part among `num_clips` clips. A segment spans `span` frames.
+    `segments-single` takes the middle frame of each part; segments of several frames are spread evenly from the first
+    frame to the last. `segments-twice` adds a clip of the first frame of each part, or, with several frames per
+    segment, the clip of `segments-uniform`. `segments-uniform` divides each part among `num_clips` clips. A segment
+    spans `span` frames.
     """
     if protocol == "segments-uniform":
         return [_shared(num_frames, segments, span, clip, num_clips) for clip in range(num_clips)]
@@ -531,8 +538,9 @@ def drawn_starts(
 ) -> list[int]:
     """Draw the start (0-based) of every segment of a training clip.
 
-    Either sampler is used with probability 1/2: `UniformSample` reaches every frame of the video; the parts of
-    `SampleFrames` have whole numbers of frames, and may leave out up to one frame per part at the end.
+    `UniformSample` and `SampleFrames` are each used with probability 1/2. The parts of `UniformSample` cover every
+    frame of the video. The parts of `SampleFrames` have a whole number of frames, so up to one frame per part may be
+    left out at the end of the video.
     """
     if rng.random() < 0.5:
         return [
@@ -545,23 +553,23 @@ def drawn_starts(
 
 
 def allowed_starts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
-    """Return, per segment, the starts a training clip may have: those of either sampler, and the frames between."""
+    """Return, for each segment, the range of starts that a training clip can have with either sampler."""
     both = (parts(num_frames, segments, frames, stride) for parts in (sampled_parts, uniform_parts))
     return [range(min(a[0], b[0]), max(a[-1], b[-1]) + 1) for a, b in zip(*both)]
 
 
 def uniform_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
-    """Return, per segment, the starts that `UniformSample` draws from; neighbouring parts share their border frame."""
+    """Return, for each segment, the starts that `UniformSample` draws from; adjacent ranges share one start."""
     part = max(0, num_frames - 1 - (frames - 1) * stride) / segments
     return [range(round(place * part), round((place + 1) * part) + 1) for place in range(segments)]
 
 
 def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
-    """Return, per segment, the starts that `SampleFrames` draws from.
+    """Return, for each segment, the starts that `SampleFrames` draws from.
 
     If the video has too few frames for separate parts, but more than a segment covers, every segment may start
-    anywhere, and the draws are sorted. In a shorter video the starts are fixed, and the last of them may be after the
-    end; the video is then looped.
+    anywhere, and the draws are sorted. In a shorter video, the starts are fixed; if a start is after the last frame,
+    the video is looped.
     """
     taken = frames * stride
     part = (num_frames - taken + 1) // segments
@@ -574,7 +582,7 @@ def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> l
 
 
 def _shared(num_frames: int, segments: int, span: int, clip: int, num_clips: int) -> list[int]:
-    """Return the starts of one of several clips that share the parts, rounded like `UniformSample`."""
+    """Return the starts of the segments of one clip, for clips that share the parts, rounded as in `UniformSample`."""
     part = max(0, num_frames - span) / segments
     inside = int(part / (num_clips + 1) * (clip + 1))
     return [round(place * part) + inside for place in range(segments)]

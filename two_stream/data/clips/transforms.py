@@ -1,9 +1,10 @@
-"""Crops and flips of clips: uint8 in, uint8 out, one draw for all frames of a clip, labels untouched.
+"""Crops and flips of uint8 clips. All frames of a clip have the same crop and flip; labels are not changed here.
 
-Arrays are `(T, H, W, C)` frames already resized to the `resize` of the input specification. Boxes are
-`(y0, x0, y1, x1)` in those frames, lower bounds inclusive, upper exclusive. Protocol `paper` places multi-scale
-crops at offsets computed from the network's crop size whatever the box's size, so that some boxes exceed the frame and
-are cut and distorted, and mirrors flow without changing its sign; `standard` corrects both.
+Arrays `(T, H, W, C)` contain frames that are already resized to `resize` of the input specification. Boxes are `(y0,
+x0, y1, x1)` in these frames; lower bounds are inclusive, upper bounds exclusive. Protocol `paper` computes the
+positions of multi-scale crops from the network's crop size, not from the size of the box. Some boxes therefore exceed
+the frame, and are cut and distorted. Protocol `paper` also mirrors flow without changing its sign. Protocol `standard`
+corrects both errors.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class View:
-    """A box of the unmirrored frame, and whether the crop is mirrored."""
+    """The box of a crop in the unmirrored frame, and whether the crop is mirrored afterwards."""
 
     box: Box
     flip: bool = False
 
 
 def largest_box(frame: Size, shape: Size) -> tuple[float, float]:
-    """Return height and width of the largest box in a frame with the aspect ratio of `shape`; not rounded."""
+    """Return the height and width, not rounded, of the largest box in a frame with the aspect ratio of `shape`."""
     height, width = frame
     if height * shape[1] <= width * shape[0]:
         return height, height * shape[1] / shape[0]
@@ -56,8 +57,8 @@ def largest_box(frame: Size, shape: Size) -> tuple[float, float]:
 def crop_sizes(resize: Size, size: Size, scales: Sequence[float]) -> list[Size]:
     """Return the (height, width) candidates of a multi-scale crop, in the published order.
 
-    Sides are `scales` of the largest box of the input's shape (of a square: of the shorter side of the frame); the
-    scales of height and width are equal or neighbours in the list.
+    Candidates are the largest box with the aspect ratio of the input, multiplied by `scales`. The scales of height and
+    width are equal or adjacent in the list.
     """
     heights, widths = (
         [own if abs(int(side * scale) - own) < _SNAP else int(side * scale) for scale in scales]
@@ -97,7 +98,7 @@ def center_box(resize: Size, size: Size) -> Box:
 
 
 def corner_box(frame: Size, size: Size, place: str) -> Box:
-    """Return a box of `size` in a corner or the centre of a frame: 3D-ResNets-PyTorch's corner crop."""
+    """Return a box of `size` in a corner or the centre of a frame, as in the corner crop of 3D-ResNets-PyTorch."""
     bottom, right = frame[0] - size[0], frame[1] - size[1]
     if place == "center":  # rounded as torchvision does
         return _box_at(round(bottom / 2), round(right / 2), size)
@@ -106,7 +107,7 @@ def corner_box(frame: Size, size: Size, place: str) -> Box:
 
 
 def placed_box(frame: Size, size: Size, y: float, x: float) -> Box:
-    """Return a box of `size` (height, width) at the fractions `y` and `x` (0 to 1) of the free height and width."""
+    """Return a box of `size` (height, width); `y` and `x` are its position from 0 (top, left) to 1 (bottom, right)."""
     return _box_at(round(y * (frame[0] - size[0])), round(x * (frame[1] - size[1])), size)
 
 
@@ -117,7 +118,7 @@ def _box_at(y0: int, x0: int, size: Size) -> Box:
 def drawn_box(
     frame: Size, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box | None:
-    """Draw a box by its area and its ratio of width to height, log-uniform; None if none of ten draws fits."""
+    """Draw a box with a random area and a log-uniform ratio of width to height; return None if ten attempts fail."""
     height, width = frame
     for _ in range(_TRIES):
         pixels = height * width * rng.uniform(*area)
@@ -133,7 +134,7 @@ def resized_box(
 ) -> Box:
     """Draw the box of torchvision's random resized crop.
 
-    If none of ten draws fits, return the largest box in the centre with a ratio within the limits.
+    If ten attempts fail, return the largest centred box whose ratio is within the limits.
     """
     height, width = frame
     box = drawn_box(frame, area, ratio, rng)
@@ -171,7 +172,7 @@ def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
 
 
 def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
-    """Draw the box of a kind of crop that the paper does not use; all but `resized` have the input's aspect ratio."""
+    """Draw the box of a crop that the paper does not use. Boxes have the input's aspect ratio, except for `resized`."""
     frame, size = spec.resize, spec.size
     if options.crop == "resized":
         own = size[1] / size[0]
@@ -189,9 +190,9 @@ def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Genera
 
 
 def view_spec(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
-    """Return the input specification with which the views of an evaluation are cropped.
+    """Return the input specification for cropping the views of an evaluation.
 
-    Whole frames are resized once, directly to the network's size; the centre crop is then the whole frame.
+    Whole frames are resized directly to the network's input size, so that the centre crop is the whole frame.
 
     Args:
         spec: The network's input.
@@ -203,7 +204,7 @@ def view_spec(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
 
 
 def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = True) -> list[View]:
-    """Return the crops of an evaluation in their order.
+    """Return the crops of an evaluation.
 
     Args:
         crops: `center` is one crop; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower
@@ -238,8 +239,8 @@ def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = T
 def mirror_frames(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
     """Mirror uint8 frames `(T, H, W, C)` left to right.
 
-    The x channels of mirrored flow change their sign (`255 - x`, as ±20 px are stored as 0 to 255), unless the protocol
-    is `paper`.
+    Unless the protocol is `paper`, the x channels of mirrored flow change their sign: `255 - x`, because displacements
+    of ±20 pixels are stored as 0 to 255.
     """
     count, height, width, channels = frames_THWC.shape
     rows = np.ascontiguousarray(frames_THWC).reshape(count * height, width, channels)
@@ -251,7 +252,7 @@ def mirror_frames(frames_THWC: Frames, modality: Modality, protocol: str) -> Fra
 
 
 def resize_frames(frames_THWC: Frames, resize: tuple[int, int]) -> Frames:
-    """Resize every frame to (height, width), bilinear, aspect ratio not kept; uint8 in and out."""
+    """Resize uint8 frames to (height, width) with bilinear interpolation; the aspect ratio may change."""
     height, width = resize
     if frames_THWC.shape[1:3] == (height, width):
         return frames_THWC
@@ -269,7 +270,7 @@ _ERASED_RATIO = (0.3, 1 / 0.3)
 def change_pixels(
     frames_THWC: Frames, options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
 ) -> Frames:
-    """Change the pixels of a clip as the options say; without these options it is returned unchanged.
+    """Apply colour changes and random erasing to a clip, as set in the options.
 
     Args:
         frames_THWC: uint8 `(T, H, W, C)`, cropped and mirrored already.
@@ -293,7 +294,7 @@ def change_pixels(
 
 
 def erased_value(spec: InputSpec) -> list[int]:
-    """Return the pixel value of an erased box per channel: no motion, or the mean that normalisation subtracts."""
+    """Return the value of erased pixels for each channel: zero flow, or for RGB the mean of the normalisation."""
     if spec.modality == "flow":
         return [NO_MOTION] * spec.channels
     low, high = spec.value_range
@@ -319,7 +320,7 @@ def _colour_changes(options: AugmentOptions) -> Iterator[Callable[[torch.Tensor]
 
 @contextmanager
 def _seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Seed torch's global generator, which torchvision uses, from the clip's, and restore it afterwards."""
+    """Seed torch's global generator, which torchvision uses, from `rng`, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63)))
         yield

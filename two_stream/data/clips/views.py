@@ -1,7 +1,7 @@
-"""The views of each video for evaluation: frames read and resized once, long videos in chunks of neighbouring clips.
+"""Reads the views of each video for evaluation. Every frame is read and resized once; long videos are read in chunks.
 
-A worker sends the distinct frames of a chunk, the row indices of each clip, and the boxes of the crops. Crops
-are cut on the network's device while a batch is assembled; nothing is copied per view.
+A worker sends the distinct frames of a chunk, the indices of each clip's frames, and the boxes of the crops. Crops are
+made on the network's device while a batch is assembled, so that frames are not copied for each view.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ with much smaller chunks, many frames of overlapping clips would be read twice""
 
 @dataclass(frozen=True)
 class Chunk:
-    """Clips `first` to `last` (exclusive) of a video: what is read at once."""
+    """Clips `first` to `last` (exclusive) of a video, which are read together."""
 
     record: int
     first: int
@@ -39,7 +39,7 @@ class Chunk:
 
 
 class ViewDataset(Dataset[VideoViews | ClipFailure]):
-    """Every view (clip × crop) of each video, one item per chunk of clips.
+    """Data set of all views (every crop of every clip) of each video, with one item per chunk of clips.
 
     Attributes:
         chunks: The chunk that each item reads; the chunks of a video are consecutive, in the order of its clips.
@@ -90,7 +90,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> VideoViews | ClipFailure:
-        """Read a chunk; a broken video gives a `ClipFailure`."""
+        """Read a chunk, or return a `ClipFailure` for a damaged video."""
         chunk = self.chunks[index]
         record = self.records[chunk.record]
         try:
@@ -99,7 +99,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             return failure_of(record.id, error)
 
     def num_views(self, chunk: Chunk) -> int:
-        """Return the number of views (clip × crop) in a chunk."""
+        """Return the number of views in a chunk: clips times crops."""
         return (chunk.last - chunk.first) * len(self.crops)
 
     def _clips(self, record: VideoRecord) -> list[list[int]]:
@@ -127,9 +127,9 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 
 
 class ViewLoader(Loader[VideoViews]):
-    """Chunks in the order of the videos; with `on_error: skip` an unreadable chunk skips its whole video.
+    """Loads chunks in the order of the videos. With `on_error: skip`, an unreadable chunk skips the whole video.
 
-    Earlier chunks of the video may have been yielded already; its id is then in `skipped`.
+    If earlier chunks of the video have been yielded already, `skipped` contains the id of the video.
     """
 
     def __iter__(self) -> Iterator[VideoViews]:
@@ -146,7 +146,7 @@ class ViewLoader(Loader[VideoViews]):
         return any(name == video_id for name, _ in self.skipped[-1:])
 
     def handle_failure(self, failure: ClipFailure) -> None:
-        """See `Loader.handle_failure`; a video is noted once."""
+        """See `Loader.handle_failure`; each video is added to `skipped` only once."""
         if not self._left_out(failure.id):  # its other chunks need no second line
             super().handle_failure(failure)
 
@@ -161,7 +161,7 @@ def view_loader(
     rank: int = 0,
     world: int = 1,
 ) -> ViewLoader:
-    """Return the views of every video, in the records' order.
+    """Return a loader for the views of every video, in the order of `records`.
 
     Args:
         data: How videos are read.
@@ -195,7 +195,7 @@ def view_loader(
 
 
 def assign_work(work: Sequence[int], rank: int, world: int) -> list[int]:
-    """Return the indices of this process's pieces of work, ascending.
+    """Return, in ascending order, the indices of the pieces of work that this process does.
 
     The largest pieces are assigned first, each to the process with the smallest load, so that all finish at about the
     same time. Every process computes the same assignment.
@@ -211,7 +211,7 @@ def assign_work(work: Sequence[int], rank: int, world: int) -> list[int]:
 
 
 def collate_views(items: list[VideoViews | ClipFailure]) -> tuple[VideoViews | None, list[ClipFailure]]:
-    """Return the single chunk of a plan's entry, and the failures."""
+    """Return the chunk that was read, or None, and the failures."""
     (item,) = items
     return (None, [item]) if isinstance(item, ClipFailure) else (item, [])
 
@@ -229,7 +229,7 @@ def evaluation_clips(
 
 
 def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
-    """Cut the clips of a video into runs with at most `frames` distinct frames each, or a single clip."""
+    """Divide the clips of a video into chunks with at most `frames` distinct frames, and at least one clip."""
     if len({number for clip in clips for number in clip}) <= frames:
         return [range(len(clips))]
     found: list[range] = []
@@ -244,10 +244,10 @@ def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
 
 
 def boxes_and_flips(crops: Sequence[View]) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
-    """Return the boxes and the flips of crops."""
+    """Return the box of each crop, and whether it is flipped."""
     return [view.box for view in crops], [view.flip for view in crops]
 
 
 def changes_flow_sign(spec: InputSpec, protocol: str) -> bool:
-    """Return whether mirroring changes the sign of x: true for flow, unless the protocol is `paper`."""
+    """Return whether mirroring changes the sign of the x channels: true for flow, unless the protocol is `paper`."""
     return spec.modality == "flow" and protocol != "paper"

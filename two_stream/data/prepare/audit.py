@@ -1,4 +1,4 @@
-"""Checks a data set: its split lists against each other, and the lists against the files on disk."""
+"""Checks the split lists of a data set against each other and against the files on disk."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 
 
 def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
-    """Return the problems of a data set: of its split lists, then of the files they name.
+    """Return the problems of a data set, first in its split lists, then in the files they list.
 
-    Kinds: `missing` (a list, a folder or a file), `unreadable` (a line in a different format; a file), `doubled`
-    (an id twice in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source,
-    on both sides of a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class`, `count_mismatch` (list
-    and disk disagree).
+    The kinds of problems are `missing` (a list, a folder or a file), `unreadable` (a line or a file), `doubled` (an id
+    is twice in a list), `label` (out of range, or different in two lists), `leakage` (a video or its source is on both
+    sides of a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class` and `count_mismatch` (the number of
+    frames differs between list and disk).
 
     Args:
         record: The data set.
@@ -81,7 +81,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
 def _of_videos(
     record: Record, everything: dict[Modality, dict[str, VideoRecord]], findings: list[Finding]
 ) -> dict[Modality, dict[str, VideoRecord]]:
-    """Return the videos that the lists need on disk; a video with segments is needed up to the last segment's end."""
+    """Return the videos that the lists require on disk; a video must contain the end of its last segment."""
     used = {modality: records for modality, records in everything.items() if records}
     if record.segments is None:
         return used
@@ -110,7 +110,7 @@ def _whole(records: dict[str, VideoRecord], segments: dict[str, Segment]) -> dic
 
 
 def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) -> list[VideoRecord]:
-    """Read a list as far as possible; a repeated id is kept once."""
+    """Read the valid lines of a list, and keep repeated ids once."""
 
     def add(kind: str, severity: Severity, detail: str) -> None:
         findings.append(Finding(kind, severity, str(path), detail))
@@ -146,7 +146,7 @@ def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) 
 
 
 def _path(record: Record, part: Part, modality: Modality, split: int) -> Path:
-    """Return a list's path; `val` is the data set's own validation list here."""
+    """Return the path of a list; here, `val` is the data set's own validation list."""
     return record.holdout_path(modality, split) if part == "val" else record.list_path(part, modality, split)
 
 
@@ -159,9 +159,9 @@ def _sides(
     *,
     official: bool,
 ) -> list[Finding]:
-    """Compare two lists of one split, the second with the first.
+    """Find videos and sources that are in both lists of a split.
 
-    A source on both sides is an error if its class is too; in an `official` split it is a warning.
+    A source with the same class in both lists is an error, or a warning in an `official` split.
     """
     train, test = (lists[part, modality] for part in parts)
     subject = str(_path(record, parts[1], modality, split))
@@ -210,7 +210,7 @@ def _balance(record: Record, subject: str, records: Sequence[VideoRecord]) -> li
 
 
 def _streams(record: Record, split: int, lists: Lists) -> list[Finding]:
-    """Compare the RGB and the flow list of each part."""
+    """Compare the RGB list of each part with its flow list."""
     findings: list[Finding] = []
     for part in dict.fromkeys(part for part, _ in lists):
         rgb, flow = ({r.id: r for r in lists.get((part, m), [])} for m in MODALITIES)
@@ -237,7 +237,7 @@ def _streams(record: Record, split: int, lists: Lists) -> list[Finding]:
 def _on_disk(
     record: Record, everything: dict[Modality, dict[str, VideoRecord]], options: AuditOptions
 ) -> list[Finding]:
-    """Compare the lists with frame folders, if there are any, otherwise with the video files."""
+    """Compare the lists with the frame folders, or with the video files if there are no frame folders."""
     findings: list[Finding] = []
     folders: dict[Modality, FrameFolders] = {}
     for modality in everything:
@@ -286,7 +286,7 @@ def _on_disk(
 
 
 def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
-    """Compare the frame counts of the lists with the folders; if only `parts` are listed, more are expected."""
+    """Compare the frame counts in the lists with the folders; with `parts`, folders may have more frames."""
     findings = []
     for r in records:
         try:
@@ -306,7 +306,7 @@ def _folder_health(
     everything: dict[Modality, dict[str, VideoRecord]],
     options: AuditOptions,
 ) -> list[Finding]:
-    """Check every listed frame folder, once if both streams share it."""
+    """Check every listed frame folder; a folder that both streams use is checked once."""
     wanted: dict[Path, list[Modality]] = defaultdict(list)
     findings: list[Finding] = []
     for modality, root in folders.items():

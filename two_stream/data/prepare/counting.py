@@ -1,4 +1,4 @@
-"""Counts the frames of videos and frame folders, and finds out how the files of frame folders are named."""
+"""Counts the frames of videos and frame folders, and detects the naming patterns of frame files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Parts = tuple[str, str]
 
 
 def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
-    """Return the `patterns` of a record that fit the files of these folders; given names are not searched for.
+    """Detect the `patterns` of a record from the files in these folders; given patterns are only checked.
 
     Raises:
         DataError: The frames of the first folder with files cannot be identified; names what was tried and its files.
@@ -65,14 +65,17 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
     for name in asked.values():
         if looked and not any(names_by_number(names, name) for _, names in looked):
             raise DataError(
-                f"{looked[0][0]}: no frame is named {name!r}; its files are {_some(looked[0][1])}"
+                f"{looked[0][0]}: no file matches the frame pattern {name!r}; the folder contains "
+                f"{_some(looked[0][1])}"
             )
     if looked and (not found or (unclear and "rgb" not in found)):
         tried = ", ".join(f"{stem}00001.jpg" for stem in _STEMS)
         endings = ", ".join(sorted(_IMAGES))
         raise DataError(
-            f"{looked[0][0]}: no frames found: tried {tried}, the same with other numbers and endings ({endings}) and "
-            f"one kind of numbered images; its files are {_some(looked[0][1])}; use --rgb-pattern or --flow-pattern"
+            f"{looked[0][0]}: no frames found; expected files such as {tried}, with any number and "
+            f"suffix ({endings}), or "
+            f"one series of numbered images; the folder contains {_some(looked[0][1])}; use "
+            "--rgb-pattern or --flow-pattern"
         )
     return found
 
@@ -82,7 +85,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _patterns(names: Sequence[str]) -> dict[Parts, str]:
-    """Return the pattern of each kind of numbered file, by the text before and after the number."""
+    """Return the pattern of each series of numbered files; the keys are the text before and after the number."""
     digits: dict[Parts, list[str]] = defaultdict(list)
     for name in names:
         stem, dot, ending = name.rpartition(".")
@@ -102,7 +105,7 @@ def _width(numbers: Sequence[str]) -> str:
 
 
 def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
-    """Return the two kinds that differ only in x and y, or u and v; those called flow are preferred."""
+    """Return the two series whose names differ only in x and y, or u and v; names with flow are preferred."""
     pairs = []
     for before, after in kinds:
         for place, letter in enumerate(before):
@@ -117,7 +120,7 @@ def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
 
 
 def _rgb(kinds: Sequence[Parts]) -> Parts | None:
-    """Return the kind with a usual name, otherwise the only kind."""
+    """Return the series with a usual name, or the only series."""
     for stem in _STEMS:
         known = [parts for parts in kinds if parts[0].lower() == stem and parts[1].startswith(".")]
         if known:
@@ -131,25 +134,25 @@ Counts = dict[str, tuple[int, int]]
 
 @dataclass
 class FolderCounts:
-    """Frames found in frame folders."""
+    """Number of frames in frame folders, and the folders that cannot be used."""
 
     counts: Counts = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason)"""
     strange: list[tuple[str, str]] = field(default_factory=list)
-    """the failures whose folder exists but contains other files"""
+    """the failures whose folder exists but contains files with other names"""
     misnumbered: set[str] = field(default_factory=set)
-    """ids among the failures whose file numbers start at another value than the data set's"""
+    """ids of the failures whose file numbers do not start at the same value as those of the data set"""
     modalities: list[Modality] = field(default_factory=list)
-    """modalities with any frame"""
+    """modalities for which frames exist"""
     first: dict[Modality, int] = field(default_factory=dict)
-    """number in the name of the first file"""
+    """for each modality, the number in the name of the first file"""
 
 
 def count_videos(
     videos: Sequence[Source], *, backend: str = "pyav", processes: int | None = None, patience: float = 60.0
 ) -> tuple[Counts, list[tuple[str, str]]]:
-    """Count the frames of videos by decoding them; flow has one fewer.
+    """Count the RGB frames of videos by decoding them; flow has one frame fewer.
 
     Returns:
         Counts by id, and (id, reason) of the videos that give fewer than two frames.
@@ -180,7 +183,7 @@ def count_videos(
 
 
 def count_one(path: Path, beat: Beat, backend: str) -> int | str:
-    """Return the number of frames of a video that can be decoded, or why none can."""
+    """Return the number of frames that can be decoded, or the reason if there are none."""
     cv2.setNumThreads(1)
     try:
         with open_video(path, backend) as video:
@@ -194,8 +197,8 @@ def count_one(path: Path, beat: Beat, backend: str) -> int | str:
 def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = False) -> FolderCounts:
     """Count the frames in the frame folders of a record.
 
-    If one modality is missing, its count follows from the other: flow has one frame fewer. Folders whose file numbers
-    start at another value than the data set's are reported as failures.
+    If one modality is missing, its count is computed from the other: flow has one frame fewer. If most folders start at
+    one number, folders that start at another number are reported as failures.
 
     Args:
         record: The data set.
@@ -260,7 +263,7 @@ def look_and_count(
     places: Sequence[Path],
     names: FrameNames,
 ) -> FolderCounts:
-    """Count frame folders, and add the names and numbering of their files to a record's content.
+    """Count the frames in frame folders, and add `patterns` and `first` to the content of a record.
 
     Args:
         mapping: Content of the record.

@@ -1,7 +1,7 @@
-"""Makes the record and the split lists of a data set from a folder of videos.
+"""Writes the record and the split lists of a data set, given a folder of videos.
 
 Frames are counted in the frame folders if they exist, otherwise by decoding every video once in several processes. A
-video without frames is reported and left out of the lists.
+video without readable frames is reported and left out of the lists.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ Splits = Sequence[tuple[Sequence[VideoRecord], Sequence[VideoRecord]]]
 
 @dataclass
 class Prepared:
-    """The output of `prepare`, and the videos it left out."""
+    """The result of `two-stream prepare`, and the videos that were left out."""
 
     record: Record
     path: Path
     videos: int
     sources: int
-    """distinct source videos"""
+    """number of distinct source videos"""
     lists: list[Path] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """(id, reason) of the videos left out"""
+    """(id, reason) of each video that was left out"""
     unit: Literal["video", "clip"] = "video"
-    """what an entry of the lists is; clips are parts of videos"""
+    """what a line of the lists stands for; a clip is a part of a video"""
     warnings: list[str] = field(default_factory=list)
 
 
 def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | None = None) -> Prepared:
-    """Make a data set from a folder whose sub-folders are the classes; ids are paths below it without suffix.
+    """Prepare a data set from a folder with one sub-folder per class; ids are relative paths without suffix.
 
-    Sub-folders named `train`, `val`, `test` or similar that hold class folders are used as the split.
+    If the sub-folders are named `train`, `val`, `test` or similar and contain the class folders, they define the split.
 
     Args:
         videos: The folder.
@@ -117,7 +117,7 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
 
 
 def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part], str]:
-    """Return the part of the split of each top folder, empty if the folders are classes, and a note in that case.
+    """Return the part of the split for each top folder, and a note. If the folders are classes, there are no parts.
 
     Raises:
         DataError: A split folder contains a video outside its class folders.
@@ -137,14 +137,17 @@ def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part],
         )
     loose = [video_id for video_id in ids if len(PurePosixPath(video_id).parts) < 3]
     if loose:
-        raise DataError(f"{videos}: {loose[0]!r} is not in a class folder ({len(loose)} such videos)")
+        raise DataError(
+            f"{videos}: {loose[0]!r} is not in a class folder; expected <split>/<class>/<video> "
+            f"({len(loose)} such videos)"
+        )
     return {top: "test" if part == "val" and "test" not in found else part for top, part in words.items()}, ""
 
 
 def parts_line(
     split: tuple[Sequence[VideoRecord], Sequence[VideoRecord]], validation: Sequence[object]
 ) -> str:
-    """Return a sentence that counts the videos of a split that was given."""
+    """Return a message with the number of videos in each part of a given split."""
     own = f"{len(validation)} validation, " if validation else ""
     return f"the split is the given one: {len(split[0])} training, {own}{plural(len(split[1]), 'test video')}"
 
@@ -170,7 +173,7 @@ def _mapping(
 def _count(
     mapping: dict[str, Any], folder: Path, frames: Path, sources: Sequence[Source], options: FolderOptions
 ) -> FolderCounts:
-    """Count frames in the frame folders that exist, and decode the other videos."""
+    """Count the frames in existing frame folders, and of the other videos by decoding them."""
     made = FolderCounts(modalities=list(MODALITIES))
     if frames.is_dir():
         root = FrameFolders(make_record(mapping, folder), "rgb")
@@ -210,7 +213,7 @@ def write_dataset(
     validation: Sequence[VideoRecord] = (),
     modalities: Sequence[Modality] = MODALITIES,
 ) -> Prepared:
-    """Write the split lists of each modality, and the record if its content is given.
+    """Write the split lists of each modality, and the record if `mapping` is given.
 
     Args:
         record: The data set; its folder is `folder`.
@@ -255,7 +258,7 @@ def write_dataset(
 
 
 def relative_path(path: Path, folder: Path) -> str:
-    """Return a path relative to a folder, so that both can be moved together; absolute if only the root is shared."""
+    """Return a path relative to a folder, so that both can be moved together; absolute if they share only the root."""
     target, start = path.resolve(), folder.resolve()
     if target.anchor == os.path.commonpath([target, start]):
         return target.as_posix()
@@ -263,7 +266,7 @@ def relative_path(path: Path, folder: Path) -> str:
 
 
 def _groups_by_id(path: Path, ids: Sequence[str]) -> dict[str, str]:
-    """Return the group of every id; the file may name videos without their class folder."""
+    """Return the group of every id; the ids in the file may omit the class folder."""
     table = read_groups(path)
     bare: dict[str, set[str]] = {}
     for key, group in table.items():
@@ -284,11 +287,11 @@ def _enough(records: Sequence[VideoRecord], classes: Sequence[str], videos: Path
     if not records:
         raise DataError(f"{videos}: no video can be read; see `two-stream check {videos}` for the reasons")
     if len({r.group or r.id for r in records}) < 2:
-        raise DataError(f"{videos}: all videos come from one source; a split needs at least two")
+        raise DataError(f"{videos}: all videos come from one source; a split needs at least two sources")
     empty = sorted(set(range(len(classes))) - {r.label for r in records})
     if empty:
         raise DataError(
-            f"{videos}: no video of class {classes[empty[0]]!r} can be read; fix its videos or remove the class"
+            f"{videos}: no video of class {classes[empty[0]]!r} can be read; repair its videos or remove the class"
         )
 
 

@@ -1,1 +1,1 @@
-"""Where the pixels of clips come from: frame folders, video files, parts of videos, packed shards."""
+"""Sources of frames: frame folders, video files, parts of videos, and packed shards."""

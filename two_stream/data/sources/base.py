@@ -1,7 +1,7 @@
-"""The interface of frame sources, and the reading of a clip.
+"""The interface of frame sources, and functions that read a clip.
 
-Every source gives uint8 `(T, H, W, C)` frames by 1-based number, resized to the input specification. Flow frame n lies
-between the images n and n + 1, whether it is stored or computed on the fly.
+Every source returns frames with given numbers (1-based) as uint8 `(T, H, W, C)`, resized to the input specification.
+Flow frame n is the flow between images n and n + 1, whether it is stored or computed on the fly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ClipSource(ABC):
     def read(
         self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
     ) -> Frames:
-        """Return the frames of these numbers (1-based, any order, repeats allowed), each distinct one read once.
+        """Return the frames with these numbers (1-based, in any order); a repeated frame is read only once.
 
         Args:
             video_id: Id of the video in the split list.
@@ -49,9 +49,10 @@ def read_clip(
     spec: InputSpec,
     region: Region | None = None,
 ) -> Frames:
-    """Return the frames of these numbers as they enter a network, uint8 `(len(numbers), H, W, spec.channels)`.
+    """Return the frames with these numbers for a network, as uint8 `(len(numbers), H, W, spec.channels)`.
 
-    A frame of a network with `spec.stack` contains the flow fields of `stacked_numbers`; see `ClipSource.read`.
+    If `spec.stack` is set, each returned frame contains the flow fields of `stacked_numbers`. See also
+    `ClipSource.read`.
     """
     if spec.stack == 1:
         return source.read(record.id, numbers, spec.resize, region)
@@ -63,9 +64,9 @@ def read_clip(
 
 
 def stacked_numbers(number: int, stack: int, last: int) -> list[int]:
-    """Return the flow fields of one stack: `stack` neighbours from `number` on, shifted back at the end of a video.
+    """Return the numbers of `stack` adjacent flow fields from `number` on, shifted back at the end of a video.
 
-    A video with fewer fields repeats its last one.
+    If the video has fewer fields, the last field is repeated.
     """
     first = max(1, min(number, last - stack + 1))
     return [min(first + place, last) for place in range(stack)]

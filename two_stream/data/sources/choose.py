@@ -1,4 +1,4 @@
-"""Creates the source of clips: frame folders, video files, segments of longer videos or packed shards."""
+"""Creates the frame source for clips: frame folders, video files, segments of longer videos, or packed shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from two_stream.types import Modality
 
 
 def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSource:
-    """Return the source that the settings name.
+    """Return the frame source that is selected by `data.source`.
 
     Raises:
         DataError: The record has no such folder, or it does not exist.
@@ -22,7 +22,7 @@ def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSo
         if record.segments is not None:
             raise DataError(
                 f"{record.name}: `data.source: shards` cannot read segments of longer videos; "
-                "use `frames` or `videos`"
+                "use `data.source: frames` or `data.source: videos`"
             )
         assert data.shards is not None  # DataOptions has checked it
         return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding)

@@ -21,7 +21,7 @@ from two_stream.video.sources import folder_ids, video_files
 
 
 class FrameFolders(ClipSource):
-    """Frame folders as `two-stream extract` writes them, or published ones."""
+    """Frame folders written by `two-stream extract`, or published frame folders."""
 
     def __init__(self, record: Record, modality: Modality, *, scaled_decoding: bool = False) -> None:
         super().__init__(modality)
@@ -44,7 +44,7 @@ class FrameFolders(ClipSource):
         )
 
     def folder(self, video_id: str) -> Path:
-        """Return a video's folder: `root/id`, otherwise a folder with that name in the root or a class folder.
+        """Return the folder of a video: `root/id`, or a folder with the same name in the root or in a class folder.
 
         An id with a class (`class/video`) never matches the folder of another class. If no folder exists, `root/id`
         is returned.
@@ -69,10 +69,10 @@ class FrameFolders(ClipSource):
 
 
 class VideoFiles(ClipSource):
-    """The video files; flow is computed on the fly.
+    """Video files; flow is computed on the fly.
 
-    Images are first resized as extraction resizes them, so that displacements in pixels and sharpness are the same in
-    both sources.
+    Images are first resized as in extraction, so that sharpness and displacements in pixels are the same as with
+    `FrameFolders`.
     """
 
     def __init__(self, record: Record, modality: Modality, backend: str, algorithm: str) -> None:
@@ -92,11 +92,11 @@ class VideoFiles(ClipSource):
         return np.stack([made[number] for number in numbers])
 
     def stored(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
-        """Yield (number, frame) for ascending distinct numbers, as extraction would store them."""
+        """Yield (number, frame) for ascending distinct numbers, with the same frames that extraction would write."""
         return self._rgb(video, wanted) if self.modality == "rgb" else self._flow(video, wanted)
 
     def path(self, video_id: str) -> Path:
-        """Return a video's file.
+        """Return the path of a video's file.
 
         Raises:
             VideoError: There is no such video under the root, or there are several.
@@ -105,7 +105,7 @@ class VideoFiles(ClipSource):
 
     @cached_property
     def index(self) -> dict[str, list[Path]]:
-        """Every video under the root by its name; built once."""
+        """The video files below the root, by name."""
         return index_videos(self.root)
 
     def _rgb(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
@@ -126,7 +126,7 @@ class VideoFiles(ClipSource):
 
 
 def index_videos(root: Path) -> dict[str, list[Path]]:
-    """Return every video file below a folder by id (see `folder_ids`), path without suffix, and bare name."""
+    """Index the video files below a folder by id (see `folder_ids`), by path without suffix, and by name."""
     files = video_files(root)[0]
     index: dict[str, list[Path]] = {}
     for video_id, path in zip(folder_ids(root, files), files):
@@ -136,10 +136,10 @@ def index_videos(root: Path) -> dict[str, list[Path]]:
 
 
 def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
-    """Find a video by id, otherwise by its bare name, with the rules of frame folders.
+    """Find a video by its id, or else by its name, with the rules of `FrameFolders.folder`.
 
-    An id with a class matches its own file, otherwise a file outside the class folders. An id without class may be
-    in any class folder, but only in one.
+    An id with a class matches the file in this class folder, or else a file outside the class folders. An id without a
+    class matches a file in any class folder, if there is only one such file.
 
     Raises:
         VideoError: There is no such video, or there are several.

@@ -1,8 +1,9 @@
-"""Segments of longer videos, read from the videos without cutting or copying.
+"""Segments of longer videos, which are read directly from these videos.
 
-A segment has its own id in the split lists, which also give its number of frames. A CSV file in the same folder,
-`id,video,start,end,first`, gives its video, its start and end in seconds, and the number (1-based) of the video's frame
-that it begins with. Flow frame n lies between the images n and n + 1, as in the video.
+Each segment has its own id and number of frames in the split lists. A CSV file in the same folder has the columns
+`id,video,start,end,first`: the id of the segment, the id of the video, the start and end in seconds, and the number
+(1-based) of the video's frame at which the segment starts. Flow frame n of a segment is the flow between its images n
+and n + 1.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ _SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Segment:
-    """Place of a segment in a video."""
+    """The position of a segment in its video."""
 
     video: str
-    """id of the video: its path below the root, without suffix"""
+    """id of the video: its path relative to the root, without suffix"""
     start: float | None
-    """seconds; start and end are None if the annotations count frames"""
+    """start in seconds; `start` and `end` are None if the annotations count frames"""
     end: float | None
     first: int
-    """number of the video's frame that is the segment's frame 1"""
+    """number of the frame in the video that is frame 1 of the segment"""
 
 
 def read_segments(path: Path) -> dict[str, Segment]:
@@ -63,11 +64,13 @@ def read_segments(path: Path) -> dict[str, Segment]:
         except ValueError:
             raise DataError(f"{where}: {','.join(row)!r}: expected {','.join(COLUMNS)}") from None
         if not name or not video:
-            raise DataError(f"{where}: a segment needs an id and a video")
+            raise DataError(f"{where}: expected an id and a video, found an empty field")
         if not counted and not 0 <= float(start) < float(end) < math.inf:
-            raise DataError(f"{where}: {name!r} lasts from {start} to {end} s: expected 0 <= start < end")
+            raise DataError(
+                f"{where}: {name!r} has start {start} s and end {end} s: expected 0 <= start < end"
+            )
         if segment.first < 1:
-            raise DataError(f"{where}: {name!r} starts at frame {first}; frames are counted from 1")
+            raise DataError(f"{where}: {name!r} starts at frame {first}: expected 1 or more")
         if name in found:
             raise DataError(f"{where}: {name!r} is listed twice; remove one line")
         found[name] = segment
@@ -86,7 +89,7 @@ def write_segments(path: Path, segments: Mapping[str, Segment]) -> None:
 
 
 def segments_of(record: Record) -> dict[str, Segment]:
-    """Return the segments of a data set by id; none if it has no segments.
+    """Return the segments of a data set by id; empty if it has no segments.
 
     Raises:
         DataError: The file is missing or wrong.
@@ -97,10 +100,10 @@ def segments_of(record: Record) -> dict[str, Segment]:
 def frames_between(
     start: float, end: float, count: int, *, fps: float | None = None, times: Sequence[float] | None = None
 ) -> range:
-    """Return the numbers (1-based) of the frames shown from `start` (inclusive) to `end` (exclusive).
+    """Return the numbers (1-based) of the frames displayed from `start` (inclusive) to `end` (exclusive).
 
-    Consecutive segments therefore share no frame and skip none. At a constant rate that is `floor(start * fps) + 1` to
-    `floor(end * fps)`, as in 3D-ResNets-PyTorch `datasets/activitynet.py`.
+    Consecutive segments therefore have no frame in common and skip no frame. At a constant rate, the frames are
+    `floor(start * fps) + 1` to `floor(end * fps)`, as in 3D-ResNets-PyTorch `datasets/activitynet.py`.
 
     Args:
         start: Seconds.
@@ -121,10 +124,10 @@ def frames_between(
 
 
 class SegmentSource(ClipSource):
-    """A source whose ids may be segments of its videos."""
+    """A frame source for videos and for segments of these videos."""
 
     def __init__(self, videos: ClipSource, segments: Mapping[str, Segment]) -> None:
-        """Wrap the source of whole videos; ids that are not segments are read from it unchanged."""
+        """Wrap a source of whole videos; ids that are not segments are passed to this source unchanged."""
         super().__init__(videos.modality)
         self.videos = videos
         self.segments = segments
@@ -132,13 +135,14 @@ class SegmentSource(ClipSource):
     def read(
         self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
     ) -> Frames:
-        """See `ClipSource.read`; numbers count from the beginning of the segment."""
+        """See `ClipSource.read`; frames are counted from the start of the segment."""
         segment = self.segments.get(video_id)
         if segment is None:
             return self.videos.read(video_id, numbers, resize, region)
         if min(numbers) < 1:
             raise VideoError(
-                video_id, f"frame {min(numbers)} requested; frames of a segment are counted from 1"
+                video_id,
+                f"frame {min(numbers)} was requested, but the frames of a segment are counted from 1",
             )
         shifted = [segment.first - 1 + number for number in numbers]
         return self.videos.read(segment.video, shifted, resize, region)

@@ -1,8 +1,9 @@
-"""Packed clips: WebDataset tar shards with an index of where each frame lies, read from a disk or object storage.
+"""Packed clips: WebDataset tar shards with an index of all frames, on a disk or in object storage.
 
-`ROOT/<modality>/000000.tar` … hold one sample per video (`key.json`, then its frames); `tar` and the webdataset library
-read them sequentially. `index.npz` in the same folder gives the position of every frame, so that any clip of any video
-is one ranged read: shuffling, sampling and resuming work as with frame folders. `data/packing.py` writes them.
+The shards `ROOT/<modality>/000000.tar` and so on contain one sample per video: `key.json`, followed by the frames. They
+can be read sequentially with `tar` and the webdataset library. `index.npz` in the same folder contains the position of
+every frame, so that any clip can be read with a single range request. Shuffling, sampling and resuming therefore work
+as with frame folders. `data/packing.py` writes the shards and the index.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ _BRIDGED = 4
 
 @dataclass(frozen=True)
 class Packed:
-    """Position of a video's frames."""
+    """The position of a video's frames in the shards."""
 
     shard: int
     frames: int
     first: int
-    """row of its first entry in `starts` and `sizes`: one per video (raw), or one per stored image"""
+    """index of the video's first entry in `starts` and `sizes`, which have one entry per video (raw) or per stored
+    image"""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ class ShardIndex:
     """Content of `index.npz`.
 
     Attributes:
-        settings: How the frames were packed: modality, encoding, resize, quality, exact, source, versions.
+        settings: How the frames were packed: modality, encoding, resize, quality, exact, source and versions.
         names: File name of each shard.
-        lengths: Bytes of each shard.
-        videos: By id.
-        starts: First byte of each entry in its shard.
-        sizes: Bytes of each entry.
-        crcs: CRC-32 of each stored image (raw: of each frame), in the order of the videos; None in older indexes.
+        lengths: Size of each shard in bytes.
+        videos: Position of each video, by id.
+        starts: Position of each entry's first byte in its shard.
+        sizes: Size of each entry in bytes.
+        crcs: CRC-32 of each stored image (raw: of each frame), in the order of the videos; None in old indexes.
     """
 
     settings: dict[str, Any]
@@ -74,7 +76,7 @@ class ShardIndex:
     crcs: NDArray[np.uint32] | None = None
 
     def dump(self, shards: Sequence[dict[str, Any]]) -> bytes:
-        """Return the content of an index file; `shards` contains name, bytes and sha256 of each."""
+        """Return the content of an index file; `shards` contains the name, bytes and sha256 of each shard."""
         meta = {"format": FORMAT, "settings": self.settings, "shards": list(shards), "ids": list(self.videos)}
         places = np.array([(v.shard, v.frames, v.first) for v in self.videos.values()], np.int64).reshape(
             -1, 3
@@ -103,7 +105,9 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         meta = parse_json(arrays["meta"].tobytes())
         places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
         if meta["format"] != FORMAT:
-            raise DataError(f"{name}: format {meta['format']}, but this version reads {FORMAT}; pack again")
+            raise DataError(
+                f"{name}: found format {meta['format']}, expected {FORMAT}; pack the data set again"
+            )
         found = ShardIndex(
             settings=dict(meta["settings"]),
             names=[str(shard["name"]) for shard in meta["shards"]],
@@ -116,11 +120,13 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         _check_places(found, places)
         return found
     except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
-        raise DataError(f"{name}: not an index of shards, or damaged ({error}); pack again") from None
+        raise DataError(
+            f"{name}: not an index of shards, or damaged ({error}); pack the data set again"
+        ) from None
 
 
 def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
-    """Check that every entry lies within a shard; `places` are shard, frames and first entry of each video, `(N, 3)`.
+    """Check that every entry is inside a shard; `places` `(N, 3)` contains each video's shard, frames and first entry.
 
     Raises:
         ValueError: An entry is out of range, or the arrays do not fit each other.
@@ -128,27 +134,31 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
 
     def check(wrong: NDArray[np.bool_], owner: NDArray[np.int64], where: str) -> None:
         if wrong.any():
-            raise ValueError(f"{list(index.videos)[owner[int(wrong.argmax())]]!r} is outside {where}")
+            raise ValueError(
+                f"video {list(index.videos)[owner[int(wrong.argmax())]]!r} has a position outside {where}"
+            )
 
     odd = next((name for name in index.names if not re.fullmatch(r"\w[\w.-]*", name)), None)
     if odd is not None:
-        raise ValueError(f"the shard {odd!r} is not a file name")
+        raise ValueError(f"shard {odd!r}: expected a file name")
     starts, sizes, entries = index.starts, index.sizes, len(index.starts)
     if entries != len(sizes) or {starts.ndim, sizes.ndim} != {1}:
-        raise ValueError(f"{entries} start positions for {len(sizes)} entries")
+        raise ValueError(f"found {entries} start positions and {len(sizes)} sizes: expected equal numbers")
     if {array.dtype for array in (places, starts, sizes)} != {np.dtype(np.int64)}:
-        raise ValueError("positions that are not 64-bit integers")
+        raise ValueError("expected positions that are 64-bit integers")
     if len(index.videos) != len(places):
-        raise ValueError(f"{len(places)} entries for {len(index.videos)} videos")
+        raise ValueError(f"found {len(places)} positions for {len(index.videos)} videos")
     settings = index.settings
     if settings["encoding"] not in ENCODINGS or settings["modality"] not in MODALITY_CHANNELS:
-        raise ValueError(f"{settings['modality']!r:.40} as {settings['encoding']!r:.40}")
+        raise ValueError(
+            f"found modality {settings['modality']!r:.40} with encoding {settings['encoding']!r:.40}"
+        )
     raw, flow = settings["encoding"] == "raw", settings["modality"] == "flow"
     picture = 1
     if raw or settings["resize"] is not None:
         height, width = map(int, settings["resize"])
         if not (1 <= height <= MOST_PIXELS and 1 <= width <= MOST_PIXELS // height):
-            raise ValueError(f"images of {height} × {width}")
+            raise ValueError(f"images of {height} × {width} pixels are too small or too large")
         picture = height * width * MODALITY_CHANNELS["flow" if flow else "rgb"]
     shard, frames, first = places.T
     videos = np.arange(len(places))
@@ -156,11 +166,11 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     count = np.ones_like(frames) if raw else frames.clip(0, entries + 1) * (2 if flow else 1)
     check(outside | (count > entries - first), videos, "the index")
     if count.sum() > entries:
-        raise ValueError(f"{entries} entries for {count.sum()} images")
+        raise ValueError(f"found {entries} entries for {count.sum()} images")
     crcs = index.crcs
     pictures = int(frames.sum()) if raw else entries
     if crcs is not None and (crcs.dtype != np.dtype(np.uint32) or crcs.shape != (pictures,)):
-        raise ValueError(f"checksums of shape {crcs.shape} for {pictures} images")
+        raise ValueError(f"found checksums of shape {crcs.shape} for {pictures} images")
     owner = np.repeat(videos, count)
     rows = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
     starts, sizes = starts[rows], sizes[rows]
@@ -170,7 +180,7 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
 
 
 class ShardSource(ClipSource):
-    """Packed shards, as `two-stream pack` writes them."""
+    """Reads frames from packed shards, which `two-stream pack` writes."""
 
     def __init__(self, location: str, modality: Modality, *, scaled_decoding: bool = False) -> None:
         """Read the index.
@@ -190,7 +200,9 @@ class ShardSource(ClipSource):
         self.index = load_index(self.storage)
         held = self.index.settings["modality"]
         if held != modality:
-            raise DataError(f"{self.storage.where(INDEX)}: contains {held}, expected {modality}; pack again")
+            raise DataError(
+                f"{self.storage.where(INDEX)}: contains {held}, expected {modality}; pack the {modality} frames"
+            )
         self._sound: set[int] = set()
         before = itertools.accumulate((video.frames for video in self.index.videos.values()), initial=0)
         self._first_crc = dict(zip(self.index.videos, before))
@@ -219,39 +231,40 @@ class ShardSource(ClipSource):
         packed = self.index.settings["resize"]
         if packed is not None and tuple(packed) != tuple(resize):
             raise SettingsError(
-                f"{self.storage.location}: packed at {packed[0]}×{packed[1]} (height × width), the model takes "
+                f"{self.storage.location}: the packed frames have {packed[0]}×{packed[1]} pixels "
+                "(height × width), but the model requires "
                 f"{resize[0]}×{resize[1]}; pack again with --resize {resize[0]} {resize[1]}"
             )
         video = self.index.videos.get(video_id)
         if video is None:
             raise VideoError(
                 self.storage.where(INDEX),
-                f"no video {video_id!r} among the {len(self.index.videos)} packed; pack again with the lists that "
-                "name it",
+                f"video {video_id!r} is not among the {len(self.index.videos)} packed videos; pack "
+                "again with the current split lists",
             )
         wrong = [number for number in numbers if not 1 <= number <= video.frames]
         if wrong:
             raise VideoError(
                 f"{self._name(video)}:{video_id}",
-                f"frame {wrong[0]} requested, but {video.frames} are packed",
+                f"frame {wrong[0]} was requested, but only {video.frames} frames are packed",
             )
         self._check(video.shard)
         return video
 
     def _check(self, shard: int) -> None:
-        """Check a shard's size once, before the first read."""
+        """Check the size of a shard before it is read for the first time."""
         if shard in self._sound:
             return
         name, expected = self.index.names[shard], self.index.lengths[shard]
         try:
             size = self.storage.size(name)
         except OSError as error:
-            raise VideoError(self.storage.where(name), f"missing shard ({_reason(error)})") from None
+            raise VideoError(self.storage.where(name), f"the shard is missing ({_reason(error)})") from None
         if size != expected:
             what = "truncated shard" if size < expected else "changed shard"
             raise VideoError(
                 self.storage.where(name),
-                f"{what}: {size} bytes, expected {expected}; copy or pack it again",
+                f"{what}: found {size} bytes, expected {expected}; copy or pack the shard again",
             )
         self._sound.add(shard)
 
@@ -273,17 +286,17 @@ class ShardSource(ClipSource):
         return picture
 
     def _compare(self, video: Packed, number: int, content: bytes | memoryview, place: int) -> None:
-        """Compare what was read with its checksum, so that no changed pixel enters training."""
+        """Compare the bytes of a frame with their checksum, so that damaged pixels are never used."""
         if self.index.crcs is not None and zlib.crc32(content) != self.index.crcs[place]:
             raise VideoError(
                 self._name(video),
-                f"damaged shard: frame {number} of a video differs from its checksum; copy or pack it again",
+                f"damaged shard: the checksum of frame {number} is wrong; copy or pack the shard again",
             )
 
     def _encoded(
         self, video: Packed, numbers: Sequence[int], wanted: tuple[int, int] | None
     ) -> Callable[[int], Frames]:
-        """Read images of `numbers` (flow: x and y, one after the other) and decode each on demand."""
+        """Read the images of these frames (flow: x and y in turn), and decode each image when it is needed."""
         each = 1 if self.modality == "rgb" else 2
         found: dict[int, list[bytes]] = {}
         for first, last in frame_ranges(numbers):
@@ -312,7 +325,9 @@ class ShardSource(ClipSource):
             raise VideoError(self.storage.where(name), f"cannot be read ({_reason(error)})") from None
         if len(content) != count:
             raise VideoError(
-                self.storage.where(name), "truncated shard: it ends before a frame its index names"
+                self.storage.where(name),
+                "truncated shard: a frame in the index is after the end of the shard; copy or pack "
+                "the shard again",
             )
         return content
 
@@ -335,14 +350,15 @@ def load_index(storage: Storage) -> ShardIndex:
         content = storage.read(INDEX, 0, storage.size(INDEX))
     except OSError as error:
         raise DataError(
-            f"{storage.where(INDEX)}: no index of shards here ({_reason(error)}); `two-stream pack` writes one when "
-            "all shards are done"
+            f"{storage.where(INDEX)}: the index of shards cannot be read ({_reason(error)}); run "
+            "`two-stream pack`, which "
+            "writes the index when all shards are complete"
         ) from None
     return parse_index(content, storage.where(INDEX))
 
 
 def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
-    """Return the location of packed frames and how they were made, as runs and score files record it.
+    """Return the location of packed frames and how they were packed, to be recorded in runs and score files.
 
     Raises:
         DataError: There is no index.
@@ -353,7 +369,7 @@ def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
 
 
 def frame_ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of the ranges that cover all numbers; small gaps are included."""
+    """Yield the (first, last) numbers of ranges that contain all numbers; ranges with a small gap are joined."""
     distinct = sorted(set(numbers))
     first = last = distinct[0] if distinct else 0
     for number in distinct[1:]:
@@ -366,7 +382,7 @@ def frame_ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def key_of(video_id: str) -> str:
-    """Return a video's key in a shard: WebDataset ends a key at the first dot of its last part."""
+    """Return the key of a video in a shard, without the dots at which WebDataset would end the key."""
     key = video_id.replace("%", "%25").replace(".", "%2E")
     return f"%5F{key[1:]}" if key.startswith("__") else key
 
@@ -391,10 +407,13 @@ def is_url(location: str) -> bool:
 
 
 class Storage:
-    """A folder, or a URL through fsspec, whose files are read in ranges. Safe to fork and to send to a worker."""
+    """A folder, or a URL opened with fsspec, from which ranges of files are read.
+
+    It can be sent to worker processes.
+    """
 
     def __init__(self, location: str) -> None:
-        """Set the location, a path or a URL such as `s3://bucket/folder`; nothing is opened yet."""
+        """Set the location, a path or a URL such as `s3://bucket/folder`, without opening it."""
         self.location = location
         self.remote = is_url(location)
         self._pid = 0
@@ -405,7 +424,7 @@ class Storage:
         return {**self.__dict__, "_pid": 0, "_files": {}, "_system": None}
 
     def where(self, name: str) -> str:
-        """Return a file's full name."""
+        """Return the full path or URL of a file."""
         return f"{self.location}/{name}" if self.remote else str(Path(self.location).expanduser() / name)
 
     def size(self, name: str) -> int:
@@ -416,7 +435,7 @@ class Storage:
         return Path(self.where(name)).stat().st_size
 
     def read(self, name: str, start: int, count: int) -> bytes:
-        """Return a range of a file's bytes; fewer if the file ends before.
+        """Return a range of bytes of a file; there are fewer bytes if the file ends earlier.
 
         Raises:
             OSError: Missing, or the storage cannot be reached.
@@ -444,7 +463,7 @@ class Storage:
         return self._files[name]
 
     def _open_after_fork(self) -> None:
-        """Open files again after a fork: the child shares file positions and connections with its parent."""
+        """Open files again after a fork, because the child process shares file positions with its parent."""
         if self._pid == os.getpid():
             return
         self._files = {}
@@ -456,7 +475,7 @@ class Storage:
         kind = self.location.split(":", 1)[0].lower()
         if kind not in PROTOCOLS:  # some of fsspec's run commands or log in to other hosts
             raise SettingsError(
-                f"{self.location}: shards cannot be read from {kind} URLs; expected {', '.join(PROTOCOLS)}"
+                f"{self.location}: {kind} URLs are not supported; expected {', '.join(PROTOCOLS)}"
             )
         try:
             return import_module("fsspec.core").url_to_fs(self.location)[0]
@@ -468,7 +487,7 @@ class Storage:
 
 
 def _call_storage(call: Callable[[], T]) -> T:
-    """Call a storage library and turn its own errors into OSError."""
+    """Call a function of a storage library, and convert the library's errors to OSError."""
     try:
         return call()
     except OSError:

@@ -1,1 +1,1 @@
-"""Decodes videos: one reader over several decoder backends."""
+"""Decodes videos with one of several decoder backends."""

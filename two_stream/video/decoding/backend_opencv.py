@@ -1,4 +1,4 @@
-"""The OpenCV backend: faster with plain files, does not report damage, cannot decode AV1."""
+"""The OpenCV backend. It is faster with simple files, but does not report damage and cannot decode AV1."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class OpencvVideo(Video):
-    """A video read through OpenCV, from the first frame on (its seeking is not exact).
+    """A video that OpenCV decodes, always from the first frame, because seeking in OpenCV is not exact.
 
-    OpenCV decodes the first video stream only; if the best stream is another one, PyAV decodes it.
+    OpenCV decodes only the first video stream. If the best stream is a different one, PyAV is used instead.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,9 @@ class OpencvVideo(Video):
         try:
             os.fsencode(path).decode("utf-8")
         except UnicodeDecodeError:
-            raise VideoError(path, "OpenCV needs a UTF-8 file name; rename it or use backend pyav") from None
+            raise VideoError(
+                path, "OpenCV requires a UTF-8 file name; rename the file or use backend pyav"
+            ) from None
         self._instead = None if seen.leads else seen
         with closing(self._walk()) as walk:
             first = next(walk, None)
@@ -68,10 +70,12 @@ class OpencvVideo(Video):
             capture.release()
         self._at_end = True
         if self.header_frames and number < self.header_frames:
-            self._stopped = f"decoding stops after frame {number}: the header announces {self.header_frames}"
+            self._stopped = (
+                f"decoding stops after frame {number}, but the header states {self.header_frames} frames"
+            )
 
 
 def version() -> str:
-    """Return OpenCV's version and that of its libavcodec."""
+    """Return the versions of OpenCV and of its libavcodec."""
     codec = re.search(r"avcodec:\s+YES \((\S+?)\)", cv2.getBuildInformation())
     return f"opencv {cv2.__version__} (libavcodec {codec[1] if codec else 'unknown'})"

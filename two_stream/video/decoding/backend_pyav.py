@@ -1,7 +1,7 @@
-"""The default backend: PyAV, whose wheel contains libav and its codecs (H.264, HEVC, AV1, VP8/9, MPEG-4 …).
+"""The default backend, PyAV. Its wheel contains libav and codecs such as H.264, HEVC, AV1, VP8, VP9 and MPEG-4.
 
-One decoding thread: libav conceals damage differently with every number of threads, so with more threads the frames of
-a damaged file would depend on the machine. Parallel work is over videos, not over frames.
+A single thread decodes, because libav conceals damage differently for each number of threads. With more threads, the
+frames of a damaged file would depend on the machine. Several videos are decoded in parallel instead.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _DECODING_ERRORS = (av.FFmpegError, ValueError, MemoryError)
 
 
 class PyavVideo(Video):
-    """A video read through PyAV.
+    """A video that PyAV decodes.
 
     Attributes:
         stream_index: Index of the video stream among all streams of the file.
-        leads: Whether it is the first stream of moving images.
+        leads: Whether it is the first video stream that is not a cover image.
         quarter_turns: Counter-clockwise quarter turns applied to returned frames.
     """
 
@@ -73,8 +73,10 @@ class PyavVideo(Video):
             self.leads = stream.index == _moving_streams(container)[0].index
             first, why = _decode_first(chain(packets, container.demux(stream)))
         if first is None:
-            announced = f"; the header announces {self.header_frames}" if self.header_frames else ""
-            raise VideoError(path, f"encrypted or empty: no frame decodes ({why}{announced})")
+            announced = f"; the header states {self.header_frames} frames" if self.header_frames else ""
+            raise VideoError(
+                path, f"no frame can be decoded, because the video is encrypted or empty ({why}{announced})"
+            )
         self._size = (first.width, first.height)
         self.quarter_turns = _quarter_turns(first)
         self.width, self.height = self._size[:: -1 if self.quarter_turns % 2 else 1]
@@ -110,7 +112,7 @@ class PyavVideo(Video):
         return len(pts)
 
     def _decode(self, start: int = 0) -> Generator[tuple[int, VideoFrame]]:
-        """Decode frames from `start` (0, or a key frame of the index), with their numbers."""
+        """Yield (number, frame) from `start` on, which is 0 or a key frame of the index."""
         corrupt: list[int] = []
         incomplete = 0
         seconds: list[float] = []
@@ -165,7 +167,7 @@ class PyavVideo(Video):
                 return
 
     def _next_run(self, wanted: list[int]) -> tuple[int, list[int]]:
-        """Return the key frame to start at (0: the beginning) and the frames to read from there."""
+        """Return the key frame (or 0) from which to decode, and the frames to read from there."""
         index = self._index
         if index is None or self.damage or not len(index.pts) or wanted[-1] >= len(index.pts):
             return 0, wanted
@@ -178,7 +180,7 @@ class PyavVideo(Video):
         return start, wanted
 
     def _pick_from(self, start: int, run: list[int]) -> Iterator[tuple[int, Image]]:
-        """Yield frames from a key frame on; stop at a frame that cannot be verified against the index."""
+        """Yield frames from a key frame on; stop at a frame that does not match the index."""
         index, places, last = self._index, set(run), run[-1]
         assert index is not None
         try:
@@ -197,7 +199,7 @@ class PyavVideo(Video):
         self._stopped = None  # decoding from the beginning finds any damage
 
     def _find_index(self) -> Index | None:
-        """Return the stored index, or one made from packets, or one of a full pass if that can be stored."""
+        """Return the stored index, or create one from the packets, or by decoding all frames if it can be stored."""
         if self._searched_index:
             return None
         self._searched_index = True
@@ -217,7 +219,7 @@ class PyavVideo(Video):
         return self._index
 
     def _discard_index(self) -> bool:
-        """Discard an index that a seek has contradicted, also the stored one; return whether there is a better one."""
+        """Discard the index after a seek has shown that it is wrong; return whether there is a better index."""
         index, self._index = self._index, None
         self._searched_index = True
         stored = store_frame_index(self.path, version(), Index(kind="none"))
@@ -227,7 +229,7 @@ class PyavVideo(Video):
         return True
 
     def _to_rgb(self, frame: VideoFrame) -> Image:
-        """Convert by the file's own colour matrix, at the first frame's size, rotated as its header says."""
+        """Convert a frame to RGB, at the size of the first frame and with the rotation in the header."""
         width, height = self._size
         try:
             converted = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
@@ -240,7 +242,7 @@ class PyavVideo(Video):
 
 @contextmanager
 def open_stream(path: Path, stream_index: int) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file at its beginning, with one decoding thread.
+    """Open a file with one decoding thread.
 
     Raises:
         VideoError: Not a video.
@@ -254,9 +256,9 @@ def open_stream(path: Path, stream_index: int) -> Iterator[tuple[InputContainer,
 
 
 def frame_times(path: Path) -> list[float] | None:
-    """Return the second at which each frame appears, the first at 0; None if the file does not say.
+    """Return the time in seconds at which each frame appears, from 0; None if the file does not state it.
 
-    Taken from packets that are reliable enough, otherwise from decoded frames.
+    The times are taken from packets if these are reliable, otherwise from decoded frames.
 
     Raises:
         VideoError: Not a video.
@@ -280,18 +282,18 @@ def _open_container(path: Path) -> InputContainer:
 
 
 def _choose_stream(path: Path, container: InputContainer) -> tuple[VideoStream, list[Packet[VideoStream]]]:
-    """Choose the stream that FFmpeg considers the best, but never a cover image, whether or not it is flagged as one.
+    """Choose the stream that FFmpeg considers the best; never choose a cover image, even if it is not marked as one.
 
     Returns:
         The stream, and its packets that were read to choose it.
     """
     form = container.format.name
     if form in _TEXT_FORMATS:
-        raise VideoError(path, "not a video (a text file)")
+        raise VideoError(path, "not a video, but a text file")
     if form in _LIST_FORMATS:
-        raise VideoError(path, f"not a video (a playlist, {form})")
+        raise VideoError(path, f"not a video, but a playlist ({form})")
     if form in _PICTURE_FORMATS or form.endswith("_pipe"):
-        raise VideoError(path, "an image, not a video")
+        raise VideoError(path, "not a video, but an image")
     moving = _moving_streams(container)
     if not moving:
         cover = " with a cover image" if container.streams.video else ""
@@ -305,7 +307,7 @@ def _choose_stream(path: Path, container: InputContainer) -> tuple[VideoStream, 
         best = container.streams.best("video")
         stream = next((one for one in several if best is not None and one.index == best.index), several[0])
     if stream.codec_context is None:
-        raise VideoError(path, "this build of libav does not know its video codec")
+        raise VideoError(path, "the installed libav does not support the video codec of this file")
     _use_one_thread(stream)
     return stream, [packet for packet in packets if packet.stream.index == stream.index]
 
@@ -331,7 +333,7 @@ def _use_one_thread(stream: VideoStream) -> None:
 
 
 def _has_zeroed_part(packet: Packet[VideoStream], stream: VideoStream) -> bool:
-    """Return whether part of a packet was overwritten with zeros, which decoders may take for images."""
+    """Return whether part of a packet was overwritten with zeros, which decoders may interpret as images."""
     codec = stream.codec_context.name
     # H.264 and HEVC as in MP4: there are no bytes between their units
     gapless = codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
@@ -339,7 +341,7 @@ def _has_zeroed_part(packet: Packet[VideoStream], stream: VideoStream) -> bool:
 
 
 def _decode_first(packets: Iterable[Packet[VideoStream]]) -> tuple[VideoFrame | None, str]:
-    """Return the first frame, or None and why there is none."""
+    """Return the first frame, or None and the reason why there is none."""
     count = 0
     try:
         for packet in packets:
@@ -352,9 +354,9 @@ def _decode_first(packets: Iterable[Packet[VideoStream]]) -> tuple[VideoFrame | 
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns of the display matrix; 0 for anything but a multiple of 90°.
+    """Return the counter-clockwise quarter turns of the display matrix, or 0 if the angle is not a multiple of 90°.
 
-    A broken matrix yields -2147483648.
+    For a damaged matrix, the angle is -2147483648.
     """
     degrees = frame.rotation
     if not math.isfinite(degrees) or abs(degrees) > 360 or degrees % 90:
@@ -375,6 +377,6 @@ def _describe_error(error: BaseException) -> str:
 
 
 def version() -> str:
-    """Return PyAV's version and that of its libavcodec."""
+    """Return the versions of PyAV and of its libavcodec."""
     codec = ".".join(map(str, av.library_versions["libavcodec"]))
     return f"pyav {av.__version__} (libavcodec {codec})"

@@ -1,4 +1,4 @@
-"""The torchcodec backend, an extra: it needs FFmpeg's shared libraries on the system."""
+"""The torchcodec backend, an optional extra that requires the shared libraries of FFmpeg."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INSTALL = "pip install two-stream[torchcodec]"
 
 
 def _decoder_class() -> Any:
-    """Import torchcodec's decoder.
+    """Import the decoder class of torchcodec.
 
     Raises:
         SettingsError: The extra or FFmpeg's libraries are not installed.
@@ -39,7 +39,7 @@ _AT_ONCE = 16
 
 
 class TorchcodecVideo(Video):
-    """A video read through torchcodec, which indexes the file when it opens it (`seek_mode="exact"`)."""
+    """A video that torchcodec decodes. The whole file is indexed when it is opened (`seek_mode="exact"`)."""
 
     def __init__(self, path: Path) -> None:
         decoder_class = _decoder_class()

@@ -1,4 +1,4 @@
-"""An opened video, read by frame index in one forward pass: what all decoder backends share."""
+"""The base class of all decoder backends: an open video whose frames are read by index in one forward pass."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 
 
 class Decoded(NamedTuple):
-    """A frame as a backend returns it."""
+    """A decoded frame, before its conversion to RGB."""
 
     picture: Callable[[], Image]
-    """converts the frame to RGB; valid until the next frame is decoded"""
+    """function that converts the frame to RGB; valid until the next frame is decoded"""
     stamp: float | None = None
-    """presentation time in seconds, by the file's timestamps"""
+    """presentation time in seconds, from the timestamps of the file"""
     lasts: float | None = None
     """duration in seconds, if the file states it"""
 
 
 class Video(ABC):
-    """An opened video file. Frames count from 0 in presentation order; only frames that really decode count.
+    """An open video file. Frames that can be decoded are numbered from 0, in the order of presentation.
 
     Attributes:
         path: The file.
@@ -46,7 +46,7 @@ class Video(ABC):
         height: Rows of a returned frame, after rotation.
         fps: Average frames per second, None if the file does not state it.
         codec: Name of the video codec, for example "h264".
-        header_frames: Number of frames by the header, None if it has none. Often wrong.
+        header_frames: Number of frames stated in the header, None if it is not stated. It is often wrong.
     """
 
     def __init__(self, path: Path, codec: str, fps: float | None, header_frames: int | None) -> None:
@@ -66,13 +66,14 @@ class Video(ABC):
 
     @abstractmethod
     def _walk(self) -> Generator[Decoded]:
-        """Decode from the first frame. Sets `_at_end` after the last frame, or `_stopped` instead of raising."""
+        """Decode from the first frame; set `_at_end` after the last frame, or `_stopped` after an error."""
 
     @property
     def damage(self) -> str | None:
-        """Why decoding stopped early, where the file is truncated or has gaps, or which frames are marked corrupt.
+        """Why decoding stopped early, where parts of the file are missing, or which frames are marked as corrupt.
 
-        None if nothing was found in what was decoded so far; final after `num_frames`, or once `frames()` is exhausted.
+        None if the frames decoded so far have no damage. The result is final after `num_frames` or after all of
+        `frames()`.
         """
         if self._stopped or not self._at_end:
             return self._stopped
@@ -80,16 +81,16 @@ class Video(ABC):
 
     @cached_property
     def _file_damage(self) -> str | None:
-        """Computed only on request: the check reads transport streams and unpacks GIFs once more."""
+        """Damage of the container file; computed only when needed, because some formats are read once more."""
         return find_file_damage(self.path)
 
     @property
     def num_frames(self) -> int:
-        """Number of frames that really decode. The first request decodes the whole file, without converting pixels."""
+        """Number of frames that can be decoded; the first access decodes the whole file, without converting pixels."""
         return self.count()
 
     def count(self, beat: Callable[[], None] | None = None) -> int:
-        """Count the frames that really decode, calling `beat` after each; see `num_frames`."""
+        """Count the frames that can be decoded, and call `beat` after each frame; see `num_frames`."""
         if self._count is None:
             self._count = self._count_frames(beat or ignore_beat)
         return self._count
@@ -103,33 +104,37 @@ class Video(ABC):
 
     @property
     def times(self) -> NDArray[np.float64] | None:
-        """Seconds `(num_frames + 1,)` at which each frame appears, from 0, and at which the last one ends.
+        """Times in seconds `(num_frames + 1,)` at which each frame appears, from 0, and at which the last frame ends.
 
-        Taken from timestamps, or from the frame rate for frames without one. None if the file has neither.
+        They are computed from timestamps, and from the frame rate for frames without a timestamp. None if the file has
+        neither timestamps nor a frame rate.
         """
         self.count()
         return self._times
 
     def _timed(self, walk: Iterable[Decoded]) -> Iterator[tuple[float | None, Callable[[], Image]]]:
-        """Walk through the whole file and store its times at the end."""
+        """Yield the time and image of each frame of the whole file, and store the times at the end."""
         clock = Clock(self.fps)
         for picture, stamp, lasts in walk:
             yield clock.tick(stamp, lasts), picture
         self._times = clock.edges()
 
     def frames(self) -> Iterator[Image]:
-        """Decode every frame in order; each is uint8 `(H, W, 3)`, RGB. One frame is in memory at a time."""
+        """Decode every frame in order, as RGB images, uint8 `(H, W, 3)`. Only one frame is in memory at a time."""
         return (picture for _, picture in self.timed_frames())
 
     def timed_frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Decode every frame in order, with its time in seconds from the first; see `times` and `frames`."""
+        """Yield (time, image) of every frame in order; times are in seconds from the first frame.
+
+        See `times` and `frames`.
+        """
         number = 0
         for number, (seconds, picture) in enumerate(self._timed(self._walk()), start=1):  # noqa: B007 - used after the loop
             yield seconds, picture()
         self._count = number
 
     def read(self, indices: Sequence[int]) -> Image:
-        """Return the frames at 0-based `indices` (any order, repeats allowed) as uint8 `(N, H, W, 3)`, RGB.
+        """Return the RGB frames at `indices` (0-based, any order, repeats allowed) as uint8 `(N, H, W, 3)`.
 
         Raises:
             VideoError: An index is negative, or the video ends before it.
@@ -141,22 +146,22 @@ class Video(ABC):
         return out
 
     def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, Image]]:
-        """Yield (index, image) of the frames at 0-based `indices`, each once, ascending, one in memory at a time.
+        """Yield (index, image) for each distinct index (0-based), in ascending order, one image at a time.
 
-        Frames are decoded from the start up to the largest index, so no seek can miss. If an index of the file exists
-        or is cheap to make, a backend may start at a key frame that it verifies.
+        Frames are decoded from the start of the video up to the largest index, because seeking may return other frames.
+        If the file has a frame index, a backend can start at a key frame and verify the result.
 
         Raises:
             VideoError: An index is negative, or the video ends before it.
         """
         wanted = sorted({int(index) for index in indices})
         if wanted and wanted[0] < 0:
-            raise VideoError(self.path, f"frame {wanted[0]} requested; frames are counted from 0")
+            raise VideoError(self.path, f"frame {wanted[0]} was requested, but frames are counted from 0")
         if wanted:
             yield from self._pick(wanted)
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
-        """Yield the requested frames (ascending, distinct, at least one) from a walk from the first frame."""
+        """Yield the requested frames (ascending, distinct, at least one), decoding from the first frame."""
         places = set(wanted)
         number = -1
         with closing(self._walk()) as walk:
@@ -167,12 +172,12 @@ class Video(ABC):
                     return
         reason = f" ({self.damage})" if self.damage else ""
         message = (
-            f"frame {wanted[-1]} requested (counting from 0), but only {number + 1} frames decode{reason}"
+            f"frame {wanted[-1]} was requested (from 0), but only {number + 1} frames can be decoded{reason}"
         )
         raise VideoError(self.path, message)
 
     def close(self) -> None:  # noqa: B027 - a backend with nothing to release inherits it
-        """Release the backend's resources; reading opens the file again."""
+        """Release the resources of the backend; the file is opened again when it is read."""
 
     def __enter__(self) -> Self:
         return self
@@ -182,18 +187,18 @@ class Video(ABC):
 
 
 def ignore_beat() -> None:
-    """Do nothing; used where progress is not monitored."""
+    """Do nothing, when progress is not monitored."""
 
 
 def rotate_picture(picture: NDArray[Any], quarter_turns: int) -> NDArray[Any]:
-    """Rotate an image counter-clockwise by quarter turns; the result is contiguous in memory."""
+    """Rotate an image counter-clockwise by quarter turns, and return a contiguous array."""
     return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
 
 
 def check_file(path: Path) -> None:
-    """Reject everything but a regular file with content, before a decoder sees it.
+    """Raise an error unless the path is a regular file with content.
 
-    A named pipe or a device would block a decoder for ever.
+    A decoder would wait forever for a named pipe or a device.
 
     Raises:
         VideoError: No such file, a folder, not a regular file, empty, or not readable.
@@ -204,21 +209,21 @@ def check_file(path: Path) -> None:
         if not path.exists():
             raise VideoError(path, "no such file")
         if not path.is_file():
-            raise VideoError(path, "is not a regular file")
+            raise VideoError(path, "expected a regular file, found a device or pipe")
         if path.stat().st_size == 0:
             raise VideoError(path, "empty file (0 bytes)")
         with path.open("rb"):
             pass
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise VideoError(path, f"cannot be opened ({what.lower()})") from None
+        raise VideoError(path, f"the file cannot be opened ({what.lower()})") from None
 
 
 class Clock:
-    """Seconds from the first frame, computed from timestamps in presentation order. They never decrease.
+    """Computes the time of each frame, in seconds from the first frame. Times never decrease.
 
-    A frame without a stamp comes one frame after the previous one. If stamps step back, time continues from there.
-    `fps` is for frames without a stamp.
+    A frame without a timestamp appears when the previous frame ends, which may be computed from `fps`. If timestamps
+    jump backwards, the time continues from the previous frame.
     """
 
     def __init__(self, fps: float | None) -> None:
@@ -230,7 +235,7 @@ class Clock:
         self._trusts_durations = False
 
     def tick(self, stamp: float | None, lasts: float | None = None) -> float | None:
-        """Return when a frame appears, by its stamp and duration in seconds; None if neither stamp nor rate says."""
+        """Return the time of the next frame, given its timestamp and duration; None if it cannot be computed."""
         before = self._seconds[-1] if self._seconds else None
         now = 0.0 if not self._seconds else self._end()
         if stamp is not None and (now is not None or self._zero is not None):
@@ -247,7 +252,7 @@ class Clock:
         return now
 
     def _end(self) -> float | None:
-        """Return when the newest frame ends."""
+        """Return the time at which the latest frame ends."""
         last = self._seconds[-1]
         before = self._seconds[-2] if len(self._seconds) > 1 else None
         gap = None if last is None or before is None else last - before
@@ -256,7 +261,7 @@ class Clock:
         return None if last is None or apart is None else last + apart
 
     def edges(self) -> NDArray[np.float64] | None:
-        """Return `(N + 1,)`: when each frame appears, and when the last one ends; None if that is not known."""
+        """Return the times `(N + 1,)` at which each frame appears and the last frame ends; None if they are unknown."""
         if not self._seconds or None in self._seconds:
             return None
         end = self._end()
@@ -264,7 +269,7 @@ class Clock:
 
 
 def uneven_times(edges: NDArray[np.float64] | None) -> list[float]:
-    """Return the times of a video of variable rate; empty if each frame is within half a frame of a steady rate."""
+    """Return the frame times of a video with a variable rate, or an empty list if the rate is nearly constant."""
     if edges is None:
         return []
     apart = edges[-1] / (len(edges) - 1)

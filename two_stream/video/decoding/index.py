@@ -1,19 +1,20 @@
-"""Indexes of a video's frames, so that a read may start at a key frame; stored between runs.
+"""Frame indexes of videos. With an index, decoding can start at a key frame. Indexes are stored between runs.
 
-An index is of one of three kinds:
+There are three kinds of index:
 
-- `decoded`: from one full pass, with timestamps, key frames and a checksum of each frame's pixels.
-- `packets`: timestamps and key frames of a file whose packets are reliable. Nothing is decoded: demuxing a thousand
-  frames takes as long as decoding twenty.
-- `none`: timestamps do not identify frames, or the file is damaged. It is read from its beginning.
+- `decoded`: timestamps, key frames and a checksum of each frame's pixels, from decoding the whole file.
+- `packets`: timestamps and key frames of a file whose packets are reliable. Only the first frames are decoded; reading
+  the packets of a thousand frames takes as long as decoding twenty frames.
+- `none`: timestamps do not identify frames, or the file is damaged. The file is decoded from its start.
 
-Packets are reliable if the codec's key frames can be distinguished from mere recovery points, every packet has a
-timestamp that no other packet has, no packet is marked corrupt or discarded, their number is the header's, parameter
-sets do not change in between, and the first frames decode in the order of the timestamps. Damage inside a packet is
-found only by decoding it: a full pass may end there, while a seek past it still works.
+Packets are reliable if all of these conditions hold. Key frames of the codec can be distinguished from recovery points.
+Every packet has its own timestamp, and no packet is marked as corrupt or discarded. The number of packets is the number
+of frames in the header. Parameter sets do not change. The first frames are decoded in the order of the timestamps.
+Damage inside a packet is found only when the packet is decoded. Decoding the whole file may stop there, while seeking
+past it still works.
 
-Files are in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and modification
-time.
+The index of each video is a file in the user's cache folder (`TWO_STREAM_CACHE`). It is identified by the path, size
+and modification time of the video.
 """
 
 from __future__ import annotations
@@ -52,24 +53,24 @@ _PLAIN = frozenset({"vp9", "mjpeg"})
 
 @dataclass
 class Index:
-    """Frames in presentation order, numbered from 0."""
+    """Index of a video's frames, which are numbered from 0 in the order of presentation."""
 
     pts: list[int | None] | NDArray[np.int64] = field(default_factory=list)
     """timestamp of each frame"""
     keys: list[int] = field(default_factory=list)
-    """frames that can be decoded without earlier ones, ascending"""
+    """numbers of the frames that can be decoded without earlier frames, ascending"""
     prints: list[int] | NDArray[np.uint32] = field(default_factory=list)
     """checksum of every fourth row of each frame's first plane; empty if nothing was decoded"""
     kind: Literal["decoded", "packets", "none"] = "decoded"
 
     def start_before(self, frame: int) -> int:
-        """Return the last key frame at or before `frame`, 0 if timestamps do not identify frames."""
+        """Return the last key frame that is not after `frame`, or 0 if timestamps do not identify frames."""
         place = bisect_right(self.keys, frame)
         return self.keys[place - 1] if place and self.unique else 0
 
     @cached_property
     def unique(self) -> bool:
-        """Whether every frame has a timestamp, and they strictly increase."""
+        """Whether every frame has a timestamp and timestamps strictly increase."""
         if isinstance(self.pts, np.ndarray):
             return bool((np.diff(self.pts) > 0).all())
         known = [stamp for stamp in self.pts if stamp is not None]
@@ -77,7 +78,7 @@ class Index:
 
 
 def load_frame_index(path: Path, decoder: str) -> Index | None:
-    """Return a file's stored index; None if there is none for its present state and this decoder's version."""
+    """Return the stored index of a file; None if there is none for the current file and this version of the decoder."""
     place = _index_file(path)
     if place is None:
         return None
@@ -93,7 +94,7 @@ def load_frame_index(path: Path, decoder: str) -> Index | None:
 
 
 def store_frame_index(path: Path, decoder: str, index: Index) -> bool:
-    """Store an index; False if that is not possible."""
+    """Store an index, and return whether this was possible."""
     place = _index_file(path)
     if place is None:
         return False
@@ -111,7 +112,7 @@ def store_frame_index(path: Path, decoder: str, index: Index) -> bool:
 
 
 def _unpack(made: dict[str, Any], payload: bytes) -> Index:
-    """Return a stored index; raise ValueError if counts and content differ."""
+    """Unpack a stored index; raise `ValueError` if its counts and content differ."""
     frames, keys, prints = (int(count) for count in made["counts"])
     middle, end = 8 * frames, 8 * (frames + keys)
     if len(payload) != end + 4 * prints or made["kind"] not in ("decoded", "packets", "none"):
@@ -142,7 +143,7 @@ def _index_file(path: Path) -> Path | None:
 
 
 def read_packet_index(container: InputContainer, stream: VideoStream) -> Index | None:
-    """Read a newly opened file to its end; return its index, or None if its packets are not reliable."""
+    """Read all packets of a newly opened file; return its index, or None if the packets are not reliable."""
     codec = stream.codec_context.name
     if codec not in _KEYS and codec not in _PLAIN:
         return None
@@ -168,7 +169,7 @@ def read_packet_index(container: InputContainer, stream: VideoStream) -> Index |
 
 
 def starts_like_index(container: InputContainer, stream: VideoStream, index: Index) -> bool:
-    """Return whether the first frames of a newly opened file decode with the timestamps of the index."""
+    """Return whether the first frames of a newly opened file have the timestamps of the index."""
     count = min(_VERIFIED, len(index.pts))
     number = 0
     try:
@@ -185,9 +186,10 @@ def starts_like_index(container: InputContainer, stream: VideoStream, index: Ind
 
 
 def _sort_packets(stamps: list[int], keys: list[int], announced: int, depth: int) -> Index | None:
-    """Sort the timestamps of the packets; None if the decoded frames will have different ones.
+    """Create an index from the timestamps of packets; None if the decoded frames would have other timestamps.
 
-    `announced` is the number of frames in the header (0 if not stated), `depth` how many the decoder holds back.
+    `announced` is the number of frames in the header (0 if not stated); `depth` is the number of frames that the
+    decoder delays.
     """
     if not stamps or not keys or (announced and announced != len(stamps)):
         return None
@@ -207,7 +209,7 @@ def _sort_packets(stamps: list[int], keys: list[int], announced: int, depth: int
 
 
 def _is_key(packet: Packet[VideoStream], codec: str, stream: VideoStream) -> bool | None:
-    """Return whether decoding can begin at a packet; None if parameter sets change in between."""
+    """Return whether decoding can start at a packet; None if the parameter sets change at this packet."""
     if codec in _PLAIN:
         return bool(packet.is_keyframe)
     extradata = stream.codec_context.extradata or b""

@@ -1,7 +1,7 @@
-"""Finds truncated and damaged video files: by a container's sizes, end marks, counters, checksums, and by timestamps.
+"""Finds truncated and damaged video files from sizes, end markers, counters, checksums and timestamps in the container.
 
-Decoders do not report missing parts: libav reads a truncated file as far as it goes, and stops. Nothing is decoded
-here. Formats without an end or a size (raw streams, MPEG program streams) cannot be judged.
+Decoders do not report missing parts: libav reads a truncated file until it ends, without an error. No frames are
+decoded here. Formats that store neither a size nor an end marker (raw streams, MPEG program streams) cannot be checked.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _number = int.from_bytes
 
 
 class _FileDamageError(Exception):
-    """Its text says what is wrong with the file."""
+    """A video file is damaged; the message describes the damage."""
 
 
 def find_file_damage(path: Path) -> str | None:
-    """Return what is wrong with a video's container file; None if nothing is, or its format cannot be judged."""
+    """Describe the damage of a video file's container; return None if there is none or the format cannot be checked."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -69,7 +69,7 @@ def _at(file: BinaryIO, place: int, count: int) -> bytes:
 
 
 def _chain(file: BinaryIO, start: int, end: int, step: Callable[[bytes, int], tuple[str, int]]) -> None:
-    """Follow the parts of a file; `step` maps a part's first 32 bytes and position to its name and end."""
+    """Go through the parts of a file; `step` maps the first 32 bytes and the position of a part to its name and end."""
     while start < end:
         name, after = step(_at(file, start, 32), start)
         if after > end:
@@ -80,11 +80,11 @@ def _chain(file: BinaryIO, start: int, end: int, step: Callable[[bytes, int], tu
 
 
 def _lost(place: int, what: str) -> _FileDamageError:
-    return _FileDamageError(f"the file is damaged at byte {place}: {what} expected")
+    return _FileDamageError(f"the file is damaged at byte {place}: expected {what}")
 
 
 def _cut(size: int, name: str, end: int) -> _FileDamageError:
-    return _FileDamageError(f"the file is truncated: it ends at byte {size}, and {name} at byte {end}")
+    return _FileDamageError(f"the file is truncated: it ends at byte {size}, but {name} ends at byte {end}")
 
 
 def _without_end(size: int) -> _FileDamageError:
@@ -108,7 +108,7 @@ def _mp4(file: BinaryIO, size: int) -> None:
 
 
 def _segments(index: bytes, place: int, size: int) -> None:
-    """Compare the segment index of a fragmented file with its size."""
+    """Compare the segment index of a fragmented file with the size of the file."""
     wide = 8 if index[8:9] == b"\x01" else 4
     at = 20 + 2 * wide
     first = _number(index[at - wide : at])
@@ -165,7 +165,7 @@ def _matroska(file: BinaryIO, size: int) -> None:
             content = _at(file, body, length)  # begins with a checksum of the rest
             if zlib.crc32(content[6:]) != _number(content[2:6], "little"):
                 raise _FileDamageError(
-                    f"the file is damaged after byte {place}: the checksum of this part differs"
+                    f"the file is damaged after byte {place}: the checksum of this part is wrong"
                 )
         if kind == _SEGMENT and known:
             rest[0] = body + length
@@ -195,7 +195,7 @@ def _gif(file: BinaryIO, size: int) -> None:
 
 
 def _unpack_pictures(file: BinaryIO) -> None:
-    """Unpack the images of a GIF file: libav and OpenCV fill missing parts with arbitrary pixels."""
+    """Unpack the images of a GIF file, because libav and OpenCV fill missing parts with arbitrary pixels."""
     from PIL import Image  # comes with matplotlib
 
     number = 0
@@ -209,11 +209,11 @@ def _unpack_pictures(file: BinaryIO) -> None:
     except (EOFError, Image.DecompressionBombError):
         return
     except (OSError, ValueError, SyntaxError) as error:
-        raise _FileDamageError(f"image {number + 1} of the file is damaged ({error})") from None
+        raise _FileDamageError(f"image {number + 1} in the file is damaged ({error})") from None
 
 
 def _colour_table(flags: int) -> int:
-    """Return the length of a colour table in bytes."""
+    """Return the size of a colour table in bytes."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
@@ -297,7 +297,7 @@ def _y4m(file: BinaryIO, size: int) -> None:
 
 
 def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
-    """Check the marker and the counter of every packet; the counter rises by one in each packet with a payload."""
+    """Check the marker and the counter of every packet; the counter increases by one for each packet with a payload."""
     counters: dict[int, int] = {}
     file.seek(0)
     for first in range(0, size // each, _CHUNK):
@@ -317,7 +317,7 @@ def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
             gaps = np.flatnonzero((steps > 1) & ~restarts[carry])  # 0: sent twice
             if len(gaps):
                 place = (first + int(carry[gaps[0]])) * each
-                raise _FileDamageError(f"the file is damaged before byte {place}: packets are missing there")
+                raise _FileDamageError(f"the file is damaged before byte {place}: packets are missing")
             counters[name] = int(count[-1])
     if size % each:
         raise _FileDamageError(
@@ -344,7 +344,7 @@ _FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], None]],
 
 
 def read_stated_end(container: InputContainer, stream: VideoStream) -> float | None:
-    """Return the second at which the video ends by the header of a Matroska or Flash file."""
+    """Return the end of the video in seconds, as stated in the header of a Matroska or Flash file."""
     if container.format.name not in ("matroska,webm", "flv"):
         return None
     for key, value in stream.metadata.items():
@@ -358,10 +358,10 @@ def read_stated_end(container: InputContainer, stream: VideoStream) -> float | N
 
 
 def find_missing_frames(stamps: Sequence[float], end: float | None, kind: str) -> str | None:
-    """Describe where frames are missing; None if none are.
+    """Describe where frames are missing; return None if no frames are missing.
 
-    A gap counts only in a file of otherwise constant frame rate. `stamps` are the seconds at which frames appear, `end`
-    is the end of the last one by the header, and `kind` the container format.
+    Gaps are reported only if the frame rate is otherwise constant. `stamps` are the times of the frames in seconds,
+    `end` is the end of the video according to the header, and `kind` is the container format.
     """
     if kind not in _GAPPED or not stamps:
         return None

@@ -1,7 +1,7 @@
-"""Live sources: frames of a file, a camera, or an RTSP or HTTP stream as they arrive.
+"""Reads frames from a camera, from an RTSP or HTTP stream, or from a file, as they arrive.
 
-A file yields the frames of `open_video`. A camera is read with OpenCV, an address with libav and a time limit for each
-read, so that a dead source is noticed.
+Files are read with `open_video`, cameras with OpenCV, and streams with libav. Reading from a stream has a time limit,
+so that a broken connection is detected.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ _NETWORK = "http,https,httpproxy,tcp,tls,udp,rtp,srtp,rtsp,rtsps,rtmp,srt,crypto
 
 @dataclass(frozen=True)
 class LiveFrame:
-    """An image with its number and time."""
+    """An image, its number and its time."""
 
     number: int
-    """counts from 1 since the source was first opened"""
+    """number of the frame, counted from 1 since the source was first opened"""
     seconds: float
-    """since the first frame by the source's own clock, if it has one; otherwise since the source was opened"""
+    """time since the first frame, if the source has timestamps; otherwise since the source was opened"""
     arrived: float
-    """`time.monotonic()` when it was decoded"""
+    """`time.monotonic()` when the frame was decoded"""
     picture: Image
     """uint8 `(H, W, 3)`, RGB"""
 
 
 class LiveSource(ABC):
-    """A source of frames.
+    """The base class for sources of frames.
 
     Attributes:
-        name: As given by the user.
-        live: Whether frames arrive in real time, and a source that ends is expected to come back.
+        name: Name of the source, as given by the user.
+        live: Whether frames arrive in real time; such a source is opened again when it ends.
         fps: Frames per second, None if the source does not state it.
     """
 
@@ -64,14 +64,14 @@ class LiveSource(ABC):
 
     @abstractmethod
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Open the source and yield the timestamp in seconds (None if it has none) and the image of each frame.
+        """Open the source, and yield the timestamp in seconds (or None) and the image of each frame.
 
         Raises:
             VideoError: It cannot be opened or read. A live source also raises when it ends.
         """
 
     def numbered(self, first: int = 1, offset: float = 0.0) -> Iterator[LiveFrame]:
-        """Yield frames, counted from `first`; `offset` is added to their seconds."""
+        """Yield frames with numbers from `first` on; `offset` is added to their times."""
         zero: float | None = None
         last, before = 0.0, time.monotonic()
         for number, (stamp, picture) in enumerate(self.frames(), first):
@@ -87,7 +87,7 @@ class LiveSource(ABC):
 
 
 class FileSource(LiveSource):
-    """A video file; its frames are yielded as fast as they are decoded, not at its frame rate."""
+    """A video file, whose frames are yielded as fast as they are decoded."""
 
     live = False
 
@@ -100,14 +100,14 @@ class FileSource(LiveSource):
             self.fps = video.fps
 
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Yield every frame that decodes, with its time in the file."""
+        """Yield every frame that can be decoded, with its time in the file."""
         with open_video(self.name, self.backend) as video:
             yield from video.timed_frames()
             self.damage = video.damage
 
 
 class CameraSource(LiveSource):
-    """A camera of this machine, by number."""
+    """A camera of this machine, identified by its number."""
 
     def frames(self) -> Iterator[tuple[float | None, Image]]:
         """Yield images until the camera stops."""
@@ -116,24 +116,25 @@ class CameraSource(LiveSource):
         try:
             if not camera.isOpened():
                 raise VideoError(
-                    f"camera {self.name}", "cannot be opened; check that it is connected and not in use"
+                    f"camera {self.name}",
+                    "the camera cannot be opened; check that it is connected and not in use",
                 )
             rate = camera.get(cv2.CAP_PROP_FPS)
             self.fps = rate if 0 < rate <= 1000 else None
             while True:
                 has_picture, picture = camera.read()
                 if not has_picture:
-                    raise VideoError(f"camera {self.name}", "sends no more images")
+                    raise VideoError(f"camera {self.name}", "the camera has stopped sending images")
                 yield None, np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
         finally:
             camera.release()
 
 
 class AddressSource(LiveSource):
-    """An RTSP, HTTP or other stream that libav reads."""
+    """An RTSP, HTTP or other network stream that libav can read."""
 
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Yield images until the stream ends or stalls."""
+        """Yield images until the stream ends or no data arrives."""
         options = {"protocol_whitelist": _NETWORK, "fflags": "nobuffer", "rtsp_transport": "tcp"}
         try:
             with av.open(
@@ -141,7 +142,7 @@ class AddressSource(LiveSource):
             ) as container:
                 stream = container.streams.best("video")
                 if not isinstance(stream, VideoStream):
-                    raise VideoError(self.name, "a stream without video")
+                    raise VideoError(self.name, "the stream contains no video")
                 stream.thread_type = "SLICE"  # frame threads would delay some frames
                 rate = stream.average_rate or stream.guessed_rate
                 self.fps = float(rate) if rate and 0 < rate <= 1000 else None
@@ -153,15 +154,17 @@ class AddressSource(LiveSource):
                     for frame in decoded:
                         yield frame.time, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
         except av.error.ExitError:
-            raise VideoError(self.name, f"no data for {READ_SECONDS:g} seconds") from None
+            raise VideoError(self.name, f"no data received for {READ_SECONDS:g} seconds") from None
         except (av.FFmpegError, ValueError, OSError) as error:
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise VideoError(self.name, f"cannot be read ({text[:1].lower() + text[1:]})") from None
+            raise VideoError(
+                self.name, f"the stream cannot be read ({text[:1].lower() + text[1:]})"
+            ) from None
         raise VideoError(self.name, "the stream has ended")
 
 
 def open_source(name: str, backend: str = "pyav") -> LiveSource:
-    """Return the source of a name: digits are a camera, an address with a scheme is a stream, anything else a file.
+    """Return the source with a name: a number is a camera, an address with a scheme is a stream, otherwise a file.
 
     `backend` decodes files.
 
@@ -170,7 +173,7 @@ def open_source(name: str, backend: str = "pyav") -> LiveSource:
     """
     if name.isascii() and name.isdigit():
         if len(name) > _CAMERA_DIGITS:
-            raise VideoError(name, "not a camera number; they count from 0")
+            raise VideoError(name, "expected a camera number of 0 or more")
         return CameraSource(name)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", name)
     if scheme is None:

@@ -1,7 +1,7 @@
 """Opens videos with one of the decoder backends.
 
-Frames are read by index, exactly: the position in presentation order among the frames that really decode. A header's
-count is never trusted. Decoders return different frames and pixels, so a run records `backend_version`.
+The index of a frame is its position, in the order of presentation, among the frames that can be decoded. The number of
+frames in the header is never used. Frames and pixels differ between decoders, so every run records `backend_version`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def open_video(path: str | Path, backend: str = "pyav") -> Video:
 
 
 def backend_version(backend: str) -> str:
-    """Return a backend's name and version as a run records it, e.g. `pyav 18.1.0 (libavcodec 62.28.102)`.
+    """Return the name and version of a backend, for example `pyav 18.1.0 (libavcodec 62.28.102)`.
 
     Raises:
         SettingsError: The backend is unknown or not installed.

@@ -1,6 +1,6 @@
 """Extracts many videos in parallel, on the processors of this machine or on a Ray cluster.
 
-Each video is extracted completely or not at all (see `one_video.py`); the next run skips finished ones.
+Each video is extracted completely or not at all (see `one_video.py`); the next run skips finished videos.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PER_GPU = 2
 
 @dataclass
 class ExtractSummary:
-    """The outcome of every video, in the order given."""
+    """The outcome of every video, in the order of the input."""
 
     outcomes: list[ExtractionOutcome]
     seconds: float
@@ -40,21 +40,21 @@ class ExtractSummary:
     backend_version: str
 
     def by_status(self, status: str) -> list[ExtractionOutcome]:
-        """Return the outcomes "written", "skipped" or "failed"."""
+        """Return the outcomes with this status: "written", "skipped" or "failed"."""
         return [outcome for outcome in self.outcomes if outcome.status == status]
 
     @property
     def failed(self) -> list[ExtractionOutcome]:
-        """Videos without a frame folder, each with its reason."""
+        """Outcomes of the videos that failed, with the reasons."""
         return self.by_status("failed")
 
     @property
     def frames_per_second(self) -> float:
-        """Frames written per second of wall-clock time, by all processes together."""
+        """Number of frames written per second by all processes together."""
         return sum(outcome.frames for outcome in self.by_status("written")) / max(self.seconds, 1e-9)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON-ready values."""
+        """Return all fields as values that can be written as JSON."""
         return {
             **{status: len(self.by_status(status)) for status in ("written", "skipped", "failed")},
             "seconds": round(self.seconds, 3),
@@ -68,9 +68,9 @@ class ExtractSummary:
 def extract(
     videos: Sequence[Source], out: Path, options: ExtractOptions | None = None, *, ray: str | None = None
 ) -> ExtractSummary:
-    """Write the frame folder `<out>/<id>` of every video, several in parallel, with a progress display.
+    """Write the frame folder `<out>/<id>` of every video, with several videos in parallel and a progress display.
 
-    A video that fails raises no error: the summary lists it with its reason. Ctrl-C leaves no unfinished folder.
+    If a video fails, no error is raised, and the summary contains the reason. Ctrl-C leaves no unfinished folders.
 
     Args:
         videos: The videos to extract.
@@ -90,7 +90,7 @@ def extract(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{out}: cannot create the output folder ({error.strerror})") from None
+        raise DataError(f"{out}: the output folder cannot be created ({error.strerror})") from None
     start = time.monotonic()
     clashes = find_collisions(videos)
     outcomes = {index: _failed(videos[index], reason) for index, reason in clashes.items()}
@@ -115,7 +115,7 @@ def extract(
 
 
 def sort_longest_first(videos: Sequence[Source], indices: Sequence[int]) -> list[int]:
-    """Return the indices by decreasing file size: a long video started last would leave the other processors idle."""
+    """Return the indices by decreasing file size, so that no process starts a long video at the end."""
 
     def size(index: int) -> int:
         try:
@@ -129,7 +129,7 @@ def sort_longest_first(videos: Sequence[Source], indices: Sequence[int]) -> list
 def _answers(
     jobs: Sequence[ExtractionJob], ray: str | None
 ) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
-    """Run the jobs, here or on Ray."""
+    """Run the jobs on this machine or on a Ray cluster."""
     if not jobs:
         return
     options = jobs[0].options

@@ -1,7 +1,7 @@
-"""Extracts one video into a frame folder: RGB and optical flow as JPEG.
+"""Extracts RGB frames and optical flow of one video into a folder of JPEG files.
 
-A video is written into a hidden folder, which is renamed when it is complete, with a manifest (`.done.json`) of its
-settings. However a run ends, a folder under its final name is complete.
+The frames and a manifest of the settings (`.done.json`) are written to a hidden folder, which is renamed when it is
+complete. Even if a run is interrupted, a folder with its final name is therefore complete.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class ExtractOptions:
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
     """flow algorithm; none writes RGB only"""
     network: FlowNetwork | None = None
-    """the network and its weights, for flow raft (see `two_stream.pretrained.raft`)"""
+    """network and weights for flow raft; see `two_stream.pretrained.raft`"""
     short_side: int | None = 256
-    """pixels of the shorter side, aspect ratio kept; None keeps the size of the video"""
+    """shorter side in pixels, with the same aspect ratio; None keeps the size of the video"""
     size: tuple[int, int] | None = None
     """fixed (height, width); overrides `short_side`"""
     backend: str = "pyav"
@@ -49,18 +49,18 @@ class ExtractOptions:
     quality: int = 95
     """JPEG quality, 1 to 100"""
     patterns: FramePatterns = field(default_factory=FramePatterns)
-    """names of the files"""
+    """patterns for the names of the files"""
     overwrite: bool = False
-    """redo videos that were extracted with different settings"""
+    """extract videos again that were extracted with different settings"""
     processes: int | None = None
-    """worker processes; None uses all processors, 0 works in this process"""
+    """number of worker processes; None uses all processors, 0 uses only the main process"""
     threads: int | None = None
-    """OpenCV's threads per process; None divides the processors"""
+    """number of OpenCV threads per process; None divides the processors between the processes"""
     patience: float = 600.0
     """seconds without a new frame after which a video is skipped"""
 
     def __post_init__(self) -> None:
-        """Check ranges; the message names the flag."""
+        """Check the values of the options."""
         if self.flow not in (*ALGORITHMS, "raft", "none"):
             raise SettingsError(
                 f"--flow is {self.flow!r}: expected one of {', '.join(ALGORITHMS)}, raft, none"
@@ -76,7 +76,7 @@ class ExtractOptions:
         sides = self.size if self.size is not None else (self.short_side,)
         if any(side is not None and not 8 <= side <= 16384 for side in sides):
             raise SettingsError(
-                f"frame size {self.size or self.short_side}: expected sides of 8 to 16384 pixels"
+                f"the frame size is {self.size or self.short_side}: expected sides of 8 to 16384 pixels"
             )
         if self.processes is not None and self.processes < 0:
             raise SettingsError(f"--processes is {self.processes}: expected 0 or more")
@@ -84,7 +84,10 @@ class ExtractOptions:
             raise SettingsError(f"--threads is {self.threads}: expected 1 or more")
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings that determine pixels and names of the files; if one changes, extraction is redone."""
+        """Return the settings that determine the pixels and names of the files.
+
+        If one changes, the video is extracted again.
+        """
         return {
             "backend": self.backend,
             "flow": self.flow,
@@ -108,30 +111,30 @@ class ExtractionOutcome:
     flow_frames: int = 0
     seconds: float = 0.0
     reason: str = ""
-    """why it failed"""
+    """reason why the video failed"""
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """One video to extract; it is sent to other processes and machines."""
+    """One video to extract, as it is sent to other processes and machines."""
 
     source: Source
     out: Path
     options: ExtractOptions
     threads: int = 0
-    """OpenCV's threads for this video; 0 keeps the current number"""
+    """number of OpenCV threads for this video; 0 keeps the current number"""
     place: int = 0
-    """number of the job, to spread networks over the GPUs of a machine"""
+    """number of the job, used to distribute networks over the GPUs of a machine"""
 
     @property
     def final(self) -> Path:
-        """Where the frame folder goes."""
+        """Path of the finished frame folder."""
         return self.out / self.source.id
 
 
 def extract_video(job: ExtractionJob, beat: Beat) -> ExtractionOutcome:
-    """Extract one video; errors of the input or the system become a failed outcome."""
+    """Extract one video; errors of the input or the system are returned as a failed outcome."""
     if job.threads:
         cv2.setNumThreads(job.threads)
     start = time.monotonic()
@@ -168,7 +171,7 @@ def _extract(job: ExtractionJob, beat: Beat, outcome: ExtractionOutcome) -> None
 
 
 def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) -> bool:
-    """Return whether a folder is complete, with the job's settings.
+    """Return whether a folder is complete and was extracted with the settings of the job.
 
     Raises:
         VideoError: It has different settings, or contains other files, and must not be replaced without --overwrite.
@@ -179,7 +182,8 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
         changed = _changes(manifest, job)
         if changed and not job.options.overwrite:
             raise VideoError(
-                final, f"{final} was extracted from a different input: {changed}; --overwrite redoes it"
+                final,
+                f"{final} was extracted from a different input: {changed}; use --overwrite to extract it again",
             )
         counts = (count_frames(final, "rgb", patterns), count_frames(final, "flow", patterns))
         if not changed and counts == (manifest["frames"], manifest["flow_frames"]):
@@ -193,9 +197,7 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
     ours = {name for pattern in known for name in names_by_number(names, pattern).values()}
     others = sorted(set(names) - ours)
     if others:
-        reason = (
-            f"{final} contains a file that is not a frame ({others[0]}); move it away or choose another --out"
-        )
+        reason = f"{final} contains a file that is not a frame ({others[0]}); move this file or choose another --out"
         raise VideoError(final, reason)
     if names and manifest is None:
         outcome.warnings.append(f"replaced {len(names)} files of an unfinished folder")
@@ -203,7 +205,7 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
 
 
 def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
-    """Describe how a folder's settings and source differ from the job's; empty if they do not."""
+    """Describe how a folder's settings and source differ from the job's; return an empty string if they are equal."""
     wanted, made = job.options.recorded(), manifest["settings"]
     changes = [f"{key} {made.get(key)} -> {wanted[key]}" for key in wanted if made.get(key) != wanted[key]]
     if job.source.path.is_file():
@@ -214,7 +216,7 @@ def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
 
 
 def read_extraction_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a finished frame folder; None if there is none or it is not valid."""
+    """Return the manifest of a finished frame folder; None if there is no valid manifest."""
     try:
         found = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         patterns = found["settings"]["patterns"]
@@ -226,7 +228,7 @@ def read_extraction_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def extraction_settings(root: Path) -> dict[str, Any] | None:
-    """Return the settings that frames under a folder were extracted with; None for frames from elsewhere."""
+    """Return the settings with which frames below a folder were extracted; None for frames of other programs."""
     for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
         for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
             manifest = read_extraction_manifest(video)
@@ -236,7 +238,7 @@ def extraction_settings(root: Path) -> dict[str, Any] | None:
 
 
 def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOutcome) -> None:
-    """Write the frames of a video into `part`, then its manifest; few frames are in memory at a time."""
+    """Write the frames of a video and then the manifest to `part`, with only a few frames in memory at a time."""
     options, path = job.options, job.source.path
     maker = _flow_maker(job)
     with open_video(path, options.backend) as video:
@@ -245,7 +247,7 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
         frames = flows = 0
 
         def pictures() -> Iterator[NDArray[np.uint8]]:
-            """Write each RGB frame as it passes on to the flow."""
+            """Write each RGB frame before it is used to compute flow."""
             nonlocal frames
             for frame in video.frames():
                 frames += 1
@@ -266,7 +268,7 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
         if video.damage:
             outcome.warnings.append(f"damaged: {video.damage}")
         elif (video.header_frames or 0) - frames > 1:
-            outcome.warnings.append(f"{frames} frames decode, the header announces {video.header_frames}")
+            outcome.warnings.append(f"{frames} frames decode, the header states {video.header_frames}")
         if frames == 1 and maker is not None:
             outcome.warnings.append("too short for flow: one frame")
         manifest = {
@@ -302,7 +304,7 @@ def _flow_maker(job: ExtractionJob) -> FlowMaker | None:
 
 
 def frame_size(height: int, width: int, options: ExtractOptions) -> tuple[int, int]:
-    """Return (height, width) of the stored frames for a video of the given size."""
+    """Return the (height, width) of the extracted frames of a video with the given size."""
     if options.size is not None:
         return options.size
     if options.short_side is None:
@@ -312,7 +314,7 @@ def frame_size(height: int, width: int, options: ExtractOptions) -> tuple[int, i
 
 
 def resize_frame(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize `(H, W, 3)`: bilinearly, or by area averaging if it shrinks, so that fine texture does not flicker."""
+    """Resize an image `(H, W, 3)` bilinearly, or to a smaller size by area averaging, which avoids flicker."""
     if picture.shape[:2] == (height, width):
         return picture
     shrinks = height * width < picture.shape[0] * picture.shape[1]
@@ -321,17 +323,17 @@ def resize_frame(picture: NDArray[np.uint8], height: int, width: int) -> NDArray
 
 
 def _write_jpeg(path: Path, picture: NDArray[np.uint8], quality: int) -> None:
-    """Encode and write in two steps, because the file's name need not end in `.jpg`."""
+    """Encode and write in two steps, because the name of the file may not end in `.jpg`."""
     done, content = cv2.imencode(".jpg", np.ascontiguousarray(picture), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise VideoError(
-            path, f"a frame of {picture.shape[1]}×{picture.shape[0]} does not fit in a JPEG file"
+            path, f"a frame of {picture.shape[1]}×{picture.shape[0]} pixels is too large for a JPEG file"
         )
     path.write_bytes(content.tobytes())
 
 
 def _move_into_place(part: Path, final: Path) -> None:
-    """Rename a complete folder to its final name; an existing folder is renamed first and removed afterwards."""
+    """Rename a complete folder to its final name; an existing folder is replaced."""
     aside = part.with_suffix(".old")
     if final.exists():
         final.rename(aside)

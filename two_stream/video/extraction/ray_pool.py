@@ -1,7 +1,8 @@
-"""Runs extraction jobs on a Ray cluster, with the same files as the local pool.
+"""Runs extraction jobs on a Ray cluster. The resulting files are the same as without Ray.
 
-The machines write to the output folder themselves, so the output folder and the videos must have the same paths on all
-of them. A first task on each machine checks the paths and library versions: different decoders return different pixels.
+Every machine reads videos and writes to the output folder, so their paths must be the same on all machines. A first
+task on each machine checks the paths and the library versions, because other versions of a decoder may return other
+pixels.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ _BEAT_EVERY = 0.5
 def extract_on_ray(
     jobs: Sequence[ExtractionJob], address: str
 ) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
-    """Run extraction jobs on a cluster and yield (index, outcome or failure) as they finish.
+    """Run extraction jobs on a cluster, and yield (index, outcome or failure) of each job when it finishes.
 
-    A task whose process dies is retried once, on another machine if its own is gone. Closing the generator (Ctrl-C)
-    cancels the tasks, which remove their unfinished folders.
+    A task whose process ends unexpectedly is repeated once, on another machine if necessary. When the generator is
+    closed, for example by Ctrl-C, the tasks are cancelled and remove their unfinished folders.
 
     Args:
         jobs: All jobs of a run, longest first.
@@ -73,7 +74,7 @@ def extract_on_ray(
 
 
 def import_ray() -> Any:
-    """Return the library.
+    """Import the Ray library.
 
     Raises:
         SettingsError: It is not installed.
@@ -82,14 +83,14 @@ def import_ray() -> Any:
         import ray
     except ImportError:
         raise SettingsError(
-            '--ray needs Ray, which is not installed: pip install "two-stream[ray]"'
+            '--ray requires Ray, which is not installed: pip install "two-stream[ray]"'
         ) from None
     return ray
 
 
 @contextmanager
 def connect_ray(ray: Any, address: str, processes: int | None) -> Iterator[None]:
-    """Connect to a cluster, or start one here; an existing connection is used and kept."""
+    """Connect to a cluster, or start one on this machine; an existing connection is used and not closed."""
     if ray.is_initialized():
         yield
         return
@@ -105,7 +106,7 @@ def connect_ray(ray: Any, address: str, processes: int | None) -> Iterator[None]
     except (ConnectionError, RuntimeError, ValueError, OSError, AssertionError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingsError(
-            f"--ray {address}: no Ray cluster answers there ({first}); expected HOST:PORT, auto or local"
+            f"--ray {address}: no Ray cluster responds at this address ({first}); expected HOST:PORT, auto or local"
         ) from None
     try:
         yield
@@ -114,7 +115,7 @@ def connect_ray(ray: Any, address: str, processes: int | None) -> Iterator[None]
 
 
 def _check_address(address: str) -> None:
-    """Check that the address accepts a connection: Ray itself would try for more than ten minutes."""
+    """Check that the address accepts a connection, because Ray itself would try for more than ten minutes."""
     if address in (LOCAL, "auto"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -126,29 +127,30 @@ def _check_address(address: str) -> None:
         ) from None
     except OSError as error:
         raise SettingsError(
-            f"--ray {address}: nothing answers there ({error.strerror or error}); see `ray status` on the cluster"
+            f"--ray {address}: no connection to this address ({error.strerror or error}); see `ray "
+            "status` on the cluster"
         ) from None
 
 
 def _absolute(job: ExtractionJob) -> ExtractionJob:
-    """Return a job with absolute paths, and one thread: Ray counts processors."""
+    """Return a job with absolute paths and one thread, because Ray assigns one processor to each task."""
     source = replace(job.source, path=job.source.path.absolute())
     return replace(job, source=source, out=job.out.absolute(), threads=job.options.threads or 1)
 
 
 def versions(backend: str) -> dict[str, str]:
-    """Return the versions that determine pixels: decoder and OpenCV."""
+    """Return the versions of the decoder and OpenCV, which determine the pixels."""
     return {"decoder": backend_version(backend), "opencv": cv2.__version__, "numpy": np.__version__}
 
 
 def examine_machine(mark: str, folders: list[str], backend: str) -> dict[str, Any]:
-    """Return, on a machine of the cluster, which paths it lacks and which versions it has."""
+    """Return the missing paths and the library versions of the machine that runs this function."""
     missing = [name for name in (mark, *folders) if not Path(name).exists()]
     return {"host": socket.gethostname(), "missing": missing, "versions": versions(backend)}
 
 
 def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None:
-    """Run `examine_machine` on every machine and raise if one would write different files, or none."""
+    """Run `examine_machine` on every machine, and raise an error for missing paths or different versions."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     backend = jobs[0].options.backend
@@ -170,7 +172,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
         except ray.exceptions.RayError as error:
             why = describe_ray_error(error)
             raise SettingsError(
-                f"--ray: machine {name} cannot run two-stream ({why}); install the same version there"
+                f"--ray: machine {name} cannot run two-stream ({why}); install the same version on this machine"
             ) from None
         if found["missing"]:
             first = found["missing"][0]
@@ -184,7 +186,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
                 f"{k} {v} (here {here[k]})" for k, v in found["versions"].items() if v != here[k]
             )
             raise SettingsError(
-                f"--ray: machine {name} has {other}: its files would differ; install the same versions"
+                f"--ray: machine {name} has {other}, so its files would differ; install the same versions"
             )
 
 
@@ -216,13 +218,13 @@ def _run(
 
 
 def _most_tasks(ray: Any, processes: int | None) -> int:
-    """Return how many tasks may be submitted; the cluster may grow or shrink during a run."""
+    """Return how many tasks can be submitted now; the size of the cluster may change during a run."""
     most = int(ray.cluster_resources().get("CPU", 1)) * _TASKS_PER_CPU
     return max(1, most if processes is None else min(most, max(1, processes)))
 
 
 def cancel_tasks(ray: Any, running: list[Any]) -> None:
-    """Interrupt running tasks, so that they clean up; kill those that do not end in time."""
+    """Interrupt running tasks, so that they clean up; kill tasks that do not end in time."""
     for reference in running:
         with suppress(ray.exceptions.RayError, ValueError):
             ray.cancel(reference, force=False, recursive=False)
@@ -235,7 +237,7 @@ def cancel_tasks(ray: Any, running: list[Any]) -> None:
 
 
 def describe_ray_error(error: Exception) -> str:
-    """Summarise Ray's long text about a failed task in one line."""
+    """Shorten Ray's message about a failed task to one line."""
     cause = getattr(error, "cause", None)
     if cause is not None:
         line = (str(cause).strip().splitlines() or [""])[0]
@@ -252,9 +254,9 @@ def describe_ray_error(error: Exception) -> str:
 
 
 def run_extraction_task(job: ExtractionJob, mark: str, patience: float) -> ExtractionOutcome:
-    """Extract one video in a task; end the process if it makes no progress for `patience` seconds.
+    """Extract one video in a Ray task; end the process if it makes no progress for `patience` seconds.
 
-    The timer is a C thread of the interpreter, because a hanging decoder may hold Python's lock.
+    The timer is a C thread, because a decoder that hangs may hold Python's global lock.
     """
     if not Path(mark).exists():  # a machine that joined after the check
         raise DataError(f"machine {socket.gethostname()} cannot access {Path(mark).parent}")
@@ -278,5 +280,5 @@ def run_extraction_task(job: ExtractionJob, mark: str, patience: float) -> Extra
 
 @functools.cache
 def _clear_leftovers_once(parent: str) -> None:
-    """Remove, once per worker and folder, unfinished folders of dead workers of this machine."""
+    """Remove the unfinished folders of stopped workers on this machine, once per worker and folder."""
     clear_leftovers([Path(parent)])

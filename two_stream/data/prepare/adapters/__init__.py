@@ -1,6 +1,7 @@
-"""The kinds of annotation files that `two-stream prepare` reads, all into the same form.
+"""Reads every kind of annotation files that `two-stream prepare` supports into the same form.
 
-`official.py` reads the files of published data sets, `table.py` tables; `build.py` makes a record and split lists.
+`official.py` reads the files of published data sets, and `table.py` reads tables. `build.py` writes the record and the
+split lists.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from two_stream.runtime.text import plural
 
 @dataclass(frozen=True)
 class Adapter:
-    """The annotation files that one kind of `two-stream prepare` reads."""
+    """How one kind of annotation files is read by `two-stream prepare`."""
 
     read: Callable[[Path], Annotations]
     files: str
     """description of the value of `--annotations`"""
     classes: int | None = None
-    """classes of the whole data set"""
+    """number of classes of the whole data set"""
 
 
 _KINETICS = "folder of kinetics_train.csv and kinetics_val.csv (label,youtube_id,time_start,time_end,split)"
@@ -87,7 +88,7 @@ def read_annotations(kind: str, path: Path) -> Annotations:
 
 
 def _compared(kind: str, classes: list[str]) -> list[str]:
-    """Return notes if the files name classes that differ from those of the data set."""
+    """Return notes if the classes in the files differ from those of the published data set."""
     notes = []
     expected = ADAPTERS[kind].classes
     if expected is not None and len(classes) != expected:

@@ -1,7 +1,7 @@
-"""The form in which adapters return annotation files, and helpers that read such files.
+"""The content of annotation files, as adapters return it, and functions that read such files.
 
-Every reader raises a `DataError` if the file is missing or a value is wrong; it names the file and the line, or the
-key in a JSON file.
+Every function raises a `DataError` if the file is missing or a value is wrong. The message contains the file and the
+line, or for JSON files the key.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ class AnnotatedVideo:
     """One video, or one part of a longer video."""
 
     id: str
-    """as the files name it; a part of a video has the video's id here"""
+    """id in the annotation files; for a part of a video, the id of the whole video"""
     names: tuple[str, ...]
-    """file or folder names to look for, without suffix, the best first; each may include its class folder"""
+    """possible names of the file or folder, without suffix, in order of preference; a name may include the class
+    folder"""
     labels: tuple[int, ...]
-    """classes, ascending; one unless the data set is multi-label"""
+    """labels in ascending order; a single label unless the data set is multi-label"""
     split: Split
     where: str
-    """`file:line`, or file and JSON key"""
+    """place in the annotation files: `file:line`, or file and JSON key"""
     seconds: tuple[float, float] | None = None
-    """start and end of a part"""
+    """start and end of a part, in seconds"""
     frames: tuple[int, int] | None = None
-    """first frame of a part (1-based) and the one after its last"""
+    """first frame of a part (1-based), and the frame after its last frame"""
     group: str = ""
-    """source video or person"""
+    """source video or person, if the files state it"""
     fps: float | None = None
-    """frames per second, if the files give them"""
+    """frames per second, if the files state them"""
 
 
 @dataclass
@@ -54,18 +55,18 @@ class Annotations:
     classes: list[str]
     entries: list[AnnotatedVideo]
     splits: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
-    """training and test ids of each official split, in the order of the files, if there are several; the split lists
-    then hold the ids of the files, wherever below the root the videos are"""
+    """training and test ids of each official split, in the order of the files, if there are several splits; the split
+    lists then contain these ids, regardless of the folders of the videos"""
     multi_label: bool = False
     mirror_pairs: Sequence[tuple[str, str]] = ()
     """see `Record`"""
     group: str | None = None
-    """regular expression over an id whose first group is the source video"""
+    """regular expression for ids, whose first group is the name of the source video"""
     notes: list[str] = field(default_factory=list)
-    """notes for the user, one line each"""
+    """one-line notes for the user"""
 
     def check(self) -> None:
-        """Check that the split lists can hold the entries; an entry that only repeats another is dropped, with a note.
+        """Check that the entries can be written to split lists; remove repeated entries and add a note about them.
 
         Raises:
             DataError: No videos, or a video with two classes or in two parts; names both places.
@@ -81,7 +82,8 @@ class Annotations:
                 kept.append(entry)
             elif first.labels != entry.labels or first.split != entry.split:
                 raise DataError(
-                    f"{entry.where}: {entry.id!r} is also at {first.where}, with a different class or part; keep one"
+                    f"{entry.where}: {entry.id!r} is also at {first.where}, with a different class "
+                    "or part; keep only one of the two"
                 )
         if len(kept) < len(self.entries):
             repeated = len(self.entries) - len(kept)
@@ -91,10 +93,10 @@ class Annotations:
 
 
 class AnnotatedClasses:
-    """Class names in the order of their labels, as one file gives them."""
+    """Class names of an annotation file, in the order of their labels."""
 
     def __init__(self, names: Sequence[str], where: object, *, any_case: bool = False) -> None:
-        """Number the classes.
+        """Assign labels to the classes.
 
         Args:
             names: The classes.
@@ -106,7 +108,7 @@ class AnnotatedClasses:
         """
         self.names = list(names)
         if not self.names:
-            raise DataError(f"{where}: no class names")
+            raise DataError(f"{where}: expected class names, found none")
         self._labels = {name: label for label, name in enumerate(self.names)}
         if len(self._labels) < len(self.names):
             doubled = next(name for name in self.names if self.names.count(name) > 1)
@@ -126,14 +128,14 @@ class AnnotatedClasses:
 
 
 def packaged_classes(name: str) -> AnnotatedClasses:
-    """Return the classes of a data set whose record comes with the package, whatever the case of their names."""
+    """Return the classes of a data set whose record comes with the package; names are found in upper or lower case."""
     mapping = packaged_record(name)
     assert mapping is not None
     return AnnotatedClasses(mapping["classes"], name, any_case=True)
 
 
 def left_right_pairs(classes: Sequence[str], also: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Return the pairs of classes that a mirror exchanges: those whose names differ by left and right only.
+    """Return the pairs of classes that become each other after mirroring: their names differ only by left and right.
 
     Args:
         classes: The class names.
@@ -160,15 +162,15 @@ _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number
 
 
 def find_file(folder: Path, *patterns: str) -> Path:
-    """Return the only file of a folder that matches a pattern (ignoring case); earlier patterns take precedence."""
+    """Return the only file in a folder that matches a pattern, ignoring case. Earlier patterns take precedence."""
     found = find_optional(folder, *patterns)
     if found is None:
-        raise DataError(f"{folder}: no file {' or '.join(patterns)} here")
+        raise DataError(f"{folder}: expected a file {' or '.join(patterns)} in this folder")
     return found
 
 
 def find_optional(folder: Path, *patterns: str) -> Path | None:
-    """Return the only file of a folder that matches a pattern, or None; see `find_file`."""
+    """Return the only file in a folder that matches a pattern, or None; see `find_file`."""
     if not folder.is_dir():
         what = "is a file; use its folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}")
@@ -183,9 +185,9 @@ def find_optional(folder: Path, *patterns: str) -> Path | None:
 
 
 def read_fields(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield (`file:line`, fields) of a file without header; blank lines are skipped.
+    """Yield (`file:line`, fields) for each line of a file without a header; blank lines are skipped.
 
-    A line needs at least `least` fields; `form` shows in the error what a line looks like.
+    A line needs at least `least` fields; the error message shows the expected `form`.
     """
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
@@ -199,9 +201,9 @@ def read_fields(path: Path, delimiter: str, least: int, form: str) -> Iterator[t
 def read_table_rows(
     path: Path, needed: Sequence[str], delimiter: str = ",", filled: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (`file:line`, row by column) of a file whose first line names the columns.
+    """Yield (`file:line`, values by column) for each line of a file whose first line contains the column names.
 
-    The columns `needed` must be there; the columns `filled` must not be empty in any row.
+    The columns `needed` must exist, and the columns `filled` must have a value in every row.
     """
     lines = read_lines(path)
     if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
@@ -213,7 +215,7 @@ def read_table_rows(
         line = lines[0] if lines else ""
         line = line if len(line) <= 80 else f"{line[:77]}…"
         raise DataError(
-            f"{path}:1: no column {lacking[0]!r} in {line!r}: expected `{delimiter.join(needed)}`"
+            f"{path}:1: column {lacking[0]!r} is missing in {line!r}: expected `{delimiter.join(needed)}`"
         )
     end = reader.line_num
     for fields in reader:
@@ -222,13 +224,13 @@ def read_table_rows(
             continue
         if len(fields) != len(header):
             raise DataError(
-                f"{path}:{begin}: {len(fields)} fields, but the first line names {len(header)} columns; "
-                "is the file complete?"
+                f"{path}:{begin}: found {len(fields)} fields, expected {len(header)} as in the first line; "
+                "check that the file is complete"
             )
         row = dict(zip(header, (field.strip() for field in fields), strict=True))
         for column in filled:
             if not row[column]:
-                raise DataError(f"{path}:{begin}: `{column}` is empty")
+                raise DataError(f"{path}:{begin}: `{column}` is empty; expected a value")
         yield f"{path}:{begin}", row
 
 
@@ -242,7 +244,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_type(value: Any, kind: type[T], where: str) -> T:
-    """Return a value of a JSON file after checking its type; an integer is accepted in place of a float."""
+    """Return a value of a JSON file after checking its type; an integer is also accepted as a float."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)  # type: ignore[return-value]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -255,12 +257,12 @@ def check_type(value: Any, kind: type[T], where: str) -> T:
 def json_value(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
     """Return an entry of a JSON object after checking its type; see `check_type`."""
     if name not in container:
-        raise DataError(f"{where}: no key {name!r}")
+        raise DataError(f"{where}: the key {name!r} is missing")
     return check_type(container[name], kind, f"{where}.{name}")
 
 
 def parse_number(text: str, where: str, what: str) -> float:
-    """Return a number written in a text file."""
+    """Convert a number in a text file, which must be at least 0."""
     try:
         value = float(text)
     except ValueError:
@@ -271,14 +273,14 @@ def parse_number(text: str, where: str, what: str) -> float:
 
 
 def check_span(start: float, end: float, where: str) -> tuple[float, float]:
-    """Return start and end of a part, in seconds."""
+    """Return the start and end of a part, in seconds, after checking them."""
     if not 0 <= start < end:
-        raise DataError(f"{where}: from {start:g} to {end:g} s: expected 0 <= start < end")
+        raise DataError(f"{where}: start is {start:g} s and end is {end:g} s: expected 0 <= start < end")
     return start, end
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a JSON list, each with its position, `file: [place]`."""
+    """Yield (`file: [index]`, object) for each object of a JSON list."""
     for place, value in enumerate(check_type(read_json(path), list, str(path))):
         where = f"{path}: [{place}]"
         yield where, check_type(value, dict, where)

@@ -1,4 +1,4 @@
-"""Makes a catalogue record, split lists, groups and segments from annotation files and the videos that exist."""
+"""Writes the record, split lists, groups and segments of a data set, given its annotation files and existing videos."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ _TEST_FRACTION = 0.3
 
 @dataclass
 class _Listed:
-    """Content of the lists."""
+    """Videos, segments and failures, as they are collected for the split lists."""
 
     videos: list[tuple[AnnotatedVideo, VideoRecord]] = field(default_factory=list)
     counts: Counts = field(default_factory=dict)
     segments: dict[str, Segment] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """(id, reason) of each line that is left out"""
+    """(id, reason) of each entry that is left out"""
     shortened: list[str] = field(default_factory=list)
-    """place and times of each part that ends after its video"""
+    """line and times of each part that ends after its video"""
 
     def leave_out(self, entry: AnnotatedVideo, name: str, reason: str) -> None:
-        """Add a failure; its reason names the line of the annotation file."""
+        """Add a failure whose reason includes the line of the annotation file."""
         self.failures.append((name, f"{reason} ({entry.where})"))
 
 
 def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
-    """Write record, lists, groups and segments of a data set from its official files.
+    """Write the record, lists, groups and segments of a data set, given its official annotation files.
 
-    A listed video that does not exist, or cannot be read, is left out and named.
+    Videos that are missing or cannot be read are left out and reported as failures.
 
     Args:
         kind: One of `ADAPTERS`.
@@ -81,7 +81,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     """
     if options.videos is None and options.frames is None:
         raise SettingsError(
-            f"{kind}: use --videos or --frames; the lists need the number of frames of every video"
+            f"{kind}: --videos or --frames is required, to count the frames of every video for the lists"
         )
     if options.fps is not None and options.fps <= 0:
         raise SettingsError(f"--fps is {options.fps}: expected more than 0")
@@ -91,7 +91,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     kept = _is_kept(folder / RECORD_FILE, annotations)
     if kept and options.frames is not None and options.patterns():
         raise SettingsError(
-            f"{folder / RECORD_FILE} is kept as it is: write the names of frames into its `patterns`"
+            f"{folder / RECORD_FILE} is not overwritten; remove the flag, and set `patterns` in this file"
         )
     places = VideoIndex(options.frames or options.videos or Path(), frames=options.frames is not None)
     where = {entry.names: places.find(entry.names) for entry in annotations.entries}
@@ -113,7 +113,8 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
         notes.insert(0, parts_line(splits[0], validation))
     if kept and not annotations.splits:
         notes.append(
-            f"{folder / RECORD_FILE} is kept as it is; compare its `groups` and `segments` with the files in its folder"
+            f"{folder / RECORD_FILE} is not overwritten; compare its `groups` and `segments` with the "
+            "files in its folder"
         )
     made = write_dataset(
         record, None if kept else mapping, folder, splits, listed.counts, validation, counted.modalities
@@ -128,7 +129,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
 
 
 def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit: str) -> str:
-    """Return the error message if no line can be used: the first failure and, if no file was found, one that exists."""
+    """Return the error message for annotation files without usable entries: the first failure, and an existing file."""
     strange = {name for name, _ in counted.strange}
     name, reason = next((one for one in listed.failures if one[0] in strange), listed.failures[0])
     number, found = len(listed.failures), counted.counts or counted.failures
@@ -140,7 +141,7 @@ def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit:
 
 
 def _is_kept(path: Path, annotations: Annotations) -> bool:
-    """Whether a record is not overwritten: a user has written it, or the data set has several official splits.
+    """Return whether an existing record is kept: a user has written it, or the data set has several official splits.
 
     Raises:
         DataError: It has different classes.
@@ -151,7 +152,8 @@ def _is_kept(path: Path, annotations: Annotations) -> bool:
         return False
     if read_yaml(path).get("classes") != annotations.classes:
         raise DataError(
-            f"{path}: this record has different classes; use another --name or --out, or move it away"
+            f"{path}: this record has classes that differ from the annotation files; use another "
+            "--name or --out, or move the record"
         )
     return True
 
@@ -188,7 +190,7 @@ def _counted(
     *,
     kept: bool,
 ) -> FolderCounts:
-    """Return the frames of the located videos; a record that is kept decides how files are named."""
+    """Count the frames of the located videos; if a record is kept, its `patterns` are used."""
     distinct = list({place.id: place for place in found}.values())
     ids = [place.id for place in distinct]
     if options.frames is None:
@@ -260,7 +262,7 @@ def _span(
     options: AnnotationOptions,
     videos: VideoIndex | None,
 ) -> tuple[range, str]:
-    """Return the frames of an entry, and a text with both ends if at least one frame lies after the end of its video.
+    """Return the frames of an entry, and a message if at least one of them is after the end of the video.
 
     Raises:
         VideoError: The rate is unknown, or the part starts after the end of the video.
@@ -305,7 +307,7 @@ def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder:
 def _splits(
     annotations: Annotations, listed: _Listed, num_splits: int
 ) -> tuple[Splits, list[VideoRecord], list[str]]:
-    """Return the official splits, or one made here if the files have none, the validation part, and notes."""
+    """Return the splits, the validation part and notes. If the files have no official split, one is made."""
     if annotations.splits:
         by_id = {video.id: video for _, video in listed.videos}
         sides = [[[by_id[i] for i in ids if i in by_id] for ids in split] for split in annotations.splits]
@@ -330,16 +332,16 @@ def _splits(
 
 @dataclass(frozen=True)
 class LocatedVideo:
-    """A video that was found."""
+    """The id and location of a video that exists."""
 
     id: str
-    """its path below the root, without suffix"""
+    """path relative to the root, without suffix"""
     path: Path
-    """the file, or the folder of frames"""
+    """path of the video file or of the frame folder"""
 
 
 class VideoIndex:
-    """The videos or frame folders below a root, by id and by bare name."""
+    """Index of the videos or frame folders below a root folder, by id and by name without folders."""
 
     def __init__(self, root: Path, *, frames: bool) -> None:
         """Scan the folder once.
@@ -352,7 +354,7 @@ class VideoIndex:
             DataError: No such folder.
         """
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder of {'frames' if frames else 'videos'}")
+            raise DataError(f"{root}: the folder of {'frames' if frames else 'videos'} does not exist")
         self.root = root
         self._what = "frame folder" if frames else "video file"
         if frames:
@@ -365,9 +367,9 @@ class VideoIndex:
             )
 
     def find(self, names: Sequence[str]) -> LocatedVideo | str:
-        """Return the first video of some names that exists, or the reason why none does.
+        """Return the first existing video with one of these names, or the reason why no video was found.
 
-        A name with its class folder is looked up as it is, one without in every class folder.
+        A name with a class folder is looked up only there, and a name without one in every class folder.
         """
         for name in names:
             places = self._index.get(self._relative(name), [])
@@ -379,7 +381,7 @@ class VideoIndex:
         return f"no {self._what} with this name"
 
     def example(self) -> str:
-        """Return a note that names one file or frame folder that is here, or says that there is none."""
+        """Return a message that names an existing file or frame folder, or says that none exists."""
         path = next(iter(self._ids), None)
         if path is None:
             return f"there is no {self._what} here"
@@ -393,7 +395,7 @@ class VideoIndex:
 
 
 def _frame_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
-    """Return the folders without sub-folders, one or two levels below the root, by id and bare name, and their ids."""
+    """Index the frame folders one or two levels below the root by id and name; also return each folder's id."""
     index: dict[str, list[Path]] = {}
     ids: dict[Path, str] = {}
     for top in _folders(root):
@@ -415,19 +417,19 @@ RATE_FILE = "fps"
 
 @dataclass(frozen=True)
 class VideoClock:
-    """Times at which the frames of a video are shown."""
+    """The times at which the frames of a video are displayed."""
 
     count: int
     fps: float | None = None
     times: Sequence[float] | None = None
 
     def between(self, start: float, end: float) -> range:
-        """Return the numbers of the frames from `start` to `end`, in seconds; see `frames_between`."""
+        """Return the numbers of the frames between two times in seconds; see `frames_between`."""
         return frames_between(start, end, self.count, fps=self.fps, times=self.times)
 
     @property
     def step(self) -> float:
-        """Seconds that a frame is shown, on average."""
+        """Average duration of a frame, in seconds."""
         if self.times:
             return (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
         assert self.fps is not None
@@ -435,7 +437,7 @@ class VideoClock:
 
     @property
     def end(self) -> float:
-        """Second at which the video ends."""
+        """Duration of the video, in seconds."""
         return self.times[-1] + self.step if self.times else self.count * self.step
 
 
@@ -443,7 +445,7 @@ class VideoClock:
 def clock_of(
     file: Path | None, folder: Path | None, count: int, fps: float | None, wanted: float | None
 ) -> VideoClock:
-    """Return the clock of a video.
+    """Return the frame times of a video.
 
     Args:
         file: The video, if it is available.
@@ -477,7 +479,7 @@ def clock_of(
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """Return the record of extraction about the video; empty for folders written by other programs."""
+    """Return what extraction recorded about the video; empty for folders that other programs have written."""
     found = (read_extraction_manifest(folder) or {}).get("video")
     return found if isinstance(found, dict) else {}
 

@@ -1,7 +1,8 @@
-"""Official annotation files of published data sets, one reader each.
+"""Reads the official annotation files of published data sets.
 
-Every reader takes the folder (or file) that `--annotations` names and raises a `DataError` if a file is missing, a
-line or value is wrong, or a class is unknown; it names `file:line`, or the key in a JSON file.
+There is one function for each data set. Its argument is the folder or file of `--annotations`. It raises a `DataError`
+if a file is missing, a line or value is wrong, or a class is unknown; the message contains `file:line`, or for JSON
+files the key.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ _SUFFIXES = (".mp4", ".avi", ".webm", ".mkv")
 
 
 def read_ucf101(path: Path) -> Annotations:
-    """Read UCF101: `trainlist0N.txt` and `testlist0N.txt` of three splits, lines `Class/v_Class_g01_c01.avi 1`.
+    """Read UCF101: `trainlist0N.txt` and `testlist0N.txt` for three splits, with lines `Class/v_Class_g01_c01.avi 1`.
 
-    The label on a line may be missing, and so may `classInd.txt`.
+    The labels on the lines and the file `classInd.txt` are optional.
     """
     classes = packaged_classes("ucf101")
     if (path / "classInd.txt").is_file():
@@ -69,9 +70,9 @@ def read_ucf101(path: Path) -> Annotations:
 
 
 def read_hmdb51(path: Path) -> Annotations:
-    """Read HMDB51: `<class>_test_splitN.txt` of three splits, lines `video.avi 0|1|2` (unused, training, test)."""
+    """Read HMDB51: `<class>_test_splitN.txt` for three splits. Lines are `video.avi 0|1|2` (unused, training, test)."""
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder of split files")
+        raise DataError(f"{path}: the folder of the split files does not exist")
     classes = packaged_classes("hmdb51")
     entries: dict[str, AnnotatedVideo] = {}
     splits = []
@@ -102,10 +103,10 @@ def read_hmdb51(path: Path) -> Annotations:
 
 
 def read_kinetics(path: Path) -> Annotations:
-    """Read Kinetics-400, -600 or -700: `*train*.csv` and `*val*.csv` of a folder, or the codebases' JSON file.
+    """Read Kinetics-400, -600 or -700: `*train*.csv` and `*val*.csv` in a folder, or a codebase's JSON file.
 
-    Labels follow the sorted class names, as in every published Kinetics checkpoint. A clip is
-    stored as `<id>_000010_000020.mp4` (start and end in seconds), in a class folder or not, or as `<id>.mp4`.
+    Labels are indices into the sorted class names, as in every published Kinetics checkpoint. A clip is called
+    `<id>_000010_000020.mp4` (start and end in seconds) or `<id>.mp4`; class folders are optional.
     """
     group = r"(?:^|/)([\w-]{11})(?:_\d{6}_\d{6})?$"  # clips of one YouTube video share a source
     if path.suffix == ".json":
@@ -130,10 +131,10 @@ def read_kinetics(path: Path) -> Annotations:
 
 
 def read_jester(path: Path) -> Annotations:
-    """Read Jester: `jester-v1-labels.csv` (a class per line), `-train.csv` and `-validation.csv` (`id;label`).
+    """Read Jester: `jester-v1-labels.csv`, and `-train.csv` and `-validation.csv` with lines `id;label`.
 
-    The files of Efficient-3DCNNs are read too: `classInd.txt`, `trainlist.txt`, `vallist.txt`. A video is the folder
-    `<id>` of frames `00001.jpg`, or `<id>.webm`.
+    The files `classInd.txt`, `trainlist.txt` and `vallist.txt` of Efficient-3DCNNs are also supported. A video is a
+    folder `<id>` with frames `00001.jpg` and so on, or a file `<id>.webm`.
     """
     entries = []
     labels = find_optional(path, "jester*labels.csv", "*labels.csv")
@@ -164,7 +165,7 @@ def read_jester(path: Path) -> Annotations:
 
 
 def read_ssv2(path: Path) -> Annotations:
-    """Read Something-Something V2: `*labels.json`, `*train.json`, `*validation.json`; a video is `<id>.webm`.
+    """Read Something-Something V2: `*labels.json`, `*train.json` and `*validation.json`; videos are files `<id>.webm`.
 
     Classes whose names differ only by left and right (`Pushing something from left to right`, `Turning the camera left
     while filming something` …) are mirror images of each other.
@@ -179,7 +180,7 @@ def read_ssv2(path: Path) -> Annotations:
             raise DataError(f"{where}: label {text} already belongs to {by_label[int(text)]!r}")
     missing = next((label for label in range(len(by_label)) if label not in by_label), None)
     if missing is not None:
-        raise DataError(f"{file}: no class has label {missing}; is the file complete?")
+        raise DataError(f"{file}: no class has label {missing}; check that the file is complete")
     classes = AnnotatedClasses([by_label[label] for label in range(len(by_label))], file)
     entries = []
     train, test = ("something*train.json", "*train.json"), ("something*validation.json", "*validation.json")
@@ -193,9 +194,9 @@ def read_ssv2(path: Path) -> Annotations:
 
 
 def read_mit(path: Path) -> Annotations:
-    """Read Moments in Time: `moments_categories.txt` (`class,label`), `trainingSet.csv` and `validationSet.csv`.
+    """Read Moments in Time: `moments_categories.txt` (lines `class,label`), `trainingSet.csv` and `validationSet.csv`.
 
-    The lists have lines `class/video.mp4,class,…` and no header. The codebases' JSON file is read too.
+    The lists have no header, and their lines are `class/video.mp4,class,…`. A codebase's JSON file is also supported.
     """
     if path.suffix == ".json":
         return read_codebase_json(path)
@@ -216,10 +217,10 @@ def read_mit(path: Path) -> Annotations:
 
 
 def read_diving48(path: Path) -> Annotations:
-    """Read Diving48: `Diving48_vocab.json` (a list of four terms per class) and `Diving48_V2_{train,test}.json`.
+    """Read Diving48: `Diving48_vocab.json` with four terms for each class, and `Diving48_V2_{train,test}.json`.
 
-    A class is called `Back, 15som, 05Twis, FREE`. Frames `start_frame` (from 0) to `end_frame` (exclusive) of
-    `<vid_name>.mp4` are the video.
+    Class names have the form `Back, 15som, 05Twis, FREE`. A video consists of the frames `start_frame` (from 0) to
+    `end_frame` (exclusive) of `<vid_name>.mp4`.
     """
     vocabulary = find_file(path, "Diving48_vocab.json", "*vocab*.json")
     names = []
@@ -247,9 +248,9 @@ def read_diving48(path: Path) -> Annotations:
 
 
 def read_stair(path: Path) -> Annotations:
-    """Read STAIR-Actions: `actionlist.csv`, `videolist_train.txt` and `videolist_val.txt` (`data/` of its repository).
+    """Read STAIR-Actions: `actionlist.csv`, `videolist_train.txt` and `videolist_val.txt` in its repository's `data/`.
 
-    Lines of the lists are `drinking/a001-0001Y.mp4 1`, with class numbers from 1.
+    Lines of the lists have the form `drinking/a001-0001Y.mp4 1`, with class numbers from 1.
     """
     column = "English category"
     inside = path / "data" if (path / "data").is_dir() else path
@@ -269,10 +270,10 @@ def read_stair(path: Path) -> Annotations:
 
 
 def read_charades(path: Path) -> Annotations:
-    """Read Charades: `Charades_v1_classes.txt` (`c000 Name`) and CSV files with `actions` (`c092 11.90 21.20;…`).
+    """Read Charades: `Charades_v1_classes.txt` with lines `c000 Name`, and CSV files with a column `actions`.
 
-    A video has every class of its actions; people are the source groups. A video without any action has nothing to
-    learn or to score: it is left out, with a note.
+    The `actions` of a video have the form `c092 11.90 21.20;…`, and the video has the classes of all of them. The
+    source of a video is the person in it. Videos without actions are left out, and a note reports their number.
     """
     file = find_file(path, "Charades_v1_classes.txt", "*classes.txt")
     named = [
@@ -308,23 +309,23 @@ def read_charades(path: Path) -> Annotations:
 
 
 def read_activitynet(path: Path) -> Annotations:
-    """Read ActivityNet: `activity_net.v1-3.min.json` (or its folder); every annotated segment is a separate entry.
+    """Read ActivityNet: `activity_net.v1-3.min.json`, or its folder. Every annotated segment is a separate entry.
 
-    Labels follow the leaves of the taxonomy, as in 3D-ResNets-PyTorch `datasets/activitynet.py`, unless the file has
-    `labels`. `fps`, if 3D-ResNets' scripts have added it, is used for videos whose own timestamps cannot be read.
-    Videos are called `v_<id>` or `<id>`.
+    If the file has no `labels`, classes are in the order of the leaves of the taxonomy, as in 3D-ResNets-PyTorch
+    `datasets/activitynet.py`. The scripts of 3D-ResNets-PyTorch may add `fps` to the file; it is used for videos whose
+    timestamps cannot be read. Videos are called `v_<id>` or `<id>`.
     """
     file = find_file(path, "activity_net*.json", "*.json") if path.is_dir() else path
     return read_codebase_json(file, prefix="v_")
 
 
 def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
-    """Read the JSON files of Efficient-3DCNNs and 3D-ResNets-PyTorch, which follow ActivityNet's.
+    """Read the JSON files of Efficient-3DCNNs and 3D-ResNets-PyTorch, which have a form similar to ActivityNet's.
 
     `{"labels": […], "database": {id: {"subset": "training", "annotations": {"label": …, "segment": [1, 41]}}}}`; the
-    segment counts frames from 1 and does not contain the last. Efficient-3DCNNs' Kinetics file has the database
-    once per subset and file names as ids. If annotations are a list, as in ActivityNet, segments are seconds.
-    Labels follow `labels`, otherwise the leaves of `taxonomy`.
+    frames of a segment are counted from 1, and its end is exclusive. The Kinetics file of Efficient-3DCNNs contains one
+    database for each subset, and its ids are file names. If annotations are a list, as in ActivityNet, segments are in
+    seconds. Classes are in the order of `labels`, or else of the leaves of `taxonomy`.
 
     Args:
         path: The file.
@@ -350,7 +351,7 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
 
 
 def _two_lists(path: Path, train: tuple[str, ...], test: tuple[str, ...]) -> list[tuple[Split, Path]]:
-    """Return the file of each part; see `find_file` for the patterns."""
+    """Return the training and the test list; see `find_file` for the patterns."""
     return [("train", find_file(path, *train)), ("test", find_file(path, *test))]
 
 
@@ -359,7 +360,7 @@ def _names(content: dict[str, Any], path: Path) -> list[str]:
         labels = json_value(content, "labels", list, f"{path}:")
         return [check_type(name, str, f"{path}: labels[{place}]") for place, name in enumerate(labels)]
     if "taxonomy" not in content:
-        raise DataError(f"{path}: neither `labels` nor `taxonomy` names the classes")
+        raise DataError(f"{path}: expected class names in `labels` or `taxonomy`, found none")
     nodes = json_value(content, "taxonomy", list, f"{path}:")
     named = []
     for place, value in enumerate(nodes):
@@ -409,7 +410,7 @@ def _entries(
 
 def _pair(value: list[Any], where: str) -> tuple[float, float]:
     if len(value) != 2:
-        raise DataError(f"{where}: {len(value)} values: expected start and end")
+        raise DataError(f"{where}: found {len(value)} values: expected start and end")
     start, end = (check_type(entry, float, where) for entry in value)
     return start, end
 
@@ -417,5 +418,7 @@ def _pair(value: list[Any], where: str) -> tuple[float, float]:
 def _frames(value: Any, where: str) -> tuple[int, int]:
     start, stop = _pair(check_type(value, list, where), where)
     if not (start.is_integer() and stop.is_integer() and 0 <= start < stop):
-        raise DataError(f"{where}: {value}: expected whole frame numbers, the second after the first")
+        raise DataError(
+            f"{where}: {value}: expected two integer frame numbers, the second larger than the first"
+        )
     return max(int(start), 1), int(stop)

@@ -1,4 +1,4 @@
-"""Any data set as a table: CSV, TSV, JSON or JSON lines with one video, or one part of a video, per row."""
+"""Reads a data set from a CSV, TSV, JSON or JSON lines table. Each row is a video, or a part of a video."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ Row = dict[str, str]
 
 
 def read_table(path: Path) -> Annotations:
-    """Read a table with the columns of `COLUMNS`; `path` or `id`, and `label` or `labels`, are needed.
+    """Read a table with columns from `COLUMNS`. The columns `path` or `id`, and `label` or `labels`, are required.
 
-    A column `labels` makes the data set multi-label; names are separated by `;`, in JSON they are a list. Labels follow
-    the sorted class names, or the numbers if all names are integers. Without `split`, a split is made. Rows of `val`
-    are the test list, unless there are rows of all three parts.
+    With a column `labels`, the data set is multi-label; class names are separated by `;`, or form a list in JSON.
+    Labels are indices into the sorted class names; if all names are integers, they are sorted as numbers. Without a
+    column `split`, a split is made. If no row has the split `test`, the rows with `val` are the test list.
 
     Raises:
         DataError: The file is missing, a column is unknown or missing, or a value is wrong; names the line.
     """
     rows = list(_rows(path))
     if not rows:
-        raise DataError(f"{path}: the table has no rows")
+        raise DataError(f"{path}: the table has no rows; expected one row per video")
     multi_label = any(row.get("labels") for _, row in rows)
     named = [_classes_of(row, where) for where, row in rows]
     names = {name for found in named for name in found}
@@ -55,7 +55,9 @@ def read_table(path: Path) -> Annotations:
     split = {entry.split for entry in entries}
     if "" in split and len(split) > 1:
         lone = next(entry for entry in entries if not entry.split)
-        raise DataError(f"{lone.where}: `split` is empty, but other rows have one")
+        raise DataError(
+            f"{lone.where}: `split` is empty, but not in other rows; set it in all rows or in none"
+        )
     if split != {"train", "val", "test"}:
         entries = [replace(entry, split="test") if entry.split == "val" else entry for entry in entries]
     return Annotations(classes.names, entries, multi_label=multi_label)
@@ -90,7 +92,7 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _texts(value: Any, where: str) -> Row:
-    """Return a JSON row with text values, like a row of a CSV table."""
+    """Convert the values of a JSON row to text, as in a CSV table."""
     item = check_type(value, dict, where)
     _known(item, where)
     row = {}
@@ -113,7 +115,7 @@ def _classes_of(row: Row, where: str) -> list[str]:
     several = [name.strip() for name in row.get("labels", "").split(SEPARATOR) if name.strip()]
     one = row.get("label", "")
     if bool(several) == bool(one):
-        raise DataError(f"{where}: expected a class in `label`, or several in `labels`")
+        raise DataError(f"{where}: the class is missing; set `label`, or `labels` for several classes")
     return list(dict.fromkeys(several)) or [one]
 
 
@@ -124,7 +126,7 @@ def _order(names: set[str]) -> Any:
 def _entry(row: Row, labels: tuple[int, ...], where: str) -> AnnotatedVideo:
     text = (row.get("path") or row.get("id", "")).replace("\\", "/")
     if not text:
-        raise DataError(f"{where}: neither `path` nor `id` names the video")
+        raise DataError(f"{where}: the video is missing; set `path` or `id`")
     split = row.get("split", "").lower()
     if split not in _SPLITS:
         raise DataError(f"{where}: `split` is {row['split']!r}: expected train, val or test")
