@@ -303,6 +303,7 @@ def test_folds_of_one_source_are_refused(tmp_path: Path) -> None:
     record = world / "settings" / "toy" / "dataset.yaml"
     record.write_text(record.read_text().replace(r"_(g\d)$", r"/(v)_g\d$"))
     with pytest.raises(
-        TrainingError, match=r"^`train.selection: folds` needs two source videos .*, which has one; .*$"
+        TrainingError,
+        match=r"^`train.selection: folds` requires at least two source videos .*, found one; .*$",
     ):
         train(start(world, tmp_path, train=FOLDS))
