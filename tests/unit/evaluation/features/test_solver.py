@@ -290,7 +290,7 @@ def test_folds_learn_from_the_whole_list_and_score_it_by_what_has_not_seen_it(
     path.unlink()
     assert main(["evaluate", runs[0], "--part", "val"]) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
-    assert "val_folds.npz: no such file; the run was trained on every video" in told
+    assert "val_folds.npz: no such file; `train.selection: folds` trains on every video" in told
 
 
 def test_folds_belong_to_the_solved_probe(world: Path, tmp_path: Path) -> None:
