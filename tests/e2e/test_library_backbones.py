@@ -137,7 +137,7 @@ def test_weights_that_cannot_be_had_end_a_training_before_it_begins(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--train.loss.kind", "focal", "--train.loss.alpha", "0.5"], "it needs a multi-label data set"),
+        (["--train.loss.kind", "focal", "--train.loss.alpha", "0.5"], "requires a multi-label data set"),
         (["--train.stage-rates", "nowhere", "0.1"], "nowhere"),
         (["--data.source", "shards", "--data.shards", "/nowhere"], "the index of shards cannot be read"),
     ],

@@ -1,1 +1,1 @@
-"""Views, prediction, score files, metrics, fusion and reports."""
+"""Evaluation of trained networks: scoring, prediction, score files, metrics, fusion and reports."""

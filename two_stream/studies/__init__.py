@@ -1,1 +1,1 @@
-"""Studies: runs of several variants, and statistics that compare them."""
+"""Studies: training runs of several variants, and statistics that compare the variants."""

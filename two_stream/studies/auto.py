@@ -1,4 +1,4 @@
-"""The recipe for a prepared data set, and the choice between its trained networks and the baseline."""
+"""The recipe for a data set, and the choice between its trained networks and the baseline."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from two_stream.types import Modality, RunPaths, ScoreTable
 
 RECIPES = "own_videos_{modality}{machine}.yaml"
 _OVERHEAD = 1.3
-"""factor on the duration of a pass, for reading, cross-validation and the start of the run"""
+"""factor on the duration of a pass that allows for reading, cross-validation and the start of the run"""
 _FEWEST_EPOCHS = 5
-"""smallest number of epochs of a trained network; with fewer, the baseline is better"""
+"""least number of epochs; networks trained for fewer epochs are worse than the baseline"""
 
 
 def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
-    """Return the experiment file for the machine: on a GPU it trains the network, elsewhere the last layer only.
+    """Return the experiment file for a device.
+
+    On a GPU the recipe trains the whole network, otherwise only the last layer.
 
     Raises:
-        SettingsError: The file is neither under the settings nor in the package's checkout.
+        SettingsError: The file is neither below `settings_root` nor in the checkout of two-stream.
     """
     name = RECIPES.format(modality=modality, machine="" if pick_device(device).type == "cpu" else "_gpu")
     places = [settings_root, Path(two_stream.__file__).parents[1] / "settings"]
@@ -40,21 +42,22 @@ def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
     )
     if found is None:
         raise SettingsError(
-            f"{places[0] / 'experiments' / name}: no such recipe; use a checkout's settings folder as --settings-root"
+            f"{places[0] / 'experiments' / name}: recipe not found; set --settings-root to the `settings` folder "
+            "of a two-stream checkout"
         )
     return found
 
 
 def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path) -> Experiment:
-    """Return a recipe's settings for a data set."""
+    """Return the settings of a recipe with changes, such as the data set."""
     settings = merge_settings(read_yaml(path), nest_settings(changes))
     return validate_settings(Experiment, settings | {"name": name, "runs": str(runs)}, path)
 
 
 def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:
-    """Return the seconds that a recipe's network needs for one view of each video; 0 if they are unknown.
+    """Estimate the seconds that a recipe's network takes for one view of each video; 0 if unknown.
 
-    The speed of the machine is taken from a finished baseline run of the same modality.
+    The estimate is based on the speed of a finished baseline run of the same modality.
     """
     rows = history(baseline)
     pace = rows[-1].get("clips_per_second", 0.0) if rows else 0.0
@@ -66,7 +69,7 @@ def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> flo
 
 
 def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Experiment | None:
-    """Return a recipe reduced to the seconds left for its stream; None if that is not possible.
+    """Reduce a recipe so that it takes at most the given seconds; None if that is not possible.
 
     `one_pass` is the result of `pass_seconds`.
     """
@@ -92,7 +95,7 @@ def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Expe
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible answer: a run, or several fused runs."""
+    """A run or a fusion of several runs that may be chosen as the result."""
 
     name: str
     runs: list[RunPaths]
@@ -100,15 +103,15 @@ class Candidate:
     rule: str
     weights: list[float]
     validated: float
-    """top-1 on training videos that the networks were not trained on (held out by the folds or the holdout)"""
+    """top-1 accuracy on the training videos that were held out, by the folds or in the holdout"""
     videos: int
-    """number of videos that `validated` is computed on"""
+    """number of videos that the accuracy `validated` is computed on"""
 
 
 def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:
-    """Fuse the test scores of runs, and validate the fusion on the validation videos that all runs have.
+    """Fuse the test scores of runs, and compute the accuracy of the fusion on the validation videos of all runs.
 
-    The rule `learned` fits the weights on the validation scores; other rules weigh the runs equally.
+    The rule `learned` fits the weights on the validation scores. All other rules weight the runs equally.
     """
     tests, vals = ([read_scores(find_scores(run.root, part)) for run in runs] for part in ("test", "val"))
     vals = keep_common_videos(vals)
@@ -131,5 +134,5 @@ def candidates(baseline: Sequence[RunPaths], networks: Sequence[RunPaths]) -> li
 
 
 def best_candidate(found: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the highest validation accuracy (ties: the one with the fewest runs)."""
+    """Return the candidate with the highest validation accuracy. Ties are broken by the smaller number of runs."""
     return max(found, key=lambda one: (round(one.validated, 9), -len(one.runs)))

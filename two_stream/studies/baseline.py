@@ -1,7 +1,8 @@
-"""The baseline of a data set: linear classifiers on features that were not trained on it, in minutes.
+"""The baseline of a data set: linear classifiers on features of networks that were not trained on the data set.
 
-Three linear probes (RGB frames and flow images through an ImageNet network, flow statistics on a grid), each an
-ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set should be better.
+The baseline fuses three linear probes: an ImageNet network on RGB frames, an ImageNet network on flow images, and flow
+statistics on a grid. Each probe is a run with the settings of `baseline.yaml`. Together they take minutes. A network
+trained on the data set should be better.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ from two_stream.types import Part, RunPaths, ScoreTable
 
 STREAMS = ("rgb", "flow", "flow_statistics")
 RULE = "probabilities"
-"""How the probes are fused: cross-validation calibrates their probabilities, so confident streams have more
-influence on the mean. With two classes, normalised logits would only count votes."""
+"""Rule that fuses the probes.
+
+Cross-validation calibrates their probabilities, so confident streams have more influence on the mean. With two classes,
+the mean of normalised logits would only count votes.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,37 +46,39 @@ class Baseline:
     majority: ScoreTable
     streams: list[ScoreTable]
     fused: ScoreTable | None
-    """None for a single stream"""
+    """scores of the fused streams; None if there is only one stream"""
     seconds: float
 
     @property
     def tables(self) -> list[ScoreTable]:
-        """Majority, streams and fusion, in their order of display."""
+        """The majority class, the streams and the fusion, in the order of display."""
         return [self.majority, *self.streams, *([] if self.fused is None else [self.fused])]
 
     @property
     def best(self) -> ScoreTable:
-        """The fusion, or the only stream: the scores that a network should beat."""
+        """The scores that a network should exceed: those of the fusion, or of the only stream."""
         return self.streams[0] if self.fused is None else self.fused
 
 
 def run_baseline(
     record: Record, changes: dict[str, Any], runs: Path, command: str = "two-stream baseline"
 ) -> Baseline:
-    """Train, score and fuse the baseline of a split; results of an earlier call are kept.
+    """Train, score and fuse the baseline of a split. Results of an earlier call are reused.
 
     Args:
-        record: The data set; streams without lists are left out.
-        changes: Dotted settings for every stream: data set, split, source, seed, device …
-        runs: Folder of the runs; everything goes to `baseline_folder(runs, …)`.
-        command: Command that resumes after an interruption, for the message.
+        record: The data set. Streams whose modality has no split lists are left out.
+        changes: Dotted settings for all streams, such as `data.dataset` or `seed`.
+        runs: Folder of the runs. All files are written below `baseline_folder(runs, ...)`.
+        command: Command that the message after an interruption suggests.
 
     Raises:
-        CheckpointError: The weights of the ImageNet network are not installed, and there is no flow.
+        CheckpointError: The weights of the ImageNet network are not installed and the data set has no flow.
         DataError: The data set cannot be read, or has several classes per video.
     """
     if record.multi_label:
-        raise DataError(f"{record.name}: several classes per video; the baseline needs one class per video")
+        raise DataError(
+            f"{record.name}: the data set is multi-label; the baseline requires one class per video"
+        )
     begin = time.perf_counter()
     folder = baseline_folder(runs, record.name, int(changes.get("data.split", 1)))
     chosen = [_experiment(stream, changes, folder) for stream in STREAMS]
@@ -85,11 +91,11 @@ def run_baseline(
         try:
             done.append(RunPaths(train_and_score(experiment, command=command)))
         except (CheckpointError, DataError) as error:  # no weights installed, no flow extracted
-            warn(f"{error}; the baseline omits {experiment.name}")
+            warn(f"{error}; the baseline is computed without the stream {experiment.name}")
             missing = missing or error
     if not done:
         raise missing or DataError(
-            f"{record.name}: no list of split {chosen[0].data.split}; see `two-stream prepare`"
+            f"{record.name}: no split list found for split {chosen[0].data.split}; create one with `two-stream prepare`"
         )
     tables = {part: _joined(done, part) for part in ("test", "val")}
     for part, streams in tables.items():
@@ -113,7 +119,7 @@ def _joined(runs: Sequence[RunPaths], part: Part) -> list[ScoreTable]:
 
 
 def majority(record: Record, experiment: Experiment, like: ScoreTable) -> ScoreTable:
-    """Return the scores of a constant prediction (class frequencies of the training list) for the videos of `like`."""
+    """Return scores that predict the class frequencies of the training list for every video of `like`."""
     data = experiment.data
     train = load_part(record, experiment.model.modality, data.split, "train", selection="paper")
     counts = np.bincount([video.label for video in train], minlength=record.num_classes)

@@ -1,4 +1,4 @@
-"""The leaderboard: ranks the score files below a folder that may be compared with each other."""
+"""The leaderboard: ranks the comparable score files below a folder."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modalit
 
 @dataclass(frozen=True)
 class Standing:
-    """One variant on a board."""
+    """One row of a board: a variant."""
 
     place: int
     name: str
     accuracy: Interval
     behind: float | None
-    """accuracy of the first minus its own; None for the first"""
+    """accuracy of the first variant minus the accuracy of this variant; None for the first variant"""
     p_holm: float | None
-    """p value of the paired test against the best variant with three training runs, corrected over all pairs of such
-    variants; None for that variant and for variants with fewer training runs"""
+    """p value of the paired test against the best variant with three or more training runs, after Holm's correction
+    over all pairs; None for the best variant and for variants with fewer training runs"""
     level_with_best: bool
-    """whether that test shows no difference"""
+    """whether the test against the best variant shows no difference"""
     modality: str
     model: str
-    """backbone and head"""
+    """names of backbone and head"""
     splits: list[int]
     seeds: list[int]
     date: str
@@ -43,7 +43,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class RankedTable:
-    """Variants on the same data, splits and protocol, best first."""
+    """A board: variants with the same data, splits and protocol, best first."""
 
     title: str
     metric: str
@@ -52,29 +52,29 @@ class RankedTable:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All boards of a folder, and messages about files that cannot be used."""
+    """All boards of a folder, and error messages for files that cannot be used."""
 
     boards: list[RankedTable]
     damaged: list[str] = field(default_factory=list)
 
 
 def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderboard:
-    """Rank every score file of a part below a folder.
+    """Rank all score files of a part below a folder.
 
-    A board contains the files with the same data set, part, splits and protocol, best accuracy first. Variants with
-    three or more training runs are tested in pairs at 1 - level. All pairs are corrected together by Holm's procedure,
-    because the same data decide which variant is best.
+    A board contains the files with the same data set, part, splits and protocol, with the best accuracy first. Variants
+    with three or more training runs are tested in pairs with significance level 1 - `level`. Holm's procedure corrects
+    all pairs together, because the best variant is chosen on the same data.
 
     Raises:
-        ScoreError: The folder does not exist, or contains no readable score file of this part.
+        ScoreError: The folder does not exist or contains no readable score file of the part.
     """
     if not root.is_dir():
-        raise ScoreError(f"{root}: no such folder; use a folder with runs, such as runs/")
+        raise ScoreError(f"{root}: no such folder; expected a folder with runs, such as runs/")
     found, damaged = _read_all(root, part)
     if not found:
         broken = f" ({len(damaged)} damaged: {damaged[0]})" if damaged else ""
         raise ScoreError(
-            f"{root}: no score file of the {part} part in it{broken}; `two-stream evaluate RUN` writes one"
+            f"{root}: no score file of the {part} part found{broken}; write one with `two-stream evaluate RUN`"
         )
     alike: dict[str, list[ScoredRun]] = {}
     for item in found:
@@ -99,7 +99,7 @@ def _read_all(root: Path, part: str) -> tuple[list[ScoredRun], list[str]]:
 
 
 def _boards(members: Sequence[ScoredRun], level: float, damaged: list[str]) -> list[RankedTable]:
-    """Return the boards of score files of one protocol, one for each set of splits."""
+    """Return the boards for score files with the same protocol: one board for each set of splits."""
     groups = group_variants(members)
     panels: dict[str, Panel] = {}
     for name, items in groups.items():
@@ -153,7 +153,10 @@ def _board(
 
 
 def _title(panel: Panel) -> str:
-    """Return data set, splits, part, protocol and size, but not seeds, which differ between variants."""
+    """Return the title of a board: data set, splits, part, protocol and size.
+
+    Seeds are left out, as variants differ in them.
+    """
     splits = ", ".join(map(str, panel.splits))
     meta = {
         key: value for key, value in panel.first.meta.items() if key not in ("seed", "skipped", "sources")
@@ -175,14 +178,14 @@ def _model(item: ScoredRun) -> str:
 
 
 def _runs(standing: Standing) -> str:
-    """Return the number of runs, marked if there are too few training runs for a test."""
+    """Return the number of runs. The word "run" marks variants with too few training runs for a test."""
     number = len(standing.seeds) * len(standing.splits)
     few = len(standing.seeds) < ENOUGH_TRAININGS
     return f"{number} run{'s' if number > 1 else ''}" if few else str(number)
 
 
 def rows(board: RankedTable) -> list[list[str]]:
-    """Return the cells of a board's table, in the order of `COLUMNS`, accuracies in per cent."""
+    """Return the cells of a board's table in the order of `COLUMNS`, with accuracies in per cent."""
     return [
         [
             f"{standing.place}" + ("=" if standing.level_with_best else ""),

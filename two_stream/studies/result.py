@@ -1,6 +1,6 @@
-"""Computes the result of a study from its cells, and measures the costs of its variants.
+"""Computes the result of a study from its runs, and measures the costs of its variants.
 
-Costs are measured once per model and machine, and stored in the study's folder.
+A cost is measured once per model and machine, and stored in the study's folder.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from two_stream.studies.statistics.summary import Question, VariantRuns, study_r
 from two_stream.types import Part, RunPaths, ScoreTable
 
 Entry = tuple[Cell, StudyJob, StudyOutcome]
-"""A finished cell."""
+"""A finished cell with its job and outcome."""
 
 
 def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
     """Compute the statistics of a study's finished cells, and measure the cost of its variants.
 
     Raises:
-        ScoreError: No cell is done, or score files do not fit together.
+        ScoreError: No cell is done, or the score files do not fit together.
     """
     study = ran.study
     variants = variants_of(study)
@@ -55,7 +55,10 @@ def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
         if outcome is not None and outcome.done
     ]
     if not done:
-        raise ScoreError(f"{source}: no cell of the study is done, so there is nothing to report")
+        raise ScoreError(
+            f"{source}: none of the study's runs is finished, so there is nothing to report; run the "
+            "study first"
+        )
     question = Question(
         name=study.name,
         question=study.question,
@@ -104,7 +107,7 @@ def _tables(mine: Sequence[Entry], part: Part) -> dict[tuple[int, int], ScoreTab
 def _cost(
     study: Study, job: StudyJob, outcome: StudyOutcome, tables: dict[tuple[int, int], ScoreTable]
 ) -> VariantCost:
-    """Return the cost of a variant, measured now or before on this machine."""
+    """Return the cost of a variant; it is measured if it is not stored for this machine."""
     experiment = job.settings()
     table = next(iter(tables.values()))
     note(f"measuring the cost of {job.title.partition(',')[0]}")
@@ -128,10 +131,11 @@ def measure_variant(
     seconds: float = 1.0,
     run: Path | None = None,
 ) -> VariantCost:
-    """Count a variant's parameters and operations, and measure the forward pass of one view as it is evaluated.
+    """Count a variant's parameters and multiply-adds, and measure the forward pass of one view.
 
-    The network has random weights, which does not change its cost. For an altered network (narrowed, int8), pass its
-    run: the network of the run is measured. `threads` of the settings is not applied.
+    The forward pass uses the evaluation settings. By default the network has random weights, which does not change its
+    cost. If the network of a run is narrowed or quantized to int8, pass `run`, so that this network is measured. The
+    setting `threads` is not applied.
     """
     model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
     device = torch.device("cpu") if model.cpu_only else device
@@ -159,10 +163,10 @@ def stored_cost(
     device: torch.device,
     run: Path | None = None,
 ) -> VariantCost:
-    """Return a variant's cost from a JSON file of costs by key, or measure and store it.
+    """Return a variant's cost from a JSON file. If the file does not contain the cost, measure and store it.
 
-    Variants with the same model, precision and machine share a measurement. A damaged file is replaced. The network of
-    `run` is measured if it differs from the one in the settings.
+    Variants with the same model, precision and machine share a measurement. A damaged file is replaced. If the network
+    of `run` was narrowed or quantized, this network is measured instead of the one in the settings.
     """
     altered = [] if run is None else alterations_in(run)
     key = cost_key(experiment, num_classes, device, altered)
@@ -178,7 +182,7 @@ def stored_cost(
 def cost_key(
     experiment: Experiment, num_classes: int, device: torch.device, altered: Sequence[dict[str, Any]] = ()
 ) -> str:
-    """Return the hash of everything a cost depends on: model, classes, arithmetic of the evaluation, machine, torch."""
+    """Return the hash of all facts that a cost depends on: model, classes, evaluation settings, machine and torch."""
     facts: dict[str, Any] = {
         "model": experiment.model.model_dump(mode="json"),
         "classes": num_classes,
@@ -230,22 +234,23 @@ def _notes(ran: Ran) -> list[str]:
     )
     if older:
         notes.append(
-            f"{older} of {len(ran.cells)} runs were made by a different version of the code (--any-code)."
+            f"{older} of {len(ran.cells)} runs were trained with a different version of the code (--any-code)."
         )
     if study.features is None:
         return notes
     notes += [
-        "Heads are trained on the stored features of a frozen backbone, of the same "
-        f"{study.features.train_views} clip(s) of each training video in every epoch."
+        "Heads are trained on the stored features of a frozen backbone. Every epoch uses the same "
+        f"{study.features.train_views} clip(s) of each training video."
     ]
     if study.features.backbone is None and any(_has_random_backbone(job.settings()) for job in ran.jobs):
         notes.append(
-            "The frozen backbone has no trained weights (no `train.init`, no `pretrained`): its features are random."
+            "The frozen backbone has random weights, because neither `train.init` nor `pretrained` is set."
         )
     if study.features.backbone is not None:
         notes.append(
-            f"The backbone was trained once, with seed {study.seeds[0]}: seeds differ in the heads only. With other "
-            "seeds the backbone was trained on some holdout videos, which select the epoch, but on no test video."
+            f"The backbone was trained once, with seed {study.seeds[0]}, so different seeds change only the "
+            "heads. The holdout of another seed contains videos that the backbone was trained on; it selects the "
+            "epoch. The backbone was not trained on test videos."
         )
     return notes
 
@@ -255,7 +260,7 @@ def _has_random_backbone(experiment: Experiment) -> bool:
 
 
 def failures(ran: Ran) -> list[str]:
-    """Return a line for every cell without a result."""
+    """Return a line for each cell that has no result."""
     lines = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):
         if outcome is None:

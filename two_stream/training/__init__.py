@@ -1,1 +1,1 @@
-"""Training one stream: loop, optimizers, schedules, checkpoints, tracking."""
+"""Training of one stream: training loop, optimizers, schedules, checkpoints and metrics."""

@@ -1,4 +1,4 @@
-"""The training and validation data of a run, from clips or cached features."""
+"""The training and validation data of a run, read from clips or from stored features."""
 
 from __future__ import annotations
 
@@ -34,44 +34,45 @@ _PARTS: tuple[Part, Part] = ("train", "val")
 
 
 class EpochLoader(Protocol):
-    """One pass over the training part, without empty batches."""
+    """One pass over the training part; it yields no empty batches."""
 
     position: int
     """number of the next micro-batch in the epoch"""
     skipped: list[tuple[str, str]]
-    """id and reason of the videos skipped so far"""
+    """`(id, reason)` for each video skipped so far"""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data of a run."""
+    """Training and validation data of a run."""
 
     train: Callable[..., EpochLoader]
-    """epoch (from 0) and micro-batches to skip -> loader of this process's share; `group=`: micro-batches per step if
-    there are several processes; `wrap=` may add clips for other networks"""
+    """function of the epoch (from 0) and the number of micro-batches to skip; returns the loader of this process's
+    share. `group`: micro-batches per step if there are several processes; `wrap`: function that wraps the data set, for
+    example to add clips for teachers"""
     validation: Callable[[], Iterable[Batch]]
-    """batches of this process's share of the validation part"""
+    """function that returns this process's batches of the validation part"""
     num_train: int
-    """clips per epoch over all processes; `num_val` likewise"""
+    """training clips per epoch, summed over all processes"""
     num_val: int
     class_names: list[str]
     labels: Labels | None = None
-    """labels of the training part; None: one class per clip, unknown frequencies"""
+    """labels of the training part; None means that clips have one class and the class frequencies are unknown"""
     dataset: str = ""
     extraction: dict[str, Any] | None = None
-    """how the frames were extracted, if known"""
+    """how the frames were extracted; None if unknown"""
     fingerprint: str = ""
     """hash of the videos, their order, labels and frame counts"""
     lists: dict[str, Any] = field(default_factory=dict)
     """`training_videos` and `training_list`; see `list_facts`"""
     mirror: Mirror = field(default_factory=Mirror)
-    """labels of mirrored videos"""
+    """labels that mirrored videos get"""
     features: FeatureCache | None = None
-    """cached features used instead of clips"""
+    """stored features that replace the clips; None if clips are read"""
     centred: Callable[[], Iterable[Batch]] = tuple
-    """batches of this process's share of the training part's centred clips"""
+    """function that returns this process's batches of the training part, with the centred clip of each video"""
     records: Sequence[VideoRecord] = ()
     """videos of the training part"""
 
@@ -79,17 +80,17 @@ class TrainingData:
 def training_data(
     experiment: Experiment, record: Record, spec: InputSpec, *, pin: bool = False
 ) -> TrainingData:
-    """Read the lists of an experiment and prepare loaders; clips are read when iterated.
+    """Read the split lists of an experiment and prepare the loaders. Clips are read during iteration.
 
     Args:
         experiment: Settings.
         record: The data set.
         spec: Input of the network.
-        pin: Whether to read into pinned memory.
+        pin: Whether to read clips into pinned memory.
 
     Raises:
-        DataError: A list or folder is missing or wrong.
-        SettingsError: Cached features do not fit the settings, or several processes would read them.
+        DataError: A list or folder is missing or invalid.
+        SettingsError: Stored features do not fit the settings, or are used with several processes.
     """
     data, size = experiment.data, experiment.train.batch_size
     train, val = (experiment_part(experiment, record, part) for part in _PARTS)
@@ -112,7 +113,7 @@ def training_data(
     lists = fingerprint(train, val, record.classes)
     if data.features is not None:
         if distributed.world_size() > 1:
-            raise SettingsError("`data.features` is read by one process; start the run without torchrun")
+            raise SettingsError("`data.features` supports one process only; start the run without torchrun")
         cache = FeatureCache(data.features)
         settings = view_settings(experiment.model, spec, data, record, training=True)
         cache.check_settings(settings, record.classes)
@@ -143,7 +144,7 @@ def training_data(
 
 
 def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classes: Sequence[str]) -> str:
-    """Return the SHA-256 of the lists' contents."""
+    """Return the SHA-256 of the training list, the validation list and the class names."""
     digest = hashlib.sha256("\x1f".join(classes).encode())
     for name, records in (("train", train), ("val", val)):
         digest.update(f"\x1e{name}".encode())
@@ -154,10 +155,10 @@ def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classe
 
 
 def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]:
-    """Return length and fingerprint of a training list, for comparisons of runs.
+    """Return the length and the fingerprint of a training list, to check whether runs used the same list.
 
-    The fingerprint covers ids and labels, and the data set's own validation list. It is the same for every seed (before
-    the holdout is split off), for RGB and flow lists of the same videos, and in any order.
+    The fingerprint covers the ids and labels of the training list and of the data set's own validation list. It does
+    not depend on the seed, the holdout, the modality or the order of the videos.
     """
     lists = (
         load_part(record, modality, split, "train", selection="paper"),
@@ -168,7 +169,7 @@ def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]
 
 
 def with_progress(batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:
-    """Yield batches and display how many clips all processes have read."""
+    """Yield batches and show how many clips all processes together have read."""
     with progress(title, total) as advance:
         for batch in batches:
             yield batch

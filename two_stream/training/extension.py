@@ -1,7 +1,6 @@
-"""Hooks of a training run: a different start, a different loss, and work after each step.
+"""Hooks that change a training run: its initial network, its loss, and the work after each step.
 
-Pruning, quantization-aware training and distillation (`two_stream.compression`) are training runs with such an
-extension.
+`two_stream.compression` implements pruning, quantization-aware training and distillation as extensions.
 """
 
 from __future__ import annotations
@@ -26,65 +25,65 @@ EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression"
 
 
 class Extension:
-    """Base of all extensions; adds nothing. Subclasses are built from the experiment, once per training run."""
+    """Base class of all extensions. Its methods change nothing."""
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
         """Change the network in place before the optimizer is built.
 
         Args:
-            model: With its initial weights, on the CPU, not yet frozen, compiled or sharded.
-            resumed: Whether a checkpoint of this run is loaded afterwards; the structure must then fit it.
+            model: The network with its initial weights, on the CPU, before it is frozen, compiled or sharded.
+            resumed: Whether a checkpoint of this run is loaded afterwards. If so, the layers must fit the checkpoint.
         """
 
     def data(self, data: TrainingData) -> TrainingData:
-        """Return the training data; its batches may hold additional clips (`Batch.beside`)."""
+        """Return the training data, to whose batches the extension may add clips (`Batch.beside`)."""
         return data
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
-        """Receive the number of optimizer steps per epoch, before the first step."""
+        """Store the number of optimizer steps per epoch. The trainer calls this before the first step."""
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Act on weights that have just been loaded from a checkpoint; `models` as for `stepped`."""
+        """Update the extension after a checkpoint has been loaded into `models` (see `stepped`)."""
 
     def counts(self, epoch: int) -> bool:
-        """Whether an epoch (from 0) may be the best one; early stopping ignores the others."""
+        """Return whether an epoch (from 0) may become the best one and counts for early stopping."""
         del epoch
         return True
 
     def loss(self, plain: Loss, logits_BK: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the sum of the losses of a micro-batch.
+        """Return the training loss, summed over the clips of a micro-batch.
 
         Args:
             plain: The training loss of the settings.
             logits_BK: Logits of the network, float32 or float64.
-            targets: Labels, or shares `(B, K)` after mixup.
-            batch: The micro-batch: `clips` are on the device, after mixup; `beside` is as the loader yields it.
+            targets: Class indices `(B,)`, or class probabilities `(B, K)` after mixup.
+            batch: The micro-batch. Its `clips` are on the device, after mixup; its `beside` is unchanged since loading.
         """
         del batch
         return plain(logits_BK, targets)
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Act on the weights after optimizer step `step` (from 0 since the run began).
+        """Change the weights after an optimizer step, for example to keep pruned weights at 0.
 
         Args:
             models: The trained network and, if there is one, its moving average.
-            step: Number of the step.
+            step: Number of the step, counted from 0 since the run began.
         """
 
     def extra_parameters(self, device: torch.device) -> list[nn.Parameter]:
-        """Return parameters on the device that are trained but not part of the network; `state` contains them."""
+        """Return trained parameters that are not part of the network, on the device; `state` must contain them."""
         del device
         return []
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return the extension's part of a checkpoint."""
+        """Return the tensors that the extension saves in a checkpoint."""
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore `state`."""
+        """Restore the tensors that `state` returned."""
 
     def finished(self, paths: RunPaths) -> None:
-        """Act on the folder of a finished run, including a run that had already finished before this call."""
+        """Process the folder of a finished run, also if the run had finished before this call."""
 
     def facts(self) -> dict[str, str]:
         """Return entries for the run's `environment.json`."""
@@ -92,6 +91,6 @@ class Extension:
 
 
 def build_extension(experiment: Experiment) -> Extension:
-    """Return the training extension for an experiment's `compress` section."""
+    """Return the extension that an experiment's `compress` section selects."""
     kind = experiment.compress.kind
     return Extension() if kind == "none" else EXTENSIONS[kind](experiment)

@@ -1,7 +1,7 @@
-"""The linear probe as a run; it replaces the trainer if `train.optimizer.kind` is `logistic`.
+"""The linear probe: it replaces the trainer if `train.optimizer.kind` is `logistic`.
 
-A frozen network computes one vector per training clip, and the classifier is a logistic regression on these
-vectors. Only the folds are random, and there are no steps, so a run is either finished or not started.
+A frozen network computes one vector per training clip, and the classifier is a logistic regression on these vectors.
+The classifier is solved in one go, so an interrupted run starts again from the beginning.
 """
 
 from __future__ import annotations
@@ -39,36 +39,36 @@ from two_stream.types import RunPaths
 
 
 def check_probe(model: Recognizer, data: TrainingData) -> None:
-    """Check, before the run has a folder, that only the classifier is trained and that it can be solved.
+    """Check that the settings and the data allow a linear probe.
 
     Raises:
-        SettingsError: One of these is not the case; the message names the setting to change.
+        SettingsError: A setting or the data set does not allow a linear probe.
     """
     if distributed.world_size() > 1:
         raise SettingsError(
-            "`train.optimizer.kind: logistic` is solved by one process; start the run without torchrun"
+            "`train.optimizer.kind: logistic` supports one process only; start the run without torchrun"
         )
     if data.labels is not None and data.labels.multi_label:
         raise SettingsError(
-            f"`train.optimizer.kind: logistic` expects one class per video, but {data.dataset} is "
-            "multi-label; use sgd or adamw with `train.freeze_until: head`"
+            f"`train.optimizer.kind: logistic` requires one class per video, but {data.dataset} is multi-label; "
+            "use `train.optimizer.kind: sgd` or `adamw` with `train.freeze_until: head`"
         )
     if model.options.dense:
         raise SettingsError(
-            "`train.optimizer.kind: logistic` classifies one vector per clip, but `model.dense` classifies positions; "
-            "remove one of them"
+            "`train.optimizer.kind: logistic` and `model.dense: true` cannot be combined; "
+            "set `model.dense: false`, or use `train.optimizer.kind: sgd` or `adamw`"
         )
     learns = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     below = [name for name in learns if not name.startswith("classifier.")]
     if below:
         raise SettingsError(
             f"`train.optimizer.kind: logistic` trains the classifier only, but {below[0]} and {len(below) - 1} "
-            "other parameters are not frozen; set `train.freeze_until: head`"
+            "other parameters below the classifier are not frozen; set `train.freeze_until: head`"
         )
 
 
 class Probe:
-    """Solves for the classifier of a network and writes the run's folder, as `Trainer` does."""
+    """Fits the classifier of a network and, like `Trainer`, writes the run's folder."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Probe:
         device: torch.device,
         write_model: WriteModel,
     ) -> None:
-        """Prepare a new run; for the arguments see `Trainer`."""
+        """Prepare a new run. The arguments are those of `Trainer`."""
         assert isinstance(experiment.train.optimizer, Logistic)
         self.experiment = experiment
         self.options = experiment.train.optimizer
@@ -91,29 +91,30 @@ class Probe:
         self.write_model = write_model
         self.progress = Progress()
         self.held_out: VideoScores | None = None
-        """with `train.selection: folds`: scores of the training videos, each by classifiers not trained on it"""
+        """with `train.selection: folds`: for each training video, the scores of classifiers that were not trained on
+        the video"""
 
     def restore(self) -> None:
-        """Load the progress of the run, which is finished if it has a checkpoint.
+        """Load the progress of the run. A run with a checkpoint is finished.
 
         Raises:
             CheckpointError: The checkpoint is damaged.
-            SettingsError: The videos of the run changed.
+            SettingsError: The split lists or the stored features have changed.
         """
         _, state, _ = load_newest(self.paths)
         if state["fingerprint"] != self.data.fingerprint:
             raise SettingsError(
-                f"{self.paths.root}: the split lists or stored features changed since the run was made; restore "
-                "them or start over with --overwrite"
+                f"{self.paths.root}: the split lists or stored features changed since the run was trained; "
+                "restore them or start over with --overwrite"
             )
         self.progress = Progress.from_state(state["progress"])
 
     def fit(self) -> TrainResult:
-        """Solve, validate and write; after a signal nothing is written.
+        """Fit the classifier, validate it and write the run's folder. After a signal, nothing is written.
 
         Raises:
             DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
-            TrainingError: The training part has one class.
+            TrainingError: All training videos have the same class.
         """
         selection = self.experiment.train.selection
         if self.progress.finished:
@@ -153,7 +154,7 @@ class Probe:
     def _validated(
         self, vectors: Vectors, groups: list[str], chosen: Chosen, stopped: Any
     ) -> Validation | None:
-        """Return loss and accuracy on the holdout, or on the training videos that each fold held out."""
+        """Validate on the holdout or, with `train.selection: folds`, on the held-out videos of all folds."""
         classes = len(self.data.class_names)
         if self.experiment.train.selection != "folds":
             return validate(
@@ -196,19 +197,22 @@ class Probe:
 
     def _note_choice(self, chosen: Chosen, vectors: Vectors) -> None:
         count, width = vectors.rows.shape
-        how = "the only value, or there is only one source video"
+        how = "not chosen by cross-validation: there is only one value or only one source video"
         if chosen.table:
             row = next(row for row in chosen.table if row["c"] == chosen.c)
             how = (
                 f"held-out loss {row['loss']:.4f}, top-1 {100 * row['top1']:.1f} % in {self.options.repeats} × "
-                f"{chosen.folds} folds over sources"
+                f"{chosen.folds} folds of source videos"
             )
             if chosen.c in (chosen.table[0]["c"], chosen.table[-1]["c"]):
-                how += "; this is the smallest or largest of `train.optimizer.cs`, so try a wider range"
-        note(f"{count} vectors of {width} features; regularization C = {chosen.c:g}: {how}")
+                how += "; this is the smallest or largest value in `train.optimizer.cs`, so try a wider range"
+        note(f"logistic regression on {count} vectors of {width} features with C = {chosen.c:g} ({how})")
 
     def _line(self, vectors: Vectors, chosen: Chosen, validation: Validation) -> dict[str, Any]:
-        """Return the line of metrics.jsonl; training loss and top-1 are unweighted means over all rows."""
+        """Return the line of `metrics.jsonl`.
+
+        The training loss and top-1 accuracy are means over all training clips.
+        """
         weight, bias = (part.detach().double().cpu().numpy() for part in self.model.classifier.parameters())
         logits = vectors.rows @ weight.T + bias
         rows = np.arange(len(logits))
@@ -268,15 +272,15 @@ def training_vectors(
     precision: str,
     stopped: Callable[[], bool],
 ) -> Vectors | None:
-    """Return the classifier's input for every training video: first its centred clip, then augmented ones.
+    """Return the classifier's input for all training videos: the centred clips first, then the augmented clips.
 
     Args:
-        model: On `device`.
+        model: The network, on `device`.
         data: Training data with one class per video.
-        views: Augmented clips per video, those of the first epochs of a training run.
+        views: Augmented clips per video; they are the clips of the first `views` epochs of a training run.
         device: Device of the model.
         precision: Autocast type.
-        stopped: Function that returns whether to stop early, with the result None.
+        stopped: Function that returns whether to stop early. If it returns true, the result is None.
 
     Raises:
         DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.

@@ -1,7 +1,7 @@
-"""Training losses as sums over clips, so that micro-batches of any size add up to the large batch.
+"""Training losses, summed over clips so that micro-batches of any size add up to the full batch.
 
-A weighted loss is also divided by the number of clips, not by the sum of their weights: balanced weights have mean 1
-over the training clips, so the learning rate keeps its meaning.
+The trainer divides every loss, also a weighted one, by the number of clips, not by the sum of their weights. Balanced
+weights have mean 1 over the training clips, so they do not change the scale of the loss.
 """
 
 from __future__ import annotations
@@ -17,39 +17,42 @@ from two_stream.config.schema import TrainOptions
 from two_stream.errors import SettingsError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""logits `(B, K)` and targets, int64 `(B,)` or shares `(B, K)`, to the sum over the clips"""
+"""function of logits `(B, K)` and targets (class indices int64 `(B,)` or class probabilities `(B, K)`) that returns the
+loss summed over the clips"""
 _TINY = 1e-12
-"""lower bound of the base of a power, whose gradient may be infinite at 0"""
+"""lower bound of the base of a power, because the gradient can be infinite at 0"""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Number and frequency of the training part's classes."""
+    """Number and frequencies of the classes in the training part."""
 
     num_classes: int
     multi_label: bool = False
     counts: tuple[int, ...] = ()
-    """clips of each class; empty if unknown"""
+    """number of clips of each class; empty if unknown"""
     total: int = 0
     """number of clips"""
 
 
 def build_loss(options: TrainOptions, labels: Labels) -> Loss:
-    """Return the training loss.
+    """Return the loss function for the settings and labels.
 
     Raises:
-        SettingsError: The loss does not fit the labels, or the number of weights is not that of the classes.
+        SettingsError: The loss does not fit the labels, or the number of weights differs from the number of classes.
     """
     chosen = options.loss
     if isinstance(chosen, AutoLoss):
         chosen = BinaryCrossEntropy() if labels.multi_label else CrossEntropy()
     if labels.multi_label and isinstance(chosen, CrossEntropy):
         raise SettingsError(
-            "`train.loss` cross_entropy expects one class per video, but the data set is multi-label; use bce or focal"
+            "`train.loss.kind: cross_entropy` requires one class per video, but the data set is multi-label; use "
+            "`bce` or `focal`"
         )
     if options.label_smoothing and not isinstance(chosen, CrossEntropy):
         raise SettingsError(
-            f"`train.label_smoothing` {options.label_smoothing} needs loss cross_entropy, but the loss is {chosen.kind}"
+            f"`train.label_smoothing: {options.label_smoothing}` requires `train.loss.kind: cross_entropy`, "
+            f"but the loss is {chosen.kind}; use `cross_entropy`, or set `train.label_smoothing: 0`"
         )
     if isinstance(chosen, BinaryCrossEntropy):
         return _Binary(_weights(chosen.pos_weight, labels, "pos_weight", _odds))
@@ -60,19 +63,19 @@ def build_loss(options: TrainOptions, labels: Labels) -> Loss:
         return _SigmoidFocal(chosen.gamma, chosen.alpha, weights)
     if chosen.alpha is not None:
         raise SettingsError(
-            "`train.loss.alpha` weights the positive against the negative classes of a video, so it needs a "
-            "multi-label data set; to weight classes use `weights`"
+            "`train.loss.alpha` requires a multi-label data set, because it weights the positive classes of a "
+            "video against the negative ones; to weight classes, use `train.loss.weights`"
         )
     return _SoftmaxFocal(chosen.gamma, weights)
 
 
 def evaluation_loss(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy summed over clips; for labels `(B, K)`, the binary cross entropy."""
+    """Return the cross entropy summed over clips; for labels of shape `(B, K)`, the binary cross entropy."""
     return (_Binary(None) if labels.ndim == 2 else _Softmax(None, 0.0))(logits_BK, labels)
 
 
 def hits(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return whether the highest logit of each clip is its class, or one of its classes: bool `(B,)`."""
+    """Return whether each clip's highest logit belongs to the clip's class, or to one of its classes: bool `(B,)`."""
     best_B = logits_BK.argmax(1)
     if labels.ndim == 1:
         return best_B == labels
@@ -80,9 +83,9 @@ def hits(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def effective_weights(labels: Labels, beta: float) -> list[float]:
-    """Return class weights by the inverse effective number of clips (Cui et al., arXiv 1901.05555).
+    """Return class weights: the inverse of the effective number of clips (Cui et al., arXiv 1901.05555).
 
-    They are scaled to mean 1 over the training clips; a class without clips has 1.
+    The weights are scaled to mean 1 over the training clips. A class without clips has weight 1.
     """
     numbers = [float(n) if beta == 1.0 else (1.0 - beta**n) / (1.0 - beta) for n in labels.counts]
     inverse = [1.0 / number if number else 0.0 for number in numbers]
@@ -91,7 +94,7 @@ def effective_weights(labels: Labels, beta: float) -> list[float]:
 
 
 def _odds(labels: Labels) -> list[float]:
-    """Return, for each class, the number of videos without it per video with it; 1 if either number is 0."""
+    """Return, for each class, the ratio of negative to positive clips; 1 if either number is 0."""
     return [(labels.total - n) / n if 0 < n < labels.total else 1.0 for n in labels.counts]
 
 
@@ -103,18 +106,19 @@ def _weights(
     if given == "balanced":
         if not sum(labels.counts):
             raise SettingsError(
-                f"`train.loss.{name}: balanced` needs the training list's labels; use numbers"
+                f"`train.loss.{name}: balanced` requires the labels of the training list, which are not "
+                "available; list one number per class instead"
             )
         return torch.tensor(balanced(labels))
     if len(given) != labels.num_classes:
         raise SettingsError(
-            f"`train.loss.{name}` has {len(given)} numbers: expected one per class, {labels.num_classes}"
+            f"`train.loss.{name}` has {len(given)} numbers: expected one per class ({labels.num_classes})"
         )
     return torch.tensor([float(weight) for weight in given])
 
 
 def _shares(targets: torch.Tensor, logits_BK: torch.Tensor) -> torch.Tensor:
-    """Return targets as `(B, K)` in the type of the logits."""
+    """Return the targets as class probabilities `(B, K)` with the dtype of the logits."""
     if targets.ndim == 2:
         return targets.to(logits_BK.dtype)
     return F.one_hot(targets, logits_BK.shape[1]).to(logits_BK.dtype)

@@ -1,6 +1,6 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of the clips of a batch, the same for all frames of a clip.
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) for batches of clips; all frames of a clip are mixed alike.
 
-A clip always contributes at least half of its mixture, so that training accuracy stays meaningful.
+Each clip contributes at least half of its mixture, so training accuracy is measured against the clip's own label.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def mix_batch(
     *,
     key: tuple[object, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply mixup, CutMix or, by chance, neither to a batch.
+    """Apply mixup or CutMix to a batch, or return the batch unchanged. The choice is random.
 
     Args:
         clips_BCTHW: Pixel values 0..255, uint8 or float.
-        labels: int64 `(B,)`, or float `(B, K)` of a multi-label set.
-        num_classes: K.
-        options: `mixup`, `cutmix`, `mix_prob` and `mix_switch`.
-        key: Seed of the random numbers, such as seed, epoch and batch number.
+        labels: Class indices, int64 `(B,)`; for a multi-label data set, float `(B, K)`.
+        num_classes: Number of classes K.
+        options: Settings; `mixup`, `cutmix`, `mix_prob` and `mix_switch` are used.
+        key: Values that seed the random numbers, such as the seed, the epoch and the batch number.
 
     Returns:
-        Clips and targets; targets of mixed clips are soft, `(B, K)`.
+        Clips and targets. If the clips were mixed, the targets are class probabilities `(B, K)`.
     """
     both = options.mixup and options.cutmix
     whether, which = rng("mix", *key).random(2)
@@ -51,12 +51,12 @@ def mix(
     *,
     key: tuple[object, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each clip with another of its batch; arguments as for `mix_batch`.
+    """Mix each clip with a random clip of the batch. For the other arguments see `mix_batch`.
 
-    A clip's own share λ is drawn from Beta(alpha, alpha) and taken as max(λ, 1 - λ).
+    λ is drawn from Beta(alpha, alpha) for each clip; the clip's own weight is max(λ, 1 - λ).
 
     Returns:
-        Float clips of pixel values 0..255 and soft targets `(B, K)`.
+        Float clips with pixel values 0..255, and class probabilities `(B, K)`.
     """
     draw = rng("mixup", *key)
     count = len(labels)
@@ -80,13 +80,13 @@ def cut_mix(
     *,
     key: tuple[object, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Paste a box of another clip of the batch into each clip, the same box in every frame.
+    """Paste a box from a random clip of the batch into each clip, at the same position in every frame.
 
-    The box has the frame's shape and the area 1 - λ, with λ as in `mix`; it may extend beyond the frame. Labels are
-    mixed in proportion to the pixels.
+    The box has the aspect ratio of the frame and covers min(λ, 1 - λ) of its area, with λ as in `mix`. Its centre is
+    random, and parts outside the frame are cut off. Labels are mixed in proportion to the pixels.
 
     Returns:
-        Clips of the input's type and soft targets `(B, K)`.
+        Clips with the dtype of the input, and class probabilities `(B, K)`.
     """
     draw = rng("cutmix", *key)
     count, (height, width) = len(labels), clips_BCTHW.shape[-2:]

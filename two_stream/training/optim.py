@@ -1,6 +1,6 @@
-"""Optimizers, their parameter groups and the schedule of the learning rate.
+"""Optimizers, their parameter groups and the learning rate schedule.
 
-Norms, biases and positions have no weight decay; deeper layers may have a smaller learning rate.
+Norms, biases and position embeddings have no weight decay. Layers near the input can have a smaller learning rate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ Stages = Sequence[tuple[str, nn.Module]]
 _POSITIONAL = re.compile(r"pos_embed|position|time_embed|(^|[._])(cls|class|reg|dist)_?token")
 _FUSED = {"cpu", "cuda"}
 PLATEAU_THRESHOLD = 1e-4
-"""smallest relative improvement of the loss that counts as one, as in `torch.optim.lr_scheduler.ReduceLROnPlateau`"""
+"""smallest relative decrease of the loss that counts as an improvement, as in
+`torch.optim.lr_scheduler.ReduceLROnPlateau`"""
 
 
 def build_optimizer(
@@ -43,10 +44,10 @@ def build_optimizer(
     stage_rates: Mapping[str, float] | None = None,
     device: torch.device | None = None,
 ) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over `parameter_groups`, with the fused kernel if the device has one.
+    """Build SGD or AdamW for `parameter_groups`, with the fused kernel if the device has one.
 
     Raises:
-        SettingsError: Nothing is left to train, or `stage_rates` names an unknown stage.
+        SettingsError: All weights are frozen, or `stage_rates` names an unknown stage.
     """
     groups = parameter_groups(model, stages, options, layer_decay, stage_rates)
     fused = (device or torch.device("cpu")).type in _FUSED
@@ -64,7 +65,7 @@ def build_optimizer(
 
 
 def update_rule(options: OptimizerOptions) -> Sgd | AdamW:
-    """Return the options of an optimizer that makes steps; `logistic` is solved in `training/linear_probe.py`."""
+    """Return the options as those of SGD or AdamW; `logistic` is handled in `training/linear_probe.py`."""
     assert not isinstance(options, Logistic)
     return options
 
@@ -78,12 +79,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and depth.
 
-    Each group has an `lr_scale`, a factor of the learning rate, and a `name` for logs. The classifier, the last stage,
-    has scale 1, the stage before it `layer_decay`, then `layer_decay ** 2`, … `stage_rates` overrides the scale of
-    single stages; parameters outside all stages have scale 1.
+    Each group has an `lr_scale`, a factor of the learning rate, and a `name` for logs. The last stage, the classifier,
+    has scale 1. The stage before the classifier has scale `layer_decay`, the next one towards the input `layer_decay **
+    2`, and so on. `stage_rates` overrides the scale of single stages. Parameters outside all stages have scale 1.
 
     Raises:
-        SettingsError: Nothing is left to train, or `stage_rates` names an unknown stage.
+        SettingsError: All weights are frozen, or `stage_rates` names an unknown stage.
     """
     scales = _scales(stages, layer_decay, stage_rates or {})
     groups: dict[str, dict[str, Any]] = {}
@@ -105,17 +106,19 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     if not groups:
-        raise SettingsError("`train.freeze_until` freezes every weight: nothing is left to train")
+        raise SettingsError(
+            "`train.freeze_until` freezes every weight, so nothing is left to train; choose an earlier stage"
+        )
     return list(groups.values())
 
 
 def is_exempt(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter usually has no weight decay: norms, biases, positions, class tokens."""
+    """Return whether a parameter has no weight decay by default: norm, bias, position embedding or class token."""
     return parameter.ndim < 2 or _POSITIONAL.search(name) is not None
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a saved state but keep `fused` as it is: the run may resume on another device."""
+    """Load a saved state, but keep the value of `fused`, because the run may resume on another device."""
     fused = [group.get("fused") for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, value in zip(optimizer.param_groups, fused, strict=True):
@@ -125,11 +128,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 def _scales(
     stages: Stages, layer_decay: float, stage_rates: Mapping[str, float]
 ) -> dict[int, tuple[str, float]]:
-    """Map the id of each parameter to the label and scale of its group; scale 1 needs no entry."""
+    """Map the id of a parameter to the label and the scale of its group; parameters with scale 1 can be missing."""
     names = [name for name, _ in stages]
     stray = next((name for name in stage_rates if name not in names), None)
     if stray is not None:
-        raise SettingsError(f"`train.stage_rates` names {stray!r}: expected stages among {', '.join(names)}")
+        raise SettingsError(
+            f"`train.stage_rates`: {stray!r} is not a stage of the network; expected one of "
+            f"{', '.join(names)}"
+        )
     found: dict[int, tuple[str, float]] = {}
     for below, (name, module) in enumerate(reversed(list(stages))):
         entry = (name, stage_rates[name]) if name in stage_rates else (str(below), layer_decay**below)
@@ -141,10 +147,11 @@ def _scales(
 
 
 class Schedule:
-    """Learning rate of every optimizer step, as in the settings.
+    """Learning rate schedule.
 
-    The rate is computed from the step alone, and for `plateau` from the validation losses, so a resumed run has
-    the same rates. Steps and epochs are counted from 0. `apply` sets the rate of each group to `rate(step) * lr_scale`.
+    The learning rate depends only on the step and, for `plateau`, on the validation losses. A resumed run therefore has
+    the same learning rates. Steps and epochs are counted from 0. `apply` sets the learning rate of each group to
+    `rate(step) * lr_scale`.
     """
 
     def __init__(
@@ -164,7 +171,7 @@ class Schedule:
         self.best, self.bad_epochs, self.drops = math.inf, 0, 0  # of `plateau`
 
     def rate(self, step: int) -> float:
-        """Return the rate of an optimizer step for a group of scale 1."""
+        """Return the learning rate of an optimizer step for a group with scale 1."""
         options = self.options
         if isinstance(options, MultiStep):
             epoch = step // self.steps_per_epoch
@@ -174,7 +181,7 @@ class Schedule:
         return self._cosine(options, step) if isinstance(options, Cosine) else self.base_lr
 
     def _cosine(self, options: Cosine, step: int) -> float:
-        """Return the rate of SGDR without restarts (arXiv 1608.03983, equation 5) after a linear warm-up."""
+        """Return the learning rate of SGDR without restarts (arXiv 1608.03983, equation 5) after a linear warm-up."""
         total = self.steps_per_epoch * self.epochs
         warmup = min(total, round(options.warmup_epochs * self.steps_per_epoch))
         if step < warmup:
@@ -184,7 +191,7 @@ class Schedule:
         return floor + (self.base_lr - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
 
     def apply(self, step: int) -> float:
-        """Set the rate of every group for a step; return the unscaled rate."""
+        """Set the learning rate of every group for a step. Returns the learning rate for scale 1."""
         rate = self.rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -202,12 +209,12 @@ class Schedule:
             self.drops, self.bad_epochs = self.drops + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint, as plain values."""
+        """Return the state as plain values for a checkpoint."""
         if not isinstance(self.options, Plateau):
             return {}
         return {"best": self.best, "bad_epochs": self.bad_epochs, "drops": self.drops}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the values of `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         if isinstance(self.options, Plateau):
             self.best, self.bad_epochs, self.drops = state["best"], state["bad_epochs"], state["drops"]

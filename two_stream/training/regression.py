@@ -1,8 +1,9 @@
-"""Logistic regression on standardised vectors; cross-validation over source videos chooses the penalty.
+"""Logistic regression on standardised vectors; cross-validation over source videos chooses the penalty C.
 
-The estimator is scikit-learn's (multinomial, L2 penalty on the weights, none on the biases). Vectors of one video share
-its weight, and a source video is never divided. With fewer vectors than dimensions the problem is solved in their span,
-which is exact: a penalised solution has no component outside it.
+The estimator is `LogisticRegression` of scikit-learn: multinomial, with an L2 penalty on the weights but not on the
+biases. The vectors of one video share the weight of one sample, and all clips of a source video are in the same fold.
+If there are fewer vectors than dimensions, the problem is solved in the span of the vectors. This is exact, because the
+solution lies in that span.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from two_stream.errors import TrainingError
 Floats = NDArray[np.float64]
 _MOST_STEPS = 10_000
 _COARSE, _FINE = 1e-6, 1e-8
-"""tolerance of the gradient, for a fold and for the result"""
+"""tolerance of the gradient for a fold and for the final fit"""
 ABSENT = -10.0
-"""bias of a class without a training video; far below the other logits, whose mean is 0"""
+"""bias of a class without training videos; far below the other logits, whose mean is 0"""
 CONSTANT = 1e-6
-"""deviation relative to the mean below which a channel counts as constant (rounding of float32)"""
+"""a channel is constant if its standard deviation divided by its mean is at most this value (float32 rounding)"""
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Input of the classifier for the training part, one row per clip."""
+    """Inputs of the classifier for the training part, one row per clip."""
 
     rows: NDArray[np.float64]
-    """`(N, D)`"""
+    """vectors `(N, D)`"""
     labels: NDArray[np.int64]
-    """`(N,)`; mirrored clips have different labels if the data set's mirror exchanges classes"""
+    """class indices `(N,)`; a mirrored clip can have a different class from its video"""
     videos: NDArray[np.int64]
-    """`(N,)`: indices in `TrainingData.records`"""
+    """video of each row `(N,)`, as an index into `TrainingData.records`"""
 
 
 def channel_scales(deviation: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the divisor of each channel: its deviation, or 1 if it is constant."""
+    """Return the divisor that standardises each channel: its standard deviation, or 1 for a constant channel."""
     return np.where(deviation <= CONSTANT * np.abs(mean), 1.0, deviation)
 
 
@@ -52,15 +53,17 @@ class Chosen:
 
     c: float
     table: list[dict[str, float]]
-    """per C: `c`, held-out `loss` and `top1`, weighted as in the fit; empty if there was nothing to choose"""
+    """for each value of C: `c`, and `loss` and `top1` on held-out videos, weighted as in the fit; empty without
+    cross-validation"""
     folds: int
-    """actual number of parts of the cross-validation"""
+    """number of folds that were used; can be smaller than the setting"""
 
 
 def sample_weights(vectors: Vectors, balanced: bool) -> Floats:
-    """Return a weight per row, `(N,)`, that sums to 1 over the rows of each video.
+    """Return a weight for each row, `(N,)`; the weights of a video's rows sum to 1.
 
-    If balanced, each class has the same sum, as with scikit-learn's `class_weight="balanced"`.
+    If `balanced`, the weights are then scaled so that all classes have the same sum, as with `class_weight="balanced"`
+    in scikit-learn.
     """
     weights: Floats = 1.0 / np.bincount(vectors.videos)[vectors.videos].astype(np.float64)
     if not balanced:
@@ -78,15 +81,16 @@ def choose(
     seed: int = 0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Chosen | None:
-    """Return the C with the lowest held-out log loss (the smaller of equals); None if `stopped` became true.
+    """Return the C with the lowest log loss on held-out videos; None if `stopped` returned true.
 
-    The loss is the mean over the rows of all folds and repeats, weighted as in the fit, without rows whose class the
-    fold's training side lacks. With a single C or source video the middle C is returned.
+    The loss is the mean over the rows of all folds and repeats, weighted as in the fit. Rows whose class does not occur
+    in the training part of the fold are left out. If two values of C have the same loss, the smaller one is returned.
+    Without cross-validation (only one C or one source video), the middle value of C is returned.
 
     Args:
         vectors: The training part.
-        groups: Source of each video, indexed by `Vectors.videos`; an empty one is a source of its own.
-        options: Values of C, folds, repeats and balance.
+        groups: Source of each video, indexed by `Vectors.videos`. A video with an empty name is its own source.
+        options: Settings; the values of C, the folds, the repeats and `balanced` are used.
         seed: Random seed of the folds.
         stopped: Function that returns whether to stop early.
     """
@@ -110,26 +114,27 @@ def choose(
 def held_out_logits(
     vectors: Vectors, groups: Sequence[str], options: Logistic, c: float, num_classes: int, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Return the logits of every training video from folds without its source, averaged over its rows and repeats.
+    """Return held-out logits for every training video, from classifiers that were not trained on its source.
 
     Args:
         vectors: The training part.
-        groups: As for `choose`.
-        options: Folds, repeats and balance.
-        c: From `choose`, which used the same folds, so the result is slightly optimistic.
-        num_classes: K.
+        groups: Source of each video, see `choose`.
+        options: Settings; the folds, the repeats and `balanced` are used.
+        c: Result of `choose`. As `choose` used the same folds, the logits are slightly optimistic.
+        num_classes: Number of classes K.
         seed: Random seed of the folds.
 
     Returns:
-        The indices of the videos, ascending, and logits `(videos, K)`.
+        The indices of the videos in ascending order, and the logits `(videos, K)`, averaged over the rows of each video
+        and over the repeats.
 
     Raises:
-        TrainingError: There is only one source.
+        TrainingError: All videos have the same source.
     """
     parts, folds = _divided(vectors, groups, options, seed)
     if parts < 2:
         raise TrainingError(
-            "`train.selection: folds` needs two source videos in the training list, which has one; set "
+            "`train.selection: folds` requires at least two source videos in the training list, found one; set "
             "`train.selection: holdout`, or correct `group` in dataset.yaml"
         )
     shown = np.unique(vectors.videos)
@@ -147,15 +152,18 @@ def held_out_logits(
 
 
 def fit_regression(vectors: Vectors, c: float, balanced: bool, num_classes: int) -> tuple[Floats, Floats]:
-    """Return weight `(K, D)` and bias `(K,)` for unstandardised vectors; a class without rows gets 0 and `ABSENT`.
+    """Fit the classifier and return its weight `(K, D)` and bias `(K,)` for vectors that are not standardised.
+
+    A class without rows gets weight 0 and bias `ABSENT`.
 
     Raises:
-        TrainingError: All rows have one class.
+        TrainingError: All rows have the same class.
     """
     classes = np.unique(vectors.labels)
     if len(classes) < 2:
         raise TrainingError(
-            "the training part has videos of one class only; check the split list and `data.holdout`"
+            "the training part has videos of one class only; expected at least two classes; check the split list "
+            "and `data.holdout`"
         )
     space = _Space.of(vectors.rows)
     estimator = _estimator(_FINE, warm=False)
@@ -170,14 +178,14 @@ def fit_regression(vectors: Vectors, c: float, balanced: bool, num_classes: int)
 
 @dataclass(frozen=True)
 class _Space:
-    """Standardised rows, projected onto their span if there are fewer rows than dimensions."""
+    """Standardised rows. If there are fewer rows than dimensions, they are projected onto their span."""
 
     mean: Floats
     scale: Floats
     inside: Floats
-    """the rows in this space"""
+    """the standardised rows, projected if there is a projection"""
     basis: Floats | None
-    """`(D, N)`, orthonormal columns; None without projection"""
+    """basis of the span `(D, N)` with orthonormal columns; None without a projection"""
 
     @classmethod
     def of(cls, z_ND: Floats) -> _Space:
@@ -200,7 +208,7 @@ class _Space:
 def _divided(
     vectors: Vectors, groups: Sequence[str], options: Logistic, seed: int
 ) -> tuple[int, Iterator[NDArray[np.bool_]]]:
-    """Return the number of parts (at most one per source), and the rows that each fold holds out."""
+    """Return the number of folds (at most one per source), and for each fold a mask of its held-out rows."""
     shown = np.unique(vectors.videos)
     sources = np.array([groups[video] or f"\0{video}" for video in shown])
     labels = vectors.labels[[int(np.argmax(vectors.videos == video)) for video in shown]]
@@ -212,7 +220,7 @@ def _divided(
 def _folds(
     labels: NDArray[np.int64], sources: NDArray[np.str_], parts: int, repeats: int, seed: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of the held-out videos, repeat by repeat and part by part."""
+    """Yield the indices of the held-out videos for each fold of each repeat."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     for repeat in range(repeats):
@@ -230,7 +238,7 @@ def _held_out(
     cs: Sequence[float],
     stopped: Callable[[], bool],
 ) -> Floats:
-    """Return, for each C, three sums over a fold's held-out rows: weighted losses, weighted hits, and weights."""
+    """Return three sums over a fold's held-out rows for each C: weighted losses, weighted hits, and weights."""
     sums = np.zeros((len(cs), 3))
     learned = Vectors(vectors.rows[~test], vectors.labels[~test], vectors.videos[~test])
     known = np.unique(learned.labels)
@@ -272,7 +280,7 @@ def _logit_rows(estimator: Any) -> tuple[Floats, Floats]:
 
 @contextmanager
 def _without_warning() -> Iterator[None]:
-    """Ignore scikit-learn's warning that float64 cannot reach the tolerance."""
+    """Ignore the convergence warning of scikit-learn: float64 cannot always reach the tolerance."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""The folder of a run: its lock, settings, environment and checkpoints.
+"""The folder of a run: lock, settings, environment and checkpoints.
 
-A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums, either complete or absent. `last/`
-contains the weights being trained. With a moving average `best/` contains the averaged weights, which are validated and
-evaluated. Both hold the training state, so a run can continue from either.
+A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums. It is written completely or not at
+all. `last/` contains the weights of the latest step, and `best/` those of the best epoch. With a moving average,
+`best/` contains the averaged weights. Both contain the training state, so a run can continue from either.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STATE = "state.pt"
 FORMAT = 1
 
 WriteModel = Callable[[Path, nn.Module, dict[str, Any]], object]
-"""Writes `model.safetensors` into a folder, from a model and facts about it."""
+"""Function of a folder, a model and metadata; writes `model.safetensors` into the folder."""
 FREE_ON_RESUME = (
     "device",
     "threads",
@@ -52,10 +52,10 @@ FREE_ON_RESUME = (
     "train.compile",
     "evaluate",
 )
-"""settings (and everything below them) that may change on resume, because they do not affect the training"""
+"""settings (with everything below them) that may change on resume, because they do not affect the trained weights"""
 ENVIRONMENT = "environment.json"
 JOB = ".job"
-"""file that names the `torchrun` job that last started or continued the run"""
+"""file with the id of the `torchrun` job that last started or continued the run"""
 _OWN = (
     "last",
     "best",
@@ -71,29 +71,33 @@ _OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml")
 
 
 def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPaths:
-    """Check whether a run may begin or continue, without writing anything.
+    """Check that a run can start or continue, and return its paths; nothing is written.
 
     Raises:
-        SettingsError: The run exists without `resume` or `overwrite`, the settings of the run to resume differ, or the
-            folder contains something else.
+        SettingsError: The run exists and neither `resume` nor `overwrite` is set, the settings differ from those of the
+            run to resume, or the folder contains other files.
     """
     paths = RunPaths(experiment.runs / experiment.name)
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite cannot be combined; use only one")
     if not is_utf8(paths.root):
         raise SettingsError(
-            f"{paths.root}: not valid UTF-8, which TensorBoard and safetensors need; choose another `runs` folder"
+            f"{paths.root}: the path is not valid UTF-8, which TensorBoard and safetensors require; choose "
+            "another `runs` folder"
         )
     if paths.root.exists() and not paths.root.is_dir():
-        raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
-    # if the process was killed right after making the folder, it contains hidden files only
+        raise SettingsError(f"{paths.root}: is a file, expected a folder; choose another `name` or `runs`")
+    # if the process was killed right after creating the folder, the folder contains only hidden files
     used = paths.root.is_dir() and any(not path.name.startswith(".") for path in paths.root.iterdir())
     if used and not paths.experiment.is_file():
-        raise SettingsError(f"{paths.root}: contains files but no run; choose another `name` or `runs`")
+        raise SettingsError(
+            f"{paths.root}: the folder contains files but no `experiment.yaml` of a run; choose "
+            "another `name` or `runs`"
+        )
     if used and not resume and not overwrite:
         raise SettingsError(
-            f"{paths.root}: the run exists; continue it with --resume, start over with --overwrite, "
-            "or choose another name with --name"
+            f"{paths.root}: the run exists; continue it with --resume, start over with --overwrite, or choose "
+            "another name with --name"
         )
     if resume and paths.experiment.is_file():
         _compare(paths.experiment, load_experiment(paths.experiment), experiment)
@@ -101,7 +105,7 @@ def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPa
 
 
 def begin_run(paths: RunPaths, experiment: Experiment, *, overwrite: bool) -> None:
-    """Write the settings; with `overwrite`, first remove the files of an earlier run."""
+    """Write the settings of a run. With `overwrite`, the files of an earlier run are removed first."""
     if overwrite and paths.root.is_dir():
         _clear(paths)
     write_text(paths.experiment, dump(experiment))
@@ -109,10 +113,10 @@ def begin_run(paths: RunPaths, experiment: Experiment, *, overwrite: bool) -> No
 
 @contextmanager
 def lock_run(paths: RunPaths) -> Iterator[None]:
-    """Lock a run for this process.
+    """Context manager that locks a run for this process.
 
     Raises:
-        SettingsError: Another process trains this run.
+        SettingsError: Another process is training this run.
     """
     busy = SettingsError(
         f"{paths.root}: another process is training this run; wait for it to finish or choose another name"
@@ -123,7 +127,7 @@ def lock_run(paths: RunPaths) -> Iterator[None]:
 
 
 def began_here(paths: RunPaths) -> bool:
-    """Whether this `torchrun` job was the last to start or continue a run."""
+    """Return whether this `torchrun` job was the last one to start or continue the run."""
     try:
         return distributed.job() == (paths.root / JOB).read_text(encoding="utf-8") != ""
     except OSError:
@@ -131,7 +135,7 @@ def began_here(paths: RunPaths) -> bool:
 
 
 def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
-    """Write `environment.json`; on resume, warn about changed versions."""
+    """Write `environment.json`, and warn if versions have changed since the run began."""
     path = paths.root / ENVIRONMENT
     now = environment() | facts
     try:
@@ -140,7 +144,9 @@ def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
         before = {}
     changed = [f"{key} {before[key]} -> {now.get(key)}" for key in before if before[key] != now.get(key)]
     if changed:
-        warn(f"resumed with different versions, so results may differ by rounding: {'; '.join(changed)}")
+        warn(
+            f"the run resumes with different versions, so results may differ by rounding: {'; '.join(changed)}"
+        )
     write_json(path, now)
 
 
@@ -159,14 +165,14 @@ def _compare(path: Path, before: Experiment, now: Experiment) -> None:
     changed = differences(before, now)
     if changed:
         raise SettingsError(
-            f"{path}: the settings of the run to resume differ ({'; '.join(changed)}); "
-            "use the old values, or train with another --name"
+            f"{path}: the settings of the run to resume differ ({'; '.join(changed)}); use the old values, "
+            "or train a new run with another --name"
         )
 
 
 def _clear(paths: RunPaths) -> None:
-    """Remove the files that a run writes, and no others."""
-    note(f"removing the files of the run in {paths.root}")
+    """Remove only the files that a run writes."""
+    note(f"--overwrite: removing the files of the earlier run in {paths.root}")
     own: list[Any] = [paths.root / name for name in (*_OWN, *_OWN_FILES)]
     own += paths.root.glob("events.out.tfevents.*")
     for path in own:
@@ -179,7 +185,7 @@ def _clear(paths: RunPaths) -> None:
 def save_checkpoint(
     folder: Path, model: nn.Module, state: dict[str, Any], meta: dict[str, Any], write_model: WriteModel
 ) -> None:
-    """Write a new checkpoint, and replace the folder with it when it is complete."""
+    """Write a checkpoint; an old checkpoint in the folder is replaced when the new one is complete."""
     with replaced_folder(folder) as new:
         write_model(new, model, meta)
         with room_for(new / STATE):
@@ -187,39 +193,44 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Load weights and training state on the CPU.
+    """Load the weights and the training state of a checkpoint on the CPU.
 
     Raises:
-        CheckpointError: The checkpoint is missing, damaged or in a different format; the message names the file.
+        CheckpointError: The checkpoint is missing, damaged or in a different format.
     """
     verify_checksums(folder)
     for name in (WEIGHTS, STATE):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: missing; the run cannot continue from this checkpoint")
+            raise CheckpointError(
+                f"{folder / name}: file not found; the run cannot continue from this checkpoint"
+            )
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
         raise CheckpointError(f"{folder / STATE}: cannot be read ({_first_line(error)})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / STATE}: written by a different version (expected format {FORMAT})")
+        raise CheckpointError(
+            f"{folder / STATE}: written by a different version of two-stream; expected "
+            f"checkpoint format {FORMAT}; resume with that version, or start over with --overwrite"
+        )
     return load_file(folder / WEIGHTS), state
 
 
 def has_checkpoint(paths: RunPaths) -> bool:
-    """Whether a run has a checkpoint to continue from."""
+    """Return whether a run has a checkpoint to continue from."""
     return complete_folder(paths.last).is_dir()
 
 
 def load_newest(paths: RunPaths) -> tuple[dict[str, torch.Tensor], dict[str, Any], bool]:
-    """Load `last/` or, if it is damaged, `best/`, with a warning.
+    """Load `last/`. If `last/` is damaged, print a warning and load `best/`.
 
-    Continuing from an earlier checkpoint repeats the same steps, so the result is the same.
+    A run that continues from the earlier checkpoint repeats the same steps, so its result does not change.
 
     Returns:
-        Weights, training state, and whether `last/` could be read.
+        The weights, the training state, and whether `last/` was loaded.
 
     Raises:
-        CheckpointError: Both are damaged or missing; the message names the first damaged file.
+        CheckpointError: Both checkpoints are damaged or missing.
     """
     try:
         return (*load_checkpoint(complete_folder(paths.last)), True)
@@ -229,7 +240,10 @@ def load_newest(paths: RunPaths) -> tuple[dict[str, torch.Tensor], dict[str, Any
         weights, state = load_checkpoint(complete_folder(paths.best))
         warn(f"{error}")
         epoch = state["progress"]["epoch"]
-        warn(f"continuing from {paths.best} instead, after epoch {epoch}; later steps are repeated")
+        warn(
+            f"continuing from {paths.best} instead, which was saved after epoch {epoch}; the steps since then "
+            "are repeated"
+        )
         return weights, state, False
 
 

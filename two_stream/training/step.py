@@ -1,11 +1,11 @@
-"""One optimizer step over a group of micro-batches: its gradient is the mean over all clips of the group.
+"""One optimizer step over a group of micro-batches; the gradient is the mean over all clips of the group.
 
-Every clip has the same weight, so 3 + 3 + 2 clips give the gradient of one batch of 8. This includes the smaller last
-group of an epoch and clips skipped by `data.on_error: skip`. Random numbers of a step depend on (seed, epoch, step)
-and the rank only.
+Every clip has the same weight: micro-batches of 3, 3 and 2 clips give the gradient of one batch of 8 clips. This also
+holds for a smaller last group of an epoch, and if `data.on_error: skip` skips clips. The random numbers of a step
+depend only on the seed, the epoch, the step and the rank.
 
-Several processes divide a group: 6 micro-batches are two rows of three processes. The micro-batches, and so the step,
-equal those of one process that accumulates 6; only dropout and token masks differ.
+Several processes share a group: for example, three processes compute 6 micro-batches in two rows of three. The result
+equals that of one process that accumulates 6 micro-batches, except for random dropout and token masks.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from two_stream.training.parallel.base import Parallel
 from two_stream.types import Batch
 
 SMALLEST_SCALE = 2.0**-20
-"""smallest fp16 loss scale; an overflow below it has another cause than the scale"""
+"""smallest fp16 loss scale; if gradients overflow at this scale, the scale is not the cause"""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Position of a step in its run, counted from 0."""
+    """Position of an optimizer step in its run; all numbers start at 0."""
 
     epoch: int
     step: int
-    """optimizer steps since the run began"""
+    """number of optimizer steps before this step, since the run began"""
     batch: int
-    """micro-batches of the epoch before this step"""
+    """number of micro-batches in the epoch before this step"""
 
 
 @dataclass
 class StepResult:
-    """Sums over the clips of one group, of all processes together."""
+    """Sums over the clips of one group, for all processes together."""
 
     loss: float = 0.0
-    """sum of the training losses"""
+    """training loss, summed over the clips"""
     correct: int = 0
     clips: int = 0
     ids: list[str] = field(default_factory=list)
     """ids of the clips that this process read"""
     lr: float = 0.0
     grad_norm: float = 0.0
-    """norm of the gradient before clipping; 0 if all clips were skipped"""
+    """norm of the gradient before clipping; 0 if all clips of the group were skipped"""
 
 
 class Stepper:
-    """Makes optimizer steps. Owns what they change: weights, optimizer, loss scale, moving average."""
+    """Makes optimizer steps and owns the state that they change: weights, optimizer, loss scale and moving average."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Stepper:
         if options.ema:
             from timm.utils.model_ema import ModelEmaV3
 
-            # the warm-up keeps the random start out of the average of a short run
+            # without the warm-up, the random initial weights would dominate the average of a short run
             self.ema = ModelEmaV3(self.model, decay=options.ema, use_warmup=True)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -100,21 +100,22 @@ class Stepper:
         at: Position,
         prefetch: Callable[[], None] = lambda: None,
     ) -> StepResult:
-        """Make one step over a group of micro-batches, together with all processes.
+        """Make one optimizer step over a group of micro-batches, together with the other processes.
 
         Args:
-            batches: This process's micro-batches, None for one without a readable clip; may end early.
-            count: Micro-batches of the group, of all processes together.
-            planned: Clips of the group if none is skipped. The loss is divided by it, which keeps fp16 in range; if
-                clips were skipped, the gradient is corrected before the step.
+            batches: This process's micro-batches. None stands for a micro-batch without a readable clip. The iterator
+                may end early.
+            count: Number of micro-batches in the group, for all processes together.
+            planned: Number of clips in the group if none is skipped. The loss is divided by this number, which keeps
+                fp16 gradients in range. If clips were skipped, the gradient is corrected before the step.
             at: Position of the step.
-            prefetch: Called once the work of the step is queued on the device.
+            prefetch: Function that is called when the work of the step has been queued on the device.
 
         Returns:
-            The sums of the group; without any clip no step was made.
+            The sums over the group. If all clips were skipped, no step is made.
 
         Raises:
-            TrainingError: Loss or gradient is not finite; the message names the clips. The weights are unchanged.
+            TrainingError: The loss or the gradient is not finite. The weights are unchanged.
         """
         torch.manual_seed(derive(self.seed, "step", at.epoch, at.step, distributed.rank()))
         result = StepResult(lr=self.schedule.apply(at.step))
@@ -145,14 +146,14 @@ class Stepper:
         return result
 
     def _idle(self, *, last: bool) -> None:
-        """Take part in a row without a micro-batch of this process."""
+        """Run a row in which this process has no micro-batch."""
         with autocast(self.device, self.options.precision):
             zero = self.parallel.idle(last=last)
         if zero is not None:
             self.scaler.scale(zero.float()).backward()  # type: ignore[no-untyped-call]
 
     def _forward(self, batch: Batch, epoch: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of a micro-batch's losses and its number of correctly classified clips."""
+        """Return the loss of a micro-batch, summed over clips, and the number of correctly classified clips."""
         clips = batch.clips.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         key = (self.seed, epoch, number, 0)  # the same for any number of processes
@@ -196,12 +197,12 @@ class Stepper:
         return [self.model] if self.ema is None else [self.model, self.ema.module]
 
     def _stop(self, what: str, value: float, ids: list[str], at: Position) -> None:
-        """Raise on every process; `ids` are this process's clips to name."""
+        """Raise an error in every process. The message lists the clips `ids` of all processes."""
         self.optimizer.zero_grad(set_to_none=True)
         named = [clip for part in distributed.all_objects(ids) for clip in part]
         error = TrainingError(
-            f"the {what} is not finite ({value}) in epoch {at.epoch + 1}, step {at.step + 1}; "
-            f"clips of the step: {', '.join(named)}; check them, or lower the learning rate or set `train.clip_grad`"
+            f"the {what} is not finite ({value}) in epoch {at.epoch + 1}, step {at.step + 1}; clips of the step: "
+            f"{', '.join(named)}; check these clips, lower the learning rate, or set `train.clip_grad`"
         )
         raise distributed.shared_error(error)
 
@@ -209,21 +210,21 @@ class Stepper:
 class ShortConv3d(nn.Conv3d):
     """A 3D convolution that is computed in float32 if its input is smaller than its kernel.
 
-    In bfloat16 on a CPU, oneDNN's kernel for the gradient of the weights (`jit_bf16:avx512_core_bf16`, seen with torch
-    2.14 on Zen 4) reads and writes outside its buffers if a map has fewer steps than the kernel: two frames under a
-    3×3×3 kernel are enough. The gradient is then wrong or not finite, or the process crashes. Such maps are small, so
-    float32 costs little.
+    This avoids an error in oneDNN's bfloat16 kernel for weight gradients on a CPU (`jit_bf16:avx512_core_bf16`, found
+    with torch 2.14 on Zen 4). If the input has fewer time steps, rows or columns than the convolution kernel, for
+    example two frames for a 3×3×3 kernel, the oneDNN kernel reads and writes outside its buffers. The gradient is then
+    wrong or not finite, or the process crashes. These inputs are small, so float32 costs little time.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve `(B, C, T, H, W)`."""
+        """Convolve input of shape `(B, C, T, H, W)`."""
         if not torch.is_grad_enabled() or not self._short(input.shape[2:]):
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.float()).to(torch.bfloat16)
 
     def _short(self, sizes: torch.Size) -> bool:
-        """Whether a map is smaller than the kernel (except size 1, kernel 3, stride 1: this works)."""
+        """Return whether the input is smaller than the kernel; size 1 with kernel 3 and stride 1 is safe."""
         return any(
             size < kernel and (size, kernel, stride) != (1, 3, 1)
             for size, kernel, stride in zip(sizes, self.kernel_size, self.stride, strict=True)
@@ -231,7 +232,7 @@ class ShortConv3d(nn.Conv3d):
 
 
 def protect_short_maps(model: nn.Module, device: torch.device, precision: str) -> None:
-    """Replace the class of a model's 3D convolutions by `ShortConv3d` for training in bfloat16 on a CPU."""
+    """Turn a model's 3D convolutions into `ShortConv3d`, if it is trained in bfloat16 on a CPU."""
     if device.type != "cpu" or precision != "bf16":
         return
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard with images, and one printed line per epoch."""
+"""Metrics of a run: `metrics.jsonl`, TensorBoard scalars and images, and one printed line per epoch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOW_ZERO = 127.5
-"""pixel value that stands for no motion"""
+"""pixel value of zero motion"""
 MAX_CLASSES_WITH_NAMES = 60
 TIME_FIELDS = ("seconds", "clips_per_second", "crc32")
-"""fields of a metrics line that differ between equal runs; crc32 is the checksum of the line"""
+"""fields of a line in `metrics.jsonl` that differ between runs with equal results; `crc32` is the checksum of the
+line"""
 _SCALARS = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
@@ -38,7 +39,7 @@ _SCALARS = {
 
 
 def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
-    """Write all lines of metrics.jsonl atomically; numbers that are not finite become null."""
+    """Write all lines of `metrics.jsonl` atomically. Numbers that are not finite become `null`."""
     lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
 
@@ -54,7 +55,7 @@ def clock(seconds: float) -> str:
 
 
 class Tracker:
-    """Writes TensorBoard events and prints a line per epoch; does nothing unless `active`."""
+    """Writes TensorBoard events and prints one line per epoch. If `active` is false, it does nothing."""
 
     def __init__(
         self, paths: RunPaths, experiment: Experiment, *, first_step: int, active: bool = True
@@ -77,7 +78,7 @@ class Tracker:
             self.writer.add_scalar("step/gradient_norm", grad_norm, step)
 
     def clips(self, batch: Batch, step: int) -> None:
-        """Record the augmented clips as the network receives them."""
+        """Record the augmented clips of a batch as an image."""
         if self.writer is not None and self.images and batch.ids:
             pixels = batch.clips.cpu().numpy().astype(np.uint8)
             self.writer.add_image("input/clips", clip_grid(pixels), step, dataformats="HWC")
@@ -105,7 +106,7 @@ class Tracker:
         say(self._sentence(line, seconds_left))
 
     def hparams(self, metrics: dict[str, float]) -> None:
-        """Record the settings with the final metrics in the run's event file."""
+        """Record the settings and the final metrics for TensorBoard's HParams page."""
         if self.writer is None:
             return
         from torch.utils.tensorboard.summary import hparams
@@ -148,9 +149,10 @@ def _plain(value: Any) -> Any:
 
 
 def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return quantized flow as colours: hue is the direction (red: +x, to the right), saturation the speed.
+    """Return quantized flow as RGB: the hue is the direction of motion (red: to the right), the saturation the speed.
 
-    A pixel without motion is white; full saturation is half the largest speed of 0..255 in one direction.
+    Pixels without motion are white. The saturation is full from half the largest speed that one flow component can
+    store.
     """
     vector = flow_HW2.astype(np.float32) - FLOW_ZERO
     speed, angle = cv2.cartToPolar(vector[..., 0].copy(), vector[..., 1].copy(), angleInDegrees=True)
@@ -161,9 +163,9 @@ def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8) -> NDArray[np.uint8]:
-    """Return clips as rows of evenly spaced frames, `(rows * H, columns * W, 3)`; flow as colours.
+    """Return one image of clips, `(clips * H, frames * W, 3)`: a row of evenly spaced frames for each clip.
 
-    Only the first of a stack of flow fields is shown.
+    Flow is drawn with `flow_to_rgb`; for stacked flow fields, only the first field is drawn.
     """
     chosen = clips_BCTHW[:clips]
     length = chosen.shape[2]
@@ -178,9 +180,9 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix: colours are fractions of the true class; with up to 20 classes, counts are shown.
+    """Draw a confusion matrix. Colours are fractions of the true class, and up to 20 classes, cells contain counts.
 
-    Call and render it within `plain_figures`.
+    Call this function and render the figure within `plain_figures`.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Trains an experiment: builds model and data, opens the run's folder and starts the trainer."""
+"""Training of an experiment: builds the model and the data, opens the run's folder and starts the trainer."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ _OTHER_BACKBONE = (
 
 
 def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
-    """Train one stream and write everything to `runs/<name>/`.
+    """Train one stream and write the run to `runs/<name>/`.
 
     Args:
         experiment: Resolved settings.
-        resume: Continue from the newest checkpoint; without one, start over. The result equals that of an
-            uninterrupted run.
-        overwrite: Remove the files of an earlier run of that name first.
+        resume: Whether to continue from the newest checkpoint; without a checkpoint, the run starts from the beginning.
+            The result equals that of an uninterrupted run.
+        overwrite: Whether to remove the files of an earlier run with the same name first.
 
     Raises:
-        SettingsError: The folder is in use, or the settings differ from those of the run to resume.
+        SettingsError: The run's folder is in use, or the settings differ from those of the run to resume.
         DataError: The data set cannot be read.
-        CheckpointError: A checkpoint or the initial weights cannot be read or do not fit.
-        TrainingError: Loss or gradient is not finite, or another process of the job exited.
+        CheckpointError: A checkpoint or the initial weights cannot be read or do not fit the network.
+        TrainingError: The loss or the gradient is not finite, or another process of the job exited.
     """
     distributed.init(cpu_only=experiment.device == "cpu")
     try:
@@ -91,7 +91,7 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
             raise
         raise distributed.shared_error(
             TrainingError(
-                "Another worker process exited, so this one is stopping. See that process's error message."
+                "Another process of this job exited, so this process stops; see the error message of the other process."
             )
         ) from None
     distributed.shutdown()
@@ -99,7 +99,7 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
 
 
 def _note_expected_precision(experiment: Experiment, record: Record) -> None:
-    """Print how precisely an accuracy on the data set can be measured."""
+    """Print how precisely the data set can measure an accuracy."""
     with suppress(TwoStreamError):  # no test list
         note(expected_words(record, experiment.model.modality, experiment.data.split))
 
@@ -132,7 +132,10 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         distributed.on_main(lambda: stack.enter_context(lock_run(paths)))
         facts = _facts(experiment, device) | extension.facts()
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
-        note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
+        note(
+            f"run folder: {paths.root}; to plot the metrics, run: tensorboard --logdir "
+            f"{shlex.quote(str(experiment.runs))}"
+        )
         if not continues:
             distributed.on_main(lambda: _note_expected_precision(experiment, record))
             _measure_tokens(model, data, device, experiment.train.precision)
@@ -150,7 +153,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
             at = trainer.progress
             note(f"resuming {paths.root} at epoch {at.epoch + 1}, step {at.step + 1}")
         elif resume:
-            note(f"{paths.root}: no checkpoint yet; starting from the beginning")
+            note(f"--resume: no checkpoint in {paths.root}; starting from the beginning")
         with room_for(paths.root, "the last checkpoint is kept"):
             result = trainer.fit()
         if result.finished:
@@ -160,7 +163,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
 
 @dataclass(frozen=True)
 class _Start:
-    """How the main process starts a run, and whether the run has a checkpoint."""
+    """The decision of the main process on how to start a run."""
 
     paths: RunPaths
     resume: bool
@@ -169,7 +172,7 @@ class _Start:
 
 
 def _start(experiment: Experiment, *, resume: bool, overwrite: bool) -> _Start:
-    """Check whether the run may begin; a run restarted by `torchrun` resumes without --resume."""
+    """Check that the run can start. If `torchrun` restarted the job, the run resumes even without --resume."""
     if distributed.restarts() and began_here(RunPaths(experiment.runs / experiment.name)):
         note(f"restart {distributed.restarts()} by torchrun: continuing from the last checkpoint")
         resume, overwrite = True, False
@@ -183,15 +186,18 @@ def _open(paths: RunPaths, experiment: Experiment, facts: dict[str, str], *, ove
 
 
 def _compare_lists(data: TrainingData) -> None:
-    """Raise if the machines have different split lists."""
+    """Raise an error if the processes read different split lists."""
     if len(set(distributed.all_objects(data.fingerprint))) > 1:
         raise distributed.shared_error(
-            DataError("the processes read different split lists; use the same `data.settings_root`")
+            DataError(
+                "the processes of the job read different split lists; use the same `data.settings_root` on "
+                "all machines"
+            )
         )
 
 
 def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
-    """Give the layers the sizes of a run's checkpoint, `last/` or, if that is damaged, `best/`.
+    """Resize the layers to those of a run's checkpoint `last/`, or `best/` if `last/` cannot be read.
 
     Raises:
         CheckpointError: Neither checkpoint can be read.
@@ -203,11 +209,11 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
 
 
 def start_model(experiment: Experiment) -> Recognizer:
-    """Return the untrained network: random weights from the seed, then the initial weights if there are any.
+    """Return the untrained network, with initial weights from the settings, or else random ones from the seed.
 
     Raises:
-        DataError: The data set, whose classes it needs, cannot be read.
-        CheckpointError: The weights cannot be read or do not fit.
+        DataError: The data set cannot be read; the network requires its number of classes.
+        CheckpointError: The initial weights cannot be read or do not fit the network.
     """
     model = _built(experiment, dataset_record(experiment.data).num_classes)
     _load_start(model, experiment.train)
@@ -221,7 +227,7 @@ def _built(experiment: Experiment, classes: int) -> Recognizer:
 
 
 def _load_start(model: Recognizer, options: TrainOptions) -> None:
-    """Load the initial weights: `train.init`, otherwise those of the backbone's library."""
+    """Load the initial weights from `train.init`, or otherwise the pretrained weights of the backbone's library."""
     if options.init is None:
         message = load_library(model)
         if message is not None:
@@ -242,7 +248,7 @@ def _load_start(model: Recognizer, options: TrainOptions) -> None:
 def _prepare(
     model: Recognizer, options: TrainOptions, device: torch.device, features: FeatureCache | None
 ) -> None:
-    """Freeze stages and choose how the backbone is computed, or replace it with cached features."""
+    """Freeze stages, and set up how the backbone is computed or replace it with stored features."""
     if features is not None:
         assert options.freeze_until is not None  # checked by `Experiment`
         model.freeze_until(options.freeze_until)
@@ -260,18 +266,18 @@ def _prepare(
 
 
 def _compile_stages(model: Recognizer, device: torch.device) -> None:
-    """Compile the backbone stage by stage: this keeps the graphs small and the names of the weights."""
+    """Compile each stage of the backbone separately, so that graphs stay small and weights keep their names."""
     problem = missing_compiler(device)
     if problem:
-        warn(f"`train.compile`: {problem}, so nothing is compiled")
+        warn(f"`train.compile`: {problem}; training continues without compilation")
         return
     for _, stage in model.backbone.stages():
         stage.compile()
-    note("the backbone is compiled during the first steps, which takes minutes")
+    note("`train.compile`: the backbone is compiled during the first steps; this takes a few minutes")
 
 
 def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> None:
-    """Check for errors before the run has a folder, such as an unsuitable loss, learning rate or shard."""
+    """Find errors before the run's folder is created, such as an unsuitable loss, learning rate or shard."""
     options = experiment.train
     if data.labels is not None:
         build_loss(options, data.labels)
@@ -287,9 +293,10 @@ def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> Non
 
 @torch.no_grad()
 def _measure_tokens(model: Recognizer, data: TrainingData, device: torch.device, precision: str) -> None:
-    """Set mean and deviation of the tokens' channels in the network's `Standard` modules, unless it has them already.
+    """Measure the mean and standard deviation of each token channel for the network's `Standard` modules.
 
-    They are taken over time and the centred clips of the training part, in float64, over all processes.
+    They are computed in float64 over all time steps of the centred training clips of all processes. Networks whose
+    modules already have these values are left unchanged.
 
     Raises:
         DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
@@ -323,8 +330,8 @@ def _check_tokens(model: Recognizer) -> None:
     tokens = model.backbone.num_tokens(model.spec.clip_length)
     if max(tokens) == 1 and model.options.head.kind != "average":
         warn(
-            f"head {model.options.head.kind} receives only one time step, so it has nothing to aggregate: use longer "
-            "clips (`model.input.clip_length`) or a smaller `model.backbone.temporal_stride`"
+            f"head {model.options.head.kind} aggregates over time, but receives only one time step; increase "
+            "`model.input.clip_length` or reduce `model.backbone.temporal_stride`"
         )
 
 

@@ -1,8 +1,8 @@
-"""The training loop: steps, validation, selection of the best epoch, checkpoints, interruption.
+"""The training loop: steps, validation, selection of the best epoch, checkpoints and interruption.
 
-A run is a sequence of optimizer steps that depends on settings and data alone. A checkpoint is taken between two
-steps and contains everything that the remaining steps need, so a resumed run equals an uninterrupted one bit for bit.
-With several processes, each computes its share of every step, and the main process writes the files.
+A run is a sequence of optimizer steps that depends only on the settings and the data. A checkpoint is saved between two
+steps and contains the complete training state, so a resumed run equals an uninterrupted run bit for bit. With several
+processes, each process computes its share of every step, and the main process writes the files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from two_stream.types import Batch, RunPaths
 
 SELECTION_LABELS = {"holdout": "holdout", "folds": "cross-validated", "paper": "test-selected"}
 SHORT_EPOCHS = 60.0
-"""seconds between checkpoints of a run over stored features, whose epochs are shorter than writing a checkpoint"""
+"""least number of seconds between two checkpoints if the run uses stored features, because its epochs are very short"""
 
 
 @dataclass(frozen=True)
@@ -48,59 +48,59 @@ class TrainResult:
 
     run: RunPaths
     epochs: int
-    """completed epochs"""
+    """number of completed epochs"""
     best_epoch: int
-    """counted from 1; 0 before the first epoch is complete"""
+    """number of the best epoch, from 1; 0 before the first epoch is complete"""
     best_top1: float
-    """best validation top-1 accuracy (mAP for a multi-label set)"""
+    """best validation top-1 accuracy (mAP for a multi-label data set)"""
     best_loss: float
     selection: str
-    """one of `SELECTION_LABELS`"""
+    """how the best epoch was selected; a value of `SELECTION_LABELS`"""
     finished: bool
     already_finished: bool = False
-    """the run was complete before this call"""
+    """whether the run was complete before this call"""
     interrupted: int | None = None
-    """number of the signal that stopped it"""
+    """number of the signal that stopped the run"""
     metric: str = "top-1"
-    """the metric that selected the best epoch"""
+    """metric that selected the best epoch"""
 
 
 @dataclass
 class Progress:
-    """Position in a run, running sums of the epoch and the best epoch so far.
+    """Position in a run, running sums of the current epoch, and the best epoch so far.
 
-    Counted from 0; plain values only, so that it can be loaded with `weights_only=True`.
+    The values are plain, so that `torch.load(..., weights_only=True)` can read them.
     """
 
     epoch: int = 0
-    """completed epochs: trained, validated, recorded"""
+    """number of epochs that have been trained, validated and recorded"""
     batch: int = 0
-    """micro-batches of the current epoch that went into a step"""
+    """number of micro-batches of the current epoch that have been used"""
     step: int = 0
-    """optimizer steps since the run began"""
+    """number of optimizer steps since the run began"""
     loss: float = 0.0
-    """sum of the losses of the current epoch"""
+    """sum of the losses of all clips in the current epoch"""
     correct: int = 0
     clips: int = 0
     seconds: float = 0.0
     lr: float = 0.0
     """learning rate of the last step"""
     best_epoch: int = 0
-    """the selected epoch, counted from 1; 0 before the first"""
+    """number of the selected epoch, from 1; 0 before the first epoch is complete"""
     best_top1: float = -1.0
-    """validation top-1 accuracy of the selected epoch (mAP for a multi-label set)"""
+    """validation top-1 accuracy of the selected epoch (mAP for a multi-label data set)"""
     best_loss: float = math.inf
     """validation loss of the selected epoch"""
     lowest_loss: float = math.inf
     """lowest validation loss of any epoch, for early stopping"""
     stale: int = 0
-    """epochs since `lowest_loss`"""
+    """number of epochs since the lowest loss"""
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
-    """the lines of metrics.jsonl"""
+    """the lines of `metrics.jsonl`"""
 
     def add(self, result: StepResult, batch: int) -> None:
-        """Count one optimizer step, after which `batch` micro-batches of the epoch are used."""
+        """Record an optimizer step; `batch` is the number of micro-batches of the epoch used so far."""
         self.batch = batch
         self.step += 1
         self.loss += result.loss
@@ -109,10 +109,10 @@ class Progress:
         self.lr = result.lr
 
     def end_epoch(self, line: dict[str, Any], validation: Validation, *, counts: bool = True) -> bool:
-        """Complete the epoch and return whether it is the best so far.
+        """Record a completed epoch and return whether it is the best so far.
 
-        The best epoch has the highest validation top-1 accuracy (mAP of a multi-label set); ties are broken by the
-        lower validation loss, then by the earlier epoch. With `counts` false the epoch cannot be the best, and
+        The best epoch has the highest validation top-1 accuracy (mAP for a multi-label data set). Ties are broken by
+        the lower validation loss, then by the earlier epoch. If `counts` is false, the epoch cannot be the best, and
         early stopping ignores it.
         """
         loss = validation.loss if math.isfinite(validation.loss) else math.inf
@@ -129,15 +129,18 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
-        """Return the progress that a checkpoint contains as plain values.
+        """Return the progress from the plain values in a checkpoint.
 
         Raises:
-            CheckpointError: A different version of the code wrote it, with different fields.
+            CheckpointError: A different version of two-stream wrote the checkpoint.
         """
         try:
             return cls(**state)
         except TypeError as error:
-            raise CheckpointError(f"the checkpoint's progress cannot be read ({error})") from None
+            raise CheckpointError(
+                f"the checkpoint was written by a different version of two-stream ({error}); "
+                "resume with that version, or start over with --overwrite"
+            ) from None
 
     def result(
         self,
@@ -147,7 +150,7 @@ class Progress:
         already_finished: bool = False,
         interrupted: int | None = None,
     ) -> TrainResult:
-        """Return the result of a run that ends here."""
+        """Return the result of a run that ends at this position."""
         return TrainResult(
             run=paths,
             epochs=self.epoch,
@@ -163,7 +166,7 @@ class Progress:
 
 
 def checkpoint_meta(experiment: Experiment, data: TrainingData, progress: Progress) -> dict[str, Any]:
-    """Return the metadata in a checkpoint's model file."""
+    """Return the metadata for a checkpoint's model file."""
     latest = progress.history[-1] if progress.history else {}
     return {
         "class_names": data.class_names,
@@ -186,12 +189,12 @@ def checkpoint_meta(experiment: Experiment, data: TrainingData, progress: Progre
 
 
 class Feed:
-    """Yields the micro-batches of one epoch in groups; None for a micro-batch without a readable clip.
+    """Yields the micro-batches of one epoch in groups; None stands for a micro-batch without a readable clip.
 
-    On a GPU the next micro-batch is copied while the current one is computed.
+    On a GPU, the next micro-batch is copied while the current one is computed.
 
     Attributes:
-        error: The exception that ended reading early; it is raised after the other processes know of it.
+        error: The exception that ended reading early. The trainer raises it in all processes together.
     """
 
     def __init__(self, loader: EpochLoader, device: torch.device) -> None:
@@ -206,22 +209,25 @@ class Feed:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def group(self, start: int, count: int) -> Iterator[Batch | None]:
-        """Yield this process's share of the `count` micro-batches from number `start` on."""
+        """Yield this process's share of `count` micro-batches, starting with number `start`."""
         for number in range(start + distributed.rank(), start + count, distributed.world_size()):
             yield self._take(number)
 
     def first(self) -> Batch | None:
-        """Return the next micro-batch; `group` yields it again."""
+        """Return the next micro-batch without removing it: `group` yields it again."""
         self._fetch()
         return None if self._next is None else self._next[1]
 
     def prefetch(self) -> None:
-        """Start to copy the next micro-batch to a GPU; call it when the current one's work is queued."""
+        """Start to copy the next micro-batch to the GPU.
+
+        Call this when the work of the current micro-batch is queued.
+        """
         if self._stream is not None:
             self._fetch()
 
     def close(self) -> None:
-        """Stop the loader's processes now instead of when the loader is garbage-collected."""
+        """Stop the loader's processes now, without waiting for garbage collection."""
         if hasattr(self._batches, "close"):
             self._batches.close()
 
@@ -238,7 +244,7 @@ class Feed:
         return batch
 
     def _fetch(self) -> None:
-        """Fetch the next micro-batch from the loader. A single process raises read errors at once."""
+        """Fetch the next micro-batch from the loader. In a run of one process, read errors are raised here."""
         if self._next is not None or self._exhausted:
             return
         try:
@@ -278,7 +284,8 @@ class Trainer:
 
         Args:
             experiment: Settings.
-            model: Maps clips of pixel values to logits; its `stages()` are the named parts from input to classifier.
+            model: Network that maps clips of pixel values to logits. Its `stages()` lists its named parts from the
+                input to the classifier.
             data: Training and validation data.
             paths: The run's folder.
             device: Device to train on.
@@ -286,13 +293,16 @@ class Trainer:
             extension: Hooks that change the training.
 
         Raises:
-            DataError: A part has no videos.
+            DataError: The training or validation part has no videos, or the training part has too few for one step.
         """
         options = experiment.train
         for part, count in (("training", data.num_train), ("validation", data.num_val)):
             if not count:
                 raise distributed.shared_error(
-                    DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
+                    DataError(
+                        f"the {part} part has no videos; expected at least one; check the split list and "
+                        "`data.holdout`"
+                    )
                 )
         self.experiment = experiment
         self.options = options
@@ -339,7 +349,7 @@ class Trainer:
         self._best: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
 
     def _set_group(self, group: int) -> None:
-        """Set the micro-batches per step (of all processes) and compute the micro-batches and steps per epoch."""
+        """Set the number of micro-batches per step, for all processes together, and compute the steps per epoch."""
         options, clips = self.options, self.data.num_train
         self.group = group
         self.batches = -(-clips // options.batch_size)
@@ -347,14 +357,14 @@ class Trainer:
             self.batches -= self.batches % group
         if not self.batches:
             error = DataError(
-                f"the training part has {clips} videos, too few for one step of {group} × {options.batch_size} clips; "
-                "lower `train.accumulate` or set `train.last_group: step`"
+                f"the training part has {clips} videos, too few for one step of {group} × {options.batch_size} "
+                "clips; lower `train.accumulate` or set `train.last_group: step`"
             )
             raise distributed.shared_error(error)
         self.steps = -(-self.batches // group)
 
     def _add_parameters(self, parameters: list[nn.Parameter]) -> None:
-        """Add an extension's parameters to the optimizer; as in the network, biases are not decayed."""
+        """Add an extension's parameters to the optimizer. As in the network, biases have no weight decay."""
         rule = update_rule(self.options.optimizer)
         decayed = [p for p in parameters if rule.decay_all or p.ndim > 1]
         exempt = [p for p in parameters if not (rule.decay_all or p.ndim > 1)]
@@ -364,21 +374,21 @@ class Trainer:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are validated and saved in `best/`: the moving average, if there is one."""
+        """The model that is validated and saved in `best/`: the moving average, if there is one."""
         return self.stepper.models[-1]
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint of the run's folder, which the main process reads.
+        """Load the newest checkpoint of the run's folder. The main process reads the files.
 
         Raises:
-            CheckpointError: The checkpoint is damaged or does not fit the model.
-            SettingsError: The videos of the run changed.
+            CheckpointError: The checkpoints are damaged or do not fit the model.
+            SettingsError: The split lists or the stored features have changed.
         """
         weights, state, undamaged = distributed.on_main(lambda: load_newest(self.paths))
         if state["fingerprint"] != self.data.fingerprint:
             error = SettingsError(
-                f"{self.paths.root}: the split lists or stored features changed since the run began, so it cannot "
-                "continue; restore them or start over with --overwrite"
+                f"{self.paths.root}: the split lists or stored features changed since the run began, so the run "
+                "cannot continue; restore them or start over with --overwrite"
             )
             raise distributed.shared_error(error)
         self._keep_group(state.get("group", self.options.accumulate))
@@ -392,7 +402,7 @@ class Trainer:
             restore_optimizer(self.optimizer, self.parallel.shard(state["optimizer"], self.optimizer))
         except (RuntimeError, ValueError) as failure:
             reason = str(failure).splitlines()[-1].strip()
-            misfit = CheckpointError(f"{self.paths.last}: does not fit the model ({reason})")
+            misfit = CheckpointError(f"{self.paths.last}: the checkpoint does not fit the model ({reason})")
             raise distributed.shared_error(misfit) from None
         self.extension.load_state(state.get("extension", {}))
         self.extension.restored(self.stepper.models)
@@ -407,27 +417,27 @@ class Trainer:
             self._save_last()
 
     def _keep_group(self, group: int) -> None:
-        """Keep the run's clips per step when another number of processes continues it."""
+        """Keep the number of clips per step if the run continues with another number of processes."""
         if group == self.group:
             return
         note(
-            f"{self.paths.root}: the run began with {group} × {self.options.batch_size} clips per step and keeps this; "
-            f"processes now: {distributed.world_size()}"
+            f"{self.paths.root}: the run began with {group} × {self.options.batch_size} clips per step and keeps "
+            f"this number with {distributed.world_size()} processes"
         )
         self._set_group(group)
         self.schedule.steps_per_epoch = self.steps
 
     def fit(self) -> TrainResult:
-        """Train to the end, or until a signal asks to stop.
+        """Train until the last epoch is complete or a signal requests a stop.
 
         Raises:
-            TrainingError: Loss or gradient is not finite; the last checkpoint stays.
+            TrainingError: The loss or the gradient is not finite. The last checkpoint is kept.
             DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
         """
         at, selection = self.progress, self.options.selection
         if at.finished:
             return at.result(self.paths, selection, already_finished=True)
-        first = at.step + 1 if at.step else 0  # steps are recorded from 1 on
+        first = at.step + 1 if at.step else 0  # recorded steps start at 1
         tracker = Tracker(self.paths, self.experiment, first_step=first, active=distributed.is_main())
         with closing(tracker), StopRequest() as stop:
             while True:
@@ -438,7 +448,10 @@ class Trainer:
                     return at.result(self.paths, selection, interrupted=interrupted)
 
     def _epoch(self, stop: StopRequest, tracker: Tracker) -> bool:
-        """Train the rest of the epoch and validate; return False if stopped before its end."""
+        """Train the rest of the epoch and validate.
+
+        Returns False if a stop was requested before the end of the epoch.
+        """
         if self.progress.batch < self.batches:
             self._train(stop, tracker)
             if stop:
@@ -465,7 +478,7 @@ class Trainer:
         return True
 
     def _train(self, stop: StopRequest, tracker: Tracker) -> None:
-        """Make the remaining steps of the epoch, or those until a stop is requested."""
+        """Make the remaining steps of the epoch, unless a stop is requested."""
         at = self.progress
         share = {} if distributed.world_size() == 1 else {"group": self.group}
         with distributed.raise_on_all_ranks():
@@ -510,7 +523,7 @@ class Trainer:
         self._report_skipped(loader.skipped)
 
     def _planned_clips(self, batch: int, count: int) -> int:
-        """Return the clips in micro-batches `batch` to `batch + count` if none is skipped."""
+        """Return the number of clips in micro-batches `batch` to `batch + count - 1` if none is skipped."""
         size, total = self.options.batch_size, self.data.num_train
         return min(total, (batch + count) * size) - min(total, batch * size)
 
@@ -544,12 +557,14 @@ class Trainer:
             "clips_per_second": at.clips / max(at.seconds, 1e-9),
         }
         best = at.end_epoch(line, validation, counts=self.extension.counts(at.epoch))
-        at.step = at.epoch * self.steps  # steps lost to unreadable clips do not shift the schedule
+        at.step = (
+            at.epoch * self.steps
+        )  # steps without a readable clip do not shift the learning rate schedule
         self.schedule.end_epoch(validation.loss)
         at.finished = at.epoch >= self.options.epochs
         if not at.finished and at.stale >= (self.options.early_stopping or math.inf):
             at.finished = True
-            note(f"stopping early: no lower validation loss in {at.stale} epochs")
+            note(f"early stopping: the validation loss has not decreased for {at.stale} epochs")
         left = 0.0
         if not at.finished:
             left = sum(past["seconds"] for past in at.history) / at.epoch * (self.options.epochs - at.epoch)
@@ -565,7 +580,10 @@ class Trainer:
             write_metrics(self.paths, at.history)
 
     def _save_last(self) -> None:
-        """Write metrics.jsonl, then `last/`; after a crash in between, the resumed run writes the same lines again."""
+        """Write `metrics.jsonl`, then `last/`.
+
+        If the process is killed in between, the resumed run writes the same lines again.
+        """
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)
         if self._best is not None:
@@ -576,9 +594,11 @@ class Trainer:
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def _save_best(self) -> None:
-        """Write `best/`, before `last/`; after a crash in between, the epoch is repeated and `best/` written again.
+        """Write `best/` before `last/` is written.
 
-        If epochs are short, a copy is kept in memory until `last/` is due.
+        If the process is killed in between, the resumed run repeats the epoch.
+
+        With stored features, whose epochs are short, a copy is kept in memory until `last/` is written.
         """
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
@@ -590,14 +610,14 @@ class Trainer:
             self._save(self.paths.best, *best)
 
     def _save(self, folder: Path, model: nn.Module, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Gather sharded tensors; the main process writes while the others wait."""
+        """Gather sharded tensors and write a checkpoint. The main process writes while the other processes wait."""
         model, state = self.parallel.full_model(model), self.parallel.gather(state)
         if distributed.is_main():
             save_checkpoint(folder, model, state, meta, self.write_model)
         distributed.barrier()
 
     def _state(self, holds: str, other: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return training state and metadata of a checkpoint whose weights are the `trained` or `averaged` ones."""
+        """Return the training state and the metadata of a checkpoint."""
         state = {
             "holds": holds,
             "group": self.group,

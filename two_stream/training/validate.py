@@ -1,4 +1,4 @@
-"""Validation during training: one centred clip per video; loss, top-1, top-5, confusion matrix or mAP."""
+"""Validation during training, with one centred clip per video: loss, top-1, top-5, and confusion matrix or mAP."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from two_stream.types import Batch
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over the validation clips."""
+    """Metrics of a validation, as means over its clips."""
 
     loss: float
-    """cross entropy without label smoothing or weights (binary for a multi-label set)"""
+    """cross entropy without label smoothing and class weights; binary cross entropy for a multi-label data set"""
     top1: float
-    """0 to 1; for a multi-label set, any class of the clip counts"""
+    """top-1 accuracy, 0 to 1; for a multi-label data set, the prediction is right if it is any class of the clip"""
     top5: float
-    """0 to 1; 1 with five classes or fewer"""
+    """top-5 accuracy, 0 to 1; always 1 with five classes or fewer"""
     confusion: NDArray[np.int64] | None
-    """`(K, K)`: rows are true classes, columns predicted ones; None for a multi-label set"""
+    """confusion matrix `(K, K)`: rows are true classes, columns predicted classes; None for a multi-label data set"""
     clips: int
     map: float | None = None
-    """mean average precision over the classes that occur, for a multi-label set"""
+    """for a multi-label data set: mean average precision over the classes that occur; otherwise None"""
 
     @property
     def score(self) -> float:
-        """Metric that selects the best epoch: mAP of a multi-label set, otherwise top-1."""
+        """Metric that selects the best epoch: mAP for a multi-label data set, otherwise top-1."""
         return self.top1 if self.map is None else self.map
 
 
@@ -52,20 +52,20 @@ def validate(
     stopped: Callable[[], bool] = lambda: False,
     lockstep: bool = False,
 ) -> Validation | None:
-    """Score every clip; None if `stopped` became true in any process.
+    """Score every clip and return the metrics; None if `stopped` returned true in any process.
 
     Args:
-        model: Maps clips to logits.
+        model: Network that maps clips to logits.
         batches: This process's share of the clips.
         device: Device of the model.
         precision: Autocast type.
         num_classes: Number of classes K.
-        total: Number of clips of all processes, for the progress display.
+        total: Number of clips for all processes together, for the progress display.
         stopped: Function that returns whether to stop early.
-        lockstep: Whether all processes must take part in every forward pass.
+        lockstep: Whether every forward pass requires all processes.
 
     Raises:
-        DataError: There is no clip, or one cannot be read.
+        DataError: There are no clips, or a clip cannot be read.
     """
     model.eval()
     tally = Tally(num_classes)
@@ -85,17 +85,17 @@ def validate(
 
 
 class Tally:
-    """Running sums over this process's clips; `result` joins those of all processes."""
+    """Running sums over this process's clips. `result` combines the sums of all processes."""
 
     def __init__(self, num_classes: int) -> None:
         self.loss, self.right1, self.right5, self.clips = 0.0, 0, 0, 0
         self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         self.scores: list[NDArray[np.float64]] = []
-        """scores for a multi-label set, like `targets`: average precision needs all clips at once"""
+        """scores of a multi-label data set; average precision requires the scores and `targets` of all clips"""
         self.targets: list[NDArray[np.bool_]] = []
 
     def add(self, logits_BK: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch."""
+        """Add the results of a batch."""
         ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
         if labels.ndim == 1:
             hits = ranked == labels.unsqueeze(1)
@@ -110,10 +110,10 @@ class Tally:
         self.clips += len(labels)
 
     def result(self, *, stopped: bool, multi_label: bool) -> Validation | None:
-        """Join the sums of all processes; a collective call. None if a process stopped early.
+        """Combine the sums of all processes; None if a process stopped early. All processes must call this.
 
         Raises:
-            DataError: There is no clip.
+            DataError: There are no clips.
         """
         sums = [
             self.loss,
@@ -145,7 +145,10 @@ class Tally:
 
 
 class _Reading:
-    """Yields non-empty batches until a stop or an error; the error is raised after all processes know of it."""
+    """Yields non-empty batches until a stop or an error.
+
+    With several processes, the error is stored and raised later.
+    """
 
     def __init__(self, batches: Iterable[Batch], stopped: Callable[[], bool]) -> None:
         self.was_stopped = False
@@ -170,7 +173,7 @@ class _Reading:
 def _in_step(
     batches: Iterable[Batch], model: nn.Module, device: torch.device, precision: str
 ) -> Iterator[Batch]:
-    """Yield this process's batches, then run the model on blank clips until all processes are done."""
+    """Yield this process's batches, then run the model on blank clips until all processes have finished."""
     own = iter(batches)
     shape: tuple[int, ...] | None = clip_shape(model)
     while True:

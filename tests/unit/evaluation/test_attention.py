@@ -341,11 +341,11 @@ def test_several_videos_go_into_a_folder(run_folders, tmp_path, capsys):
     [
         ("a.gif", 1, "a.gif: expected a file name ending in .png, .pdf, .svg"),
         ("a", 1, "a: expected a file name ending in .png, .pdf, .svg"),
-        ("a.png", 2, "a.png: 2 videos need a folder; use a name without .png"),
+        ("a.png", 2, "a.png: expected a folder for 2 videos; use a name without .png"),
         ("file/b.png", 1, "b.png: cannot write to"),
         ("file/deep/c.svg", 1, "c.svg: cannot write to"),
         ("file", 2, "file: cannot write to"),
-        ("v0.png", 1, "v0.png: this is the video itself; name another file"),
+        ("v0.png", 1, "v0.png: this is the input video; choose another file name"),
     ],
 )
 def test_unusable_target_is_said_before_any_run_is_read(tmp_path, capsys, out, count, complaint):

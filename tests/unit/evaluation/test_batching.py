@@ -159,5 +159,7 @@ def test_scores_of_processes_join_in_the_order_of_the_list(model):
     assert merge_scores([parts[0], parts[1]], list("abcd")).ids == ["b", "d"]
     with pytest.raises(ScoreError, match="b: two processes scored this video"):
         merge_scores([parts[0], parts[0]], list("abcd"))
-    with pytest.raises(ScoreError, match="d: a process scored this video, but it is not in the split list"):
+    with pytest.raises(
+        ScoreError, match="d: a process scored this video, but the split list does not contain the video"
+    ):
         merge_scores(parts, list("abc"))

@@ -169,13 +169,16 @@ def test_a_kind_that_nobody_recorded_is_dis_with_a_line(world, extracted, video,
         path.unlink()
     asked(way, run, video)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert f"{run}: the kind of flow it was trained on is unknown; it reads dis flow here" in line
+    assert f"{run}: the kind of flow that the network was trained on is unknown, so dis flow is used" in line
     assert "--flow-algorithm" in line
 
 
 def test_a_model_without_a_run_has_a_line_too(world, video, capsys):
     predict(load_run(world / "flow").model, video, options=ONE)
-    assert "the kind of flow it was trained on is unknown; it reads dis flow here" in capsys.readouterr().err
+    assert (
+        "the kind of flow that the network was trained on is unknown, so dis flow is used"
+        in capsys.readouterr().err
+    )
     predict(load_run(world / "flow").model, video, options=ONE, reading=VideoInput(flow="dis"))
     predict(load_run(world / "rgb").model, video, options=ONE)
     assert capsys.readouterr().err == ""

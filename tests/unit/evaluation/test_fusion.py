@@ -87,13 +87,13 @@ def test_reference_scores_of_the_published_evaluator(shared):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda a, b: fuse([a]), "two or more score tables, got 1"),
+        (lambda a, b: fuse([a]), "two or more score tables, found 1"),
         (lambda a, b: fuse([a, b], "mean"), "unknown fusion rule 'mean'; expected one of: l2, logits"),
         (lambda a, b: fuse([a, b], weights=[1]), "1 weights for 2 score tables"),
         (lambda a, b: fuse([a, b], weights=[1, -1]), "0 or more"),
         (lambda a, b: fuse([a, b], weights=[0, 0]), "not all 0"),
         (lambda a, b: fuse([a, b], "learned"), "--part val"),
-        (lambda a, b: fuse([a, b], "l2", [1, 1], fit=[a, b]), "either given or fitted"),
+        (lambda a, b: fuse([a, b], "l2", [1, 1], fit=[a, b]), "cannot be both set and fitted"),
     ],
 )
 def test_unusable_calls_are_one_line(call, match):
@@ -167,7 +167,7 @@ def test_the_test_part_is_refused_as_fitting_data():
         weight_curve(*test)
     val = streams(2, "val")
     renamed = [make(t.logits, t.labels, val[0].ids, **{**t.meta, "part": "test"}) for t in streams(1, "test")]
-    with pytest.raises(ScoreError, match="is fitted on and fused"):
+    with pytest.raises(ScoreError, match="is used both for fitting and for fusing"):
         fuse(renamed, "learned", fit=val)
     with pytest.raises(ScoreError, match="1 holdout score files for 2 streams"):
         fuse(test, "learned", fit=val[:1])

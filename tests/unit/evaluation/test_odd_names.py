@@ -84,7 +84,7 @@ def test_runs_and_scores(world, odd, capsys):
     assert cli(["evaluate", str(odd / "rgb"), "--device", "cpu"]) == 2
     assert "safetensors can only open paths in UTF-8; rename" in capsys.readouterr().err
     assert cli(["train", str(world / "rgb" / "experiment.yaml"), "--runs", str(odd)]) == 2
-    assert "not valid UTF-8, which TensorBoard and safetensors need" in capsys.readouterr().err
+    assert "not valid UTF-8, which TensorBoard and safetensors require" in capsys.readouterr().err
     scores = str(odd / f"{ODD}.npz")
     assert cli(["evaluate", str(world / "rgb"), "--device", "cpu", "--views", "single", "--out", scores]) == 0
     assert cli(["report", scores, "--out", str(odd / "r.html")]) == 0

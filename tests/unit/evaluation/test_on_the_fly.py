@@ -123,7 +123,7 @@ def test_short_videos_loop_and_one_frame_has_no_flow(world, tmp_path):
     assert score_file(rgb.model, two, SMALL).views == 3
     assert score_file(flow.model, two, SMALL).views == 3
     assert score_file(rgb.model, one, SMALL).frames == 1
-    with pytest.raises(VideoError, match="has only one frame, and flow needs two; use an RGB run"):
+    with pytest.raises(VideoError, match="has only one frame, but flow requires two; use an RGB run"):
         score_file(flow.model, one, SMALL)
 
 

@@ -119,7 +119,7 @@ def test_what_cannot_be_scored_is_named():
             logits[logits[:, 0] == 3.0] = float("nan")
             return logits
 
-    with pytest.raises(ScoreError, match="bad: logits are not finite"):
+    with pytest.raises(ScoreError, match="bad: the logits are not finite"):
         score([video("good", [10]), video("bad", [20, 30])], Broken())
     with pytest.raises(SettingsError, match="unknown aggregate"):
         score([video("a", [1])], aggregate="best")

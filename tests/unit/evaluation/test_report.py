@@ -324,7 +324,7 @@ def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, run
     command = f"two-stream baseline toy --split 1 --settings-root {runs.root}/settings --runs {runs.root}"
     assert (
         without["baseline"]
-        == f"No baseline of this data set yet. To see what a network must beat, run: {command}"
+        == f"This data set has no baseline yet. To compute the accuracy that a network should exceed, run: {command}"
     )
     baseline_scores(runs, two[0])
     page, values, text = write_report(two, tmp_path / "r.html")
@@ -350,7 +350,7 @@ def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, run
     )
     side = "above" if gap.mean() < 0 else "below"
     assert facts["baseline"].startswith(
-        f"The network must beat the baseline: fused (l2) is {abs(100 * gap.mean()):.1f} points {side} it, "
+        f"Comparison with the baseline: fused (l2) is {abs(100 * gap.mean()):.1f} points {side} it, "
     )
     for shown in (parsed(page).text, text.read_text().replace("\\", "")):
         assert facts["baseline"] in shown

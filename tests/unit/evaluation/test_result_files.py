@@ -26,7 +26,7 @@ GUESSES = {"a/v1": [{"label": "jump", "score": 0.7}, {"label": "run", "score": 0
         ),
         (
             '{"results": {"v": [{"segment": [1, 2], "result": []}, {"label": "a", "score": 1}]}}',
-            "are mixed with",
+            "are mixed; expected only one",
         ),
     ],
 )
@@ -65,7 +65,9 @@ def test_several_classes_of_a_video_and_other_names(tmp_path):
     assert read_truth(path) == {"v": ("a", "b")}
     assert evaluate_results({"v": [("b", 0.9)]}, {"v": ("a", "b")}).top == {1: 1.0, 5: 1.0}
     with pytest.raises(
-        ScoreError, match=r"no video of the ground truth has a result: it lists 'v' …, .* 'w'"
+        ScoreError,
+        match=r"no video of the ground truth has a result: the ground truth lists videos such as 'v', "
+        ".* 'w'",
     ):
         evaluate_results({"w": [("b", 0.9)]}, {"v": ("a",)})
     with pytest.raises(SettingsError, match="--top is 0"):

@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_run_is_one_line(world, tmp_path):
         load_run(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no experiment\.yaml"):
         load_run(tmp_path)
-    with pytest.raises(CheckpointError, match="no checkpoint 'last'; it has `best`"):
+    with pytest.raises(CheckpointError, match="no checkpoint 'last'; use `best`"):
         load_run(world / "rgb", "last")
     with pytest.raises(CheckpointError, match="unknown checkpoint 'newest'"):
         load_run(world / "rgb", "newest")
@@ -110,7 +110,7 @@ def test_what_is_wrong_with_a_run_is_one_line(world, tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         load_run(folder)
     other = write_run(tmp_path / "b", "rgb", settings_root=world / "settings", names=["x", "y", "z"])
-    with pytest.raises(DataError, match="not the 3 of the model of"):
+    with pytest.raises(DataError, match="classes differ from the 3 classes of the model in"):
         evaluate_run(other, device="cpu")
 
 

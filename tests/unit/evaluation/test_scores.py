@@ -49,7 +49,7 @@ def test_several_classes_per_video_are_kept_joined_and_checked(tmp_path: Path):
     other.targets[1, 1] = True
     with pytest.raises(ScoreError, match="labels differ from scores: 'x'"):
         join([first, other])
-    with pytest.raises(ScoreError, match="either it or scores is multi-label"):
+    with pytest.raises(ScoreError, match="only one of this file and scores is multi-label"):
         join([first, table(["x", "y"], labels=[0, 1])])
     first.targets = first.targets[:, ::-1]
     with pytest.raises(ScoreError, match="the label is not among the targets: 'x'") as caught:
@@ -118,7 +118,7 @@ def test_other_and_damaged_archives_are_one_line_with_the_name(tmp_path: Path, k
             place = base + (8 if kind == "method" else 6)
             data[place] = 77 if kind == "method" else data[place] | 1
     path.write_bytes(data)
-    with pytest.raises(ScoreError, match=r"odd\.npz: not a score file, or damaged") as caught:
+    with pytest.raises(ScoreError, match=r"odd\.npz: not a score file, or a damaged one") as caught:
         read_scores(path)
     assert "\n" not in str(caught.value)
 
@@ -171,7 +171,7 @@ def test_join_names_what_does_not_fit():
         ({"labels": np.asarray([0])}, "1 labels for 2 videos"),
         ({"logits": np.zeros((2, 4))}, r"logits are \(2, 4\), expected \(2, 3\)"),
         ({"groups": ["g"]}, "1 groups for 2 videos"),
-        ({"view_logits": np.zeros((3, 3), np.float32)}, "must be given together"),
+        ({"view_logits": np.zeros((3, 3), np.float32)}, "expected both or none"),
         (
             {"view_logits": np.zeros((3, 3), np.float32), "view_counts": np.asarray([1, 1])},
             r"view logits are \(3, 3\), expected \(2, 3\)",

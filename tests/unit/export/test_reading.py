@@ -91,9 +91,9 @@ def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
     assert cli(["predict", _video(world), *flow, "--device", "cuda"]) == 2
     assert "exported files run on the CPU only" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
-    assert "`evaluate.precision` is bf16, but that of an exported file is fixed" in _one_line(capsys)
+    assert "`evaluate.precision` is bf16, but the precision of an exported file is fixed" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--compile"]) == 2
-    assert "exported files are not compiled" in _one_line(capsys)
+    assert "exported files cannot be compiled" in _one_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])

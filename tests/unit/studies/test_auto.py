@@ -192,7 +192,7 @@ def test_recipes_are_found_under_the_settings_and_in_the_checkout(tmp_path: Path
 def test_the_expected_interval_counts_sources(settings: Path, tmp_path: Path) -> None:
     said = expected_words(load_record("toy", settings / "settings"), "rgb", 1)
     assert said.startswith("11 training videos of 6 sources, 4 test videos of 2 sources, 2 classes")
-    assert "no interval, for which three test sources are needed" in said
+    assert "no interval, because an interval requires three test sources" in said
     shutil.copytree(settings / "settings", tmp_path / "settings")
     listed = tmp_path / "settings" / "toy" / "val_rgb_split1.txt"
     more = [
@@ -203,7 +203,7 @@ def test_the_expected_interval_counts_sources(settings: Path, tmp_path: Path) ->
     assert "8 test videos of 4 sources, 2 classes" in said
     trials, square = 8 / 1.3, t.ppf(0.975, 3) ** 2  # two videos each, correlation 0.3: 8 / (1 + 0.3)
     half = math.sqrt(square * (0.75 * 0.25 / trials + square / (4 * trials**2))) / (1 + square / trials)
-    assert f"an accuracy of 75 % will be known to about ±{100 * half:.0f} points (95 % interval)" in said
+    assert f"the 95 % interval of an accuracy of 75 % will be about ±{100 * half:.0f} points" in said
 
 
 def test_common_keeps_the_videos_that_all_have() -> None:

@@ -124,7 +124,7 @@ def test_without_weights_the_statistics_of_flow_are_left(world: Path, monkeypatc
     assert [row["name"] for row in json.loads(out)["streams"]] == ["majority class", "flow"]
     told = " ".join(err.split())
     for name in ("rgb", "flow"):
-        assert f"the baseline omits {name}" in told
+        assert f"the baseline is computed without the stream {name}" in told
     assert "pip install 'two-stream[starter]'" in told
     assert not (world / "bare" / "baseline" / "toy-split1" / "test_fused.npz").exists()
 
@@ -200,7 +200,7 @@ def test_a_study_whose_baseline_makes_no_sense_is_refused(world: Path) -> None:
         ValueError, match=r"`baseline: true` trains on the full training list, which includes `part: val`"
     ):
         study(world, part="val")
-    with pytest.raises(SettingsError, match="two variants are called 'baseline'"):
+    with pytest.raises(SettingsError, match="two variants have the same name, 'baseline'"):
         check_study(study(world, variants={"baseline": {}}))
 
 
@@ -225,5 +225,5 @@ def test_it_reads_videos_also_where_the_others_read_stored_features(world: Path,
     }
     assert result.fusion.streams == ["average", "lstm"]
     told = " ".join(result.notes)
-    assert "The runs were scored by different protocols: multi-clip" in told
+    assert "The runs were scored with different protocols: multi-clip" in told
     assert "The runs selected their checkpoints in different ways: holdout; folds" in told

@@ -142,7 +142,7 @@ def test_one_line_about_what_is_wrong(studio, capsys, args, line: str) -> None:
 def test_anyway_compares_and_says_so(studio, capsys) -> None:
     runs = [str(studio.run("a")), str(studio.run("b", head="bert", views="single"))]
     found = compared(capsys, *runs, "--anyway")
-    assert found["notes"][0].startswith("Compared despite different views: multi (")
+    assert found["notes"][0].startswith("The variants are compared despite different views: multi (")
 
 
 def test_different_training_lists_are_noted(studio, capsys) -> None:
@@ -195,7 +195,9 @@ def test_a_score_file_outside_a_run_has_unknown_settings(studio, capsys, tmp_pat
     assert not [note for note in compared(capsys, *runs)["notes"] if "unknown for" in note]
     assert cli.main(["compare", *runs, str(tmp_path / "c.npz")]) == 0
     shown = capsys.readouterr().out
-    assert f"note: Settings unknown for {tmp_path / 'c.npz'}: it is not in a run folder.\n" in shown
+    assert (
+        f"note: The settings of {tmp_path / 'c.npz'} are unknown: the file is not in a run folder.\n" in shown
+    )
     assert "settings that differ: model.head.kind (" in shown  # those of the two runs
 
 
@@ -320,7 +322,7 @@ def test_the_leaderboard_in_other_forms(studio, heads, capsys, tmp_path) -> None
     ("args", "line"),
     [
         (["nowhere"], "nowhere: no such folder"),
-        (["."], "no score file of the test part in it"),
+        (["."], "no score file of the test part found"),
         ([".", "--out", "x.html"], "--out is x.html: expected a file name that ends in .csv or .md"),
         ([".", "--level", "2"], "--level is 2.0"),
     ],

@@ -133,7 +133,7 @@ def test_where_nothing_could_be_seen_it_says_so() -> None:
     found = correct_families([one([1] * 8 + [0] * 4, [0] * 4 + [1] * 2 + [0] * 2 + [1] * 4, groups)])[0]
     assert found.detectable == 1.0
     assert found.difference.known
-    assert found.verdict.endswith("; no difference could have been detected here, however large")
+    assert found.verdict.endswith("; with these data, not even a large difference could have been detected")
 
 
 def test_significant_is_where_test_and_interval_agree(studio) -> None:

@@ -113,7 +113,7 @@ def test_groups_by_hand(studio) -> None:
     found = read(studio.run("x"), studio.run("y", head="bert", seed=2), studio.run("z", head="lstm"))
     groups = group_variants(found, {"mine": [0, 1]})
     assert {name: len(members) for name, members in groups.items()} == {"mine": 2, "z": 1}
-    with pytest.raises(ScoreError, match=r"group 'mine': .*z.* and .*x.* are both split 1, seed 1"):
+    with pytest.raises(ScoreError, match=r"group 'mine': .*z.* and .*x.* both have split 1, seed 1"):
         group_variants(found, {"mine": [0, 2]})
 
 

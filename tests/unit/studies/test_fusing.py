@@ -128,7 +128,7 @@ def test_the_test_part_is_never_fitted_on(studio) -> None:
         fusion_study(given, "l2", fit=given)
     fit = streams(studio, part="val")
     del fit["flow"]
-    with pytest.raises(ScoreError, match="no scores of the holdout part for flow"):
+    with pytest.raises(ScoreError, match="no scores of the holdout part found for flow"):
         fusion_study(given, "l2", fit=fit)
     other = streams(studio, part="val")
     other["flow"] = stream(studio, 2, 0.9, "flow", part="val", model_sha256="another")
@@ -137,9 +137,9 @@ def test_the_test_part_is_never_fitted_on(studio) -> None:
 
 
 def test_one_stream_is_no_fusion_and_splits_must_meet(studio) -> None:
-    with pytest.raises(ScoreError, match="two or more streams, got 1"):
+    with pytest.raises(ScoreError, match="two or more streams, found 1"):
         fusion_study({"a": stream(studio, 0, 1.0)}, "l2")
-    with pytest.raises(ScoreError, match="share no split"):
+    with pytest.raises(ScoreError, match="have no split in common"):
         fusion_study({"a": stream(studio, 0, 1.0), "b": {(2, 1): studio.table(split=2)}}, "l2")
 
 

@@ -122,7 +122,7 @@ def test_other_weights_of_a_teacher_are_another_key_and_another_place_is_not(lis
     assert taught(lists / "one") == taught(lists / "copy")
     assert not set(taught(lists / "one")) & set(taught(lists / "other"))
     with pytest.raises(
-        SettingsError, match=r"variant 'taught'.*`compress.teachers` is .*gone: neither a file nor"
+        SettingsError, match=r"variant 'taught'.*`compress.teachers`: .*gone is neither a file nor"
     ):
         taught(lists / "gone")
 
@@ -166,7 +166,7 @@ def test_the_weights_a_run_starts_from_count_by_their_bytes(lists: Path, tmp_pat
     assert one == same
     assert not set(one) & set(other)
     with pytest.raises(
-        SettingsError, match=r"variant 'average': `train.init` is .*nothing.pth: neither a file"
+        SettingsError, match=r"variant 'average': `train.init`: .*nothing.pth is neither a file"
     ):
         plan_cells(
             study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / "nothing.pth")})
@@ -183,7 +183,7 @@ def test_the_weights_of_a_library_count_by_their_bytes(lists: Path, tmp_path: Pa
     assert found[0] == found[2]
     assert not set(found[0]) & set(found[1])
     (tmp_path / "w.pth").unlink()
-    with pytest.raises(SettingsError, match=r"`model.backbone.weights` is .*w.pth: neither a file nor"):
+    with pytest.raises(SettingsError, match=r"`model.backbone.weights`: .*w.pth is neither a file nor"):
         plan_cells(made)
 
 
@@ -195,13 +195,15 @@ def test_a_wrong_variant_is_named(lists: Path):
 
 
 def test_a_wrong_comparison_is_found_before_anything_runs(lists: Path):
-    with pytest.raises(SettingsError, match=r"f.yaml: `compare\[0\].baseline` names 'averag'.*`average`"):
+    with pytest.raises(
+        SettingsError, match=r"f.yaml: `compare\[0\].baseline`: 'averag' does not exist.*`average`"
+    ):
         plan_cells(study(lists, compare=[{"baseline": "averag"}]), "f.yaml")
 
 
 @pytest.mark.parametrize("name", ["..", "."])
 def test_a_study_is_called_as_a_folder_can_be(lists: Path, name: str):
-    with pytest.raises(SettingsError, match=r"f.yaml: `name` is '\.+': expected a valid folder name"):
+    with pytest.raises(SettingsError, match=r"f.yaml: `name` is '\.+'; expected a valid folder name"):
         plan_cells(study(lists, name=name), "f.yaml")
     assert plan_cells(study(lists, name="größe+1.0_a-b"))
 
@@ -255,7 +257,8 @@ def test_a_head_that_looks_at_places_needs_maps_and_says_so_before_anything_runs
     places = {"average": {}, "places": {"model.head": {"kind": "nonlocal", "over": "space_time"}}}
     made = study(lists, variants=places, features={})
     with pytest.raises(
-        SettingsError, match=r"f: variant 'places': its head needs feature maps.*`features: \{maps: true\}`"
+        SettingsError,
+        match=r"f: variant 'places': the head requires feature maps.*`features: \{maps: true\}`",
     ):
         stages_of(made, plan_cells(made), "f")
     whole = study(lists, variants=places, features={"maps": True})

@@ -347,7 +347,7 @@ def test_the_page_is_the_same_twice(tmp_path):
 @pytest.mark.parametrize("suffix", [".json", ".md", ".CSV", ".tex"])
 def test_the_page_does_not_overwrite_its_own_numbers(tmp_path, suffix):
     with pytest.raises(
-        SettingsError, match=rf"r\{suffix}: the page is HTML; use a file name ending in \.html"
+        SettingsError, match=rf"r\{suffix}: the page is HTML; expected a file name ending in \.html"
     ):
         write_study_report(made_result(("a", "b")), tmp_path / f"r{suffix}")
     assert list(tmp_path.iterdir()) == []
@@ -360,12 +360,13 @@ def test_a_foreign_or_damaged_json_is_one_line(tmp_path):
     values["variants"][0]["accuracy"]["low"] = "much"
     path.write_text(json.dumps(values))
     with pytest.raises(
-        ScoreError, match=r"r\.json: not the \.json of a study's report at `variants\.0\.acc"
+        ScoreError,
+        match=r"r\.json: expected the \.json file of a study's report, found an error at `variants\.0\.acc",
     ) as caught:
         read_result(path)
     assert "\n" not in str(caught.value)
     path.write_text("{")
-    with pytest.raises(ScoreError, match=r"not the \.json of a study's report"):
+    with pytest.raises(ScoreError, match=r"expected the \.json file of a study's report"):
         read_result(path)
     with pytest.raises(ScoreError, match=r"none\.json: cannot be read"):
         read_result(tmp_path / "none.json")

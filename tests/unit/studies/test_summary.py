@@ -86,15 +86,15 @@ def test_variants_without_scores_are_named_not_compared(studio) -> None:
     result = study_result(ASKED, variants, [PAIR, ("f", "lstm", "average")])
     assert [found.name for found in result.variants] == ["average", "bert"]
     assert [(item.first, item.second) for item in result.comparisons] == [("bert", "average")]
-    assert "lstm has no scores: it is in no table and no comparison." in result.notes
-    assert "Not compared, for lack of scores: lstm – average." in result.notes
+    assert "lstm has no scores, so it is missing in the tables and comparisons." in result.notes
+    assert "Not compared, because scores are missing: lstm – average." in result.notes
 
 
 def test_runs_that_are_not_counted_are_told(studio) -> None:
     tables = studio.tables()
     del tables[2, 3]  # failed
     result = study_result(ASKED, [variant("average", tables), variant("bert", studio.tables(1.5))], [PAIR])
-    told = "average: 1 of 5 runs are not counted, because not every split has a run with their seed."
+    told = "average: 1 of 5 runs are not used, because their seeds do not occur in all splits."
     assert result.notes[0] == told
     assert result.comparisons[0].seeds == 2
 
@@ -103,8 +103,12 @@ def test_runs_that_are_not_counted_are_told(studio) -> None:
     ("variants", "pairs", "message"),
     [
         ([("a", {})], [], "heads: no variant has scores"),
-        ([("a", {}), ("a", {})], [], "two variants are called 'a'"),
-        ([("a", {})], [("f", "a", "b")], "a comparison names 'b'; known variants: a"),
+        ([("a", {}), ("a", {})], [], "two variants have the same name, 'a'"),
+        (
+            [("a", {})],
+            [("f", "a", "b")],
+            "a comparison contains 'b', which is not a variant; known variants: a",
+        ),
     ],
 )
 def test_what_cannot_be_said_is_refused(variants, pairs, message: str) -> None:
@@ -123,8 +127,13 @@ def test_caveats(studio) -> None:
 
     assert notes_of(studio, cells(), cells(stream=1)) == ""
     once = {(1, 1): studio.table()}
-    assert "One training run each" in notes_of(studio, once, {(1, 1): studio.table(stream=1)})
-    assert "One training run only, so its spread is unknown: average." in notes_of(studio, once, cells())
+    assert "Each variant has only one training run" in notes_of(
+        studio, once, {(1, 1): studio.table(stream=1)}
+    )
+    assert (
+        "Variants with only one training run, so that the spread between runs is unknown: average."
+        in notes_of(studio, once, cells())
+    )
     assert "different seeds (average: 1; bert: 1, 2)" in notes_of(studio, once, cells())
     few = notes_of(studio, cells(videos=40), cells(videos=40, stream=1))
     assert "Only 10 source videos" in few
@@ -135,7 +144,7 @@ def test_caveats(studio) -> None:
     assert "different precision: fp32; bf16." in mixed
     assert "1 videos could not be read" in notes_of(studio, cells(skipped=["x"]), cells(skipped=["x"]))
     other = {(1, seed): studio.table(seed=seed, stream=1) for seed in (5, 6)}
-    assert "training runs are paired in their order: bert – average" in notes_of(studio, cells(), other)
+    assert "training runs are paired in order: bert – average" in notes_of(studio, cells(), other)
     splits = cells() | {(2, seed): studio.table(split=2, seed=seed) for seed in (1, 2)}
     assert "different splits (average: 1, 2; bert: 1)" in notes_of(studio, splits, cells(stream=1))
 
@@ -182,7 +191,7 @@ def test_the_answer_where_nothing_could_be_seen(studio) -> None:
     ]
     result = study_result(ASKED, few, [("f", "v1", "v0"), ("f", "v2", "v0")])
     assert result.answer.startswith("No difference shown in any of 2 comparisons; v")
-    assert result.answer.endswith("No difference could have been detected here, however large.")
+    assert result.answer.endswith("With these data, not even a large difference could have been detected.")
     assert [item.accuracy.known for item in result.variants] == [False] * 3
 
 
@@ -212,4 +221,4 @@ def test_fusion_is_part_of_the_study(studio) -> None:
     assert (plain.tuned, plain.weights) == (None, {})
     alone = study_result(asked, [rgb], [])
     assert alone.fusion is None
-    assert "Fusion was requested, but only one variant has scores." in alone.notes
+    assert "The study requests a fusion, but only one variant has scores." in alone.notes

@@ -61,7 +61,7 @@ def test_excluded_variants_are_left_out_and_must_exist():
         variants_of(study(variants={"bert": {}}, published={"berd": {"value": 77.5, "source": "x"}}))
     with pytest.raises(SettingsError, match=r"`grid.train.epochs` has the level '1' twice"):
         variants_of(study(grid={"train.epochs": [1, 1]}))
-    with pytest.raises(SettingsError, match="leaves no variant"):
+    with pytest.raises(SettingsError, match="`exclude` removes all variants"):
         variants_of(study(variants={"a": {}}, exclude=["a"]))
 
 
@@ -143,11 +143,18 @@ def test_pairs_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ({"baseline": "lstm"}, r"`compare\[0\].baseline` names 'lstm'"),
-        ({"factor": "haed"}, r"`compare\[0\].factor` names 'haed'.*did you mean `head`"),
-        ({"factor": "head", "baseline": "lstm"}, r"`compare\[0\].baseline` names 'lstm'"),
-        ({"factor": "head", "within": {"head": "lstm"}}, r"`compare\[0\].within.head` names 'lstm'"),
-        ({"pairs": [["bert · 8", "x"]]}, r"`compare\[0\].pairs` names 'x'"),
+        (
+            {"baseline": "lstm"},
+            r"`compare\[0\].baseline`: 'lstm' does not "
+            "exist",
+        ),
+        ({"factor": "haed"}, r"`compare\[0\].factor`: 'haed' does not exist; did you mean `head`"),
+        ({"factor": "head", "baseline": "lstm"}, r"`compare\[0\].baseline`: 'lstm' does not exist"),
+        (
+            {"factor": "head", "within": {"head": "lstm"}},
+            r"`compare\[0\].within.head`: 'lstm' does not exist",
+        ),
+        ({"pairs": [["bert · 8", "x"]]}, r"`compare\[0\].pairs`: 'x' does not exist"),
         ({"factor": "head", "baseline": "bert", "within": {"head": "bert"}}, "has nothing to compare"),
     ],
 )

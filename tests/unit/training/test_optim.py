@@ -135,7 +135,9 @@ def test_stage_rates_scale_the_named_stages_alone() -> None:
     assert scale["norm.weight"] == scale["norm.bias"] == scale["positions"] == 1.0
     assert scale["classifier.weight"] == scale["classifier.bias"] == 10.0
     assert {g["lr"] for g in groups} == {0.05, 0.5, 5.0}
-    with pytest.raises(SettingsError, match="names 'layer9': expected stages among stem, norm, classifier"):
+    with pytest.raises(
+        SettingsError, match="'layer9' is not a stage of the network; expected one of stem, norm, classifier"
+    ):
         parameter_groups(model, model.stages(), AdamW(), stage_rates={"layer9": 0.1})
     with pytest.raises(ValueError, match="remove one of them"):
         TrainOptions(layer_decay=0.9, stage_rates={"stem": 0.1})

@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
     for flags in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
-        with pytest.raises(SettingsError, match="contains files but no run"):
+        with pytest.raises(SettingsError, match="contains files but no `experiment"):
             check_run(_experiment(tmp_path), **flags)
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingsError, match="is a file"):

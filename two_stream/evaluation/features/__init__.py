@@ -1,1 +1,1 @@
-"""Stored features: written once per video, read by head training runs and evaluations."""
+"""Stored features: written once for each video, then read to train and evaluate heads."""

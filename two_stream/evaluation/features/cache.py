@@ -1,12 +1,13 @@
-"""Stored features: outputs of a frozen backbone for each view of each video, read for training and for scoring.
+"""Stored features: the outputs of a frozen backbone for each view of each video, read for training and scoring.
 
-In a cache folder `features.json` records how the features were computed and lists the videos. `<part>.npy` has one row
-per view (float32, memory-mapped, without pickles), `<part>_mirrored.npy` marks mirrored views and `checksums.json` has
-the SHA-256 of each file. Part `train` is the complete official training list, because the seed of a run chooses its
-holdout: row 0 of a video is its centred clip, row 1 + e the clip that a run with the cache's seed draws in epoch e.
-Part `test` has the views of an evaluation, crop-major as in `VideoViews`.
+A cache folder contains these files. `features.json` records how the features were computed and lists the videos.
+`<part>.npy` has one float32 row for each view and is memory-mapped. `<part>_mirrored.npy` marks the mirrored views.
+`checksums.json` contains the SHA-256 of each file. The part `train` covers the complete official training list, because
+the holdout depends on the seed of a run. Row 0 of a training video is its centred clip, and row 1 + e is the clip that
+a run with the cache's seed draws in epoch e. The part `test` has the views of an evaluation, in the order of
+`VideoViews`: all clips of a crop follow each other.
 
-`StoredClips` gives the rows as training batches, `StoredViews` scores them with head and classifier.
+`StoredClips` returns the rows as training batches. `StoredViews` scores the rows with a head and a classifier.
 """
 
 from __future__ import annotations
@@ -43,15 +44,15 @@ from two_stream.runtime.text import parse_json
 from two_stream.types import Batch, FeatureLayout, InputSpec, Part, VideoRecord
 
 FORMAT = 1
-"""increased when an older version could misread the folder"""
+"""number of the folder's format; it is increased if older versions would misread the folder"""
 FACTS = "features.json"
 CENTRED = 1
-"""number of rows of a training video before the rows of its augmented clips"""
+"""number of rows before the rows of the augmented clips of a training video"""
 AGAIN = "write it again with `two-stream features`"
 _IGNORED = ("model.backbone.pretrained", "model.backbone.weights")
-"""settings that say where weights come from; ignored, because weights are compared by their SHA-256"""
+"""settings on the origin of the weights; they are ignored, because the SHA-256 of the weights is compared"""
 _ADDED = {"segments": 0, "stack": 1}
-"""input settings that early caches do not contain, with the values that these caches used"""
+"""input settings that old caches do not contain, with the values that were used for these caches"""
 
 FeaturePart = Literal["train", "test"]
 _BATCH = 64
@@ -60,31 +61,31 @@ _UNCACHED = "or read the videos (`two-stream evaluate RUN --uncached`)"
 
 
 class StoredVideo(Options):
-    """A video of a part."""
+    """A video of a part and the position of its rows."""
 
     id: str
     labels: tuple[int, ...]
     group: str
     num_frames: int
     first: int
-    """row of its first view"""
+    """index of the row of its first view"""
     clips: int
-    """number of clips, each with the crops of the part; in the training part, number of rows"""
+    """number of clips, each with all crops of the part; in the training part, the number of rows"""
 
 
 class PartFacts(Options):
-    """How a part was computed, and its videos."""
+    """Facts about a part: how it was computed, and its videos."""
 
     rows: int
     crops: int = 1
     precision: str
-    """autocast type of the forward pass"""
+    """autocast dtype of the forward pass"""
     dtype: Literal["float32", "bfloat16", "float16"]
-    """output type of the backbone; the rows store the values as float32"""
+    """dtype of the backbone's output; the rows store the values as float32"""
     folded: bool
     videos: list[StoredVideo]
     skipped: dict[str, str] = Field(default_factory=dict)
-    """videos that could not be read, with the reason"""
+    """reason for each video that could not be read, by video id"""
 
 
 class FeatureFacts(Options):
@@ -94,34 +95,34 @@ class FeatureFacts(Options):
     backbone_sha256: str
     """SHA-256 of the names and values of the frozen backbone's weights"""
     shapes: tuple[tuple[int, ...], ...]
-    """see `FeatureLayout`"""
+    """shapes of the backbone's outputs, see `FeatureLayout`"""
     settings: dict[str, Any]
-    """dotted settings that determine the views; see `view_settings`"""
+    """dotted settings that determine the features; see `view_settings`"""
     classes: list[str]
     seed: int
     """random seed of the augmented clips"""
     train_views: PositiveInt
-    """augmented clips per training video"""
+    """number of augmented clips for each training video"""
     evaluate: dict[str, Any]
-    """views of the test part: views, num_clips, step, crops"""
+    """`views`, `num_clips`, `step` and `crops` of the test part"""
     channels_last: bool
     parts: dict[str, PartFacts]
     code_version: str
     environment: dict[str, str]
     seconds: float = 0.0
-    """time taken to write the cache"""
+    """duration of writing the cache"""
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """The rows of a part."""
+    """The rows of a part, and the facts about the part."""
 
     name: str
     facts: PartFacts
     rows: NDArray[np.float32]
-    """`(rows, D)`, mapped into memory"""
+    """features `(rows, D)`, memory-mapped"""
     mirrored: NDArray[np.bool_]
-    """`(rows,)`"""
+    """whether each row is a mirrored view, `(rows,)`"""
     videos: dict[str, StoredVideo]
 
 
@@ -132,15 +133,14 @@ class FeatureCache:
         folder: Path of the folder.
         facts: How the features were computed.
         layout: Layout of a row.
-        content: SHA-256 of the rows; independent of when they were written.
+        content: SHA-256 of the rows. It does not depend on the time of writing.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Open a folder.
+        """Open a folder of stored features.
 
         Raises:
-            CheckpointError: The folder is missing, damaged, in a different format or not a feature cache; names
-                the file.
+            CheckpointError: The folder is missing, damaged, in a different format or not a feature cache.
         """
         self.folder = Path(folder)
         self._inside = complete_folder(self.folder)
@@ -154,37 +154,41 @@ class FeatureCache:
         """Return a part.
 
         Raises:
-            CheckpointError: The part was not stored, or its files differ in shape from `features.json`.
+            CheckpointError: The part was not stored, or the shapes of its files differ from `features.json`.
         """
         facts = self.facts.parts.get(name)
         if facts is None:
             raise CheckpointError(
-                f"{self.folder}: has no {name} part (only {', '.join(self.facts.parts)}); {AGAIN} --parts train test"
+                f"{self.folder}: the {name} part is not stored (only {', '.join(self.facts.parts)}); {AGAIN} "
+                "--parts train test"
             )
         rows = self._array(f"{name}.npy", np.float32, (facts.rows, self.layout.width))
         mirrored = self._array(f"{name}_mirrored.npy", np.bool_, (facts.rows,))
         return StoredPart(name, facts, rows, mirrored, {video.id: video for video in facts.videos})
 
     def check_backbone(self, sha256: str, advice: str) -> None:
-        """Check that the features come from a backbone.
+        """Check that the features were computed by the backbone with this SHA-256.
 
         Raises:
-            CheckpointError: They come from another backbone; the message ends with `advice`.
+            CheckpointError: The features were computed by another backbone; the message ends with `advice`.
         """
         if sha256 != self.facts.backbone_sha256:
             raise CheckpointError(
-                f"{self.folder}: its features are of a different backbone (weights {self.facts.backbone_sha256[:12]}…, "
-                f"here {sha256[:12]}…); {advice}"
+                f"{self.folder}: its features are of a different backbone (weights "
+                f"{self.facts.backbone_sha256[:12]}…, expected {sha256[:12]}…); {advice}"
             )
 
     def check_settings(self, settings: Mapping[str, Any], classes: Sequence[str]) -> None:
-        """Compare settings that determine the views; only the given keys are compared.
+        """Check that the features were computed with these settings; other settings are not compared.
 
         Raises:
-            SettingsError: Some settings differ; the message names them with both values.
+            SettingsError: Some settings differ.
         """
         if list(classes) != self.facts.classes:
-            raise SettingsError(f"{self.folder}: written for another data set or list of classes; {AGAIN}")
+            raise SettingsError(
+                f"{self.folder}: the features were written for another data set or another list "
+                f"of classes; {AGAIN}"
+            )
         made, usual = self.facts.settings, {f"model.input.{name}": value for name, value in _ADDED.items()}
         if "model.input.stride" in settings:
             made, settings = usual | made, usual | dict(settings)
@@ -203,7 +207,7 @@ class FeatureCache:
             raise CheckpointError(f"{path}: cannot be read ({error}); {AGAIN}") from None
         if found.dtype != dtype or found.shape != shape:
             raise CheckpointError(
-                f"{path}: has {found.dtype} {found.shape}, {FACTS} says {np.dtype(dtype)} {shape}; {AGAIN}"
+                f"{path}: found {found.dtype} {found.shape}, but {FACTS} says {np.dtype(dtype)} {shape}; {AGAIN}"
             )
         return np.asarray(found) if dtype is np.bool_ else found
 
@@ -216,28 +220,30 @@ def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 def stored_video(
     cache: FeatureCache, part: StoredPart, record: VideoRecord, on_error: str = "skip"
 ) -> StoredVideo | None:
-    """Return the stored rows of a listed video; None if the video could not be read when the cache was written.
+    """Return the stored video for an entry of a split list; None if it could not be read when the cache was written.
 
     Raises:
-        DataError: The video is not stored, its frames or labels in the list have changed, or it could not be read and
-            `on_error` is `raise`.
+        DataError: The video is not stored, its number of frames or its labels have changed in the list, or it could not
+            be read and `on_error` is `raise`.
     """
     video = part.videos.get(record.id)
     if video is None:
         if record.id not in part.facts.skipped:
             raise DataError(
-                f"{cache}: video {record.id!r} of the list is not in its {part.name} part; the lists changed: {AGAIN}"
+                f"{cache}: video {record.id!r} of the split list is not in the {part.name} part, because the "
+                f"lists have changed; {AGAIN}"
             )
         if on_error == "raise":
             raise DataError(
-                f"video {record.id!r} could not be read when {cache} was written: {part.facts.skipped[record.id]}. "
-                "Skip unreadable videos with `data.on_error: skip`"
+                f"video {record.id!r} could not be read when {cache} was written: "
+                f"{part.facts.skipped[record.id]}; to skip unreadable videos, set `data.on_error: skip`"
             )
         return None
     if (video.num_frames, video.labels) != (record.num_frames, record.all_labels):
         raise DataError(
-            f"{cache}: video {record.id!r} was stored with {video.num_frames} frames and labels {list(video.labels)}, "
-            f"the list says {record.num_frames} and {list(record.all_labels)}; {AGAIN}"
+            f"{cache}: video {record.id!r} was stored with {video.num_frames} frames and labels "
+            f"{list(video.labels)}, but the split list says {record.num_frames} frames and labels "
+            f"{list(record.all_labels)}; {AGAIN}"
         )
     return video
 
@@ -247,7 +253,7 @@ def view_settings(
 ) -> dict[str, Any]:
     """Return the settings that determine the features of a view, with dotted keys and JSON values.
 
-    `model` has resolved options. With `training` the settings of augmented clips are included.
+    The options of `model` must be resolved. If `training` is true, the settings of augmented clips are included.
     """
     network = model.model_dump(mode="json", include={"modality", "backbone", "reduction", "reduced_channels"})
     if model.reduction == "none":
@@ -272,7 +278,7 @@ def view_settings(
 
 
 def _file_stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return names, sizes and times of the files: unless these change, a process verifies checksums only once."""
+    """Return the names, sizes and times of the files; the checksums are verified again only if these change."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
         raise CheckpointError(f"{folder}: {what}; expected a folder written by `two-stream features`")
@@ -294,7 +300,9 @@ def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: missing or damaged; {AGAIN}") from None
     if made != FORMAT:
-        raise CheckpointError(f"{path}: has format {made}, but this version reads {FORMAT}; {AGAIN}")
+        raise CheckpointError(
+            f"{path}: found format {made}, but this version of two-stream reads format {FORMAT}; {AGAIN}"
+        )
     facts = validate_settings(FeatureFacts, mapping, path)
     sums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
     held = [f"{name} {digest}" for name, digest in sorted(sums.items()) if name != FACTS]
@@ -302,7 +310,7 @@ def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple
 
 
 def backbone_sha256(model: Recognizer) -> str:
-    """Return the SHA-256 of names and values of a backbone's weights and statistics, reduction block included."""
+    """Return the SHA-256 of a backbone's weights and statistics with their names, including the reduction block."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.backbone.state_dict().items()):
         if name.endswith("num_batches_tracked"):  # counts steps and does not change the output
@@ -314,10 +322,10 @@ def backbone_sha256(model: Recognizer) -> str:
 
 
 class StoredClips:
-    """Stored training rows of videos, by the numbers of `epoch_plan`.
+    """Stored training clips of videos; the clips are numbered as in `epoch_plan`.
 
-    Epoch e uses augmented clip e modulo the number of stored clips; a video drawn again in the same epoch uses the next
-    one.
+    Epoch e uses the augmented clip with index e modulo the number of stored clips. If a video is drawn again in the
+    same epoch, its next clip is used.
     """
 
     def __init__(
@@ -341,9 +349,10 @@ class StoredClips:
         self.videos = [stored_video(cache, self.part, video, on_error) for video in records]
 
     def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, Skipped]:
-        """Return a batch, and (id, reason) of its videos that could not be read.
+        """Return a batch, and `(id, reason)` for each of its videos that could not be read.
 
-        Numbers past the end count the videos again, as in `ClipDataset`. Without `epoch` the clips are centred.
+        Numbers greater than the number of videos start again with the first video, as in `ClipDataset`. If `epoch` is
+        None, the clips are centred.
         """
         rows: list[int] = []
         ids: list[str] = []
@@ -370,11 +379,11 @@ class StoredClips:
 
 
 class StoredLoader:
-    """One pass over stored clips, read in this process: a batch takes microseconds. Never yields an empty batch.
+    """One pass over stored clips. Clips are read in this process, and no empty batches are yielded.
 
     Attributes:
-        position: One more than the number, in the pass, of the last batch read.
-        skipped: (id, reason) of the videos left out since the iteration began.
+        position: Number of the next batch in the pass.
+        skipped: `(id, reason)` for each video skipped since the iteration began.
     """
 
     def __init__(
@@ -388,8 +397,8 @@ class StoredLoader:
     ) -> None:
         """Plan a pass.
 
-        `plan` has the numbers of the videos of each batch; the first `skip` batches are left out. Without `epoch` the
-        clips are centred. `pin`: use pinned memory, from which a GPU copies asynchronously.
+        `plan` contains the video numbers of each batch; the first `skip` batches are left out. If `epoch` is None, the
+        clips are centred. If `pin` is true, batches are in pinned memory.
         """
         self.clips, self.plan, self.epoch = clips, plan, epoch
         self.skip, self.pin = skip, pin
@@ -397,11 +406,11 @@ class StoredLoader:
         self.skipped: Skipped = []
 
     def __len__(self) -> int:
-        """Number of batches to read (with `on_error: skip`, at most)."""
+        """Largest number of batches; fewer are yielded if `on_error: skip` leaves out all videos of a batch."""
         return len(self.plan) - self.skip
 
     def __iter__(self) -> Iterator[Batch]:
-        """Read the plan."""
+        """Yield the batches of the plan."""
         self.skipped, self.position = [], self.skip
         for number in range(self.skip, len(self.plan)):
             batch, skipped = self.clips.batch(self.plan[number], self.epoch)
@@ -414,36 +423,36 @@ class StoredLoader:
 def stored_epoch(
     clips: StoredClips, experiment: Experiment, epoch: int, skip: int, *, pin: bool
 ) -> StoredLoader:
-    """Return the batches of a training epoch, in the order of `train_loader`."""
+    """Return the batches of a training epoch."""
     plan = epoch_plan(clips.records, experiment.data, experiment.train.batch_size, experiment.seed, epoch)
     return StoredLoader(clips, plan, epoch=epoch, skip=skip, pin=pin)
 
 
 def stored_centred(clips: StoredClips, experiment: Experiment, *, pin: bool) -> StoredLoader:
-    """Return the centred clip of every video, in batches of the training size."""
+    """Return batches of the centred clips of all videos, with the batch size of the training."""
     plan = batches_of(range(len(clips.records)), experiment.train.batch_size)
     return StoredLoader(clips, plan, epoch=None, pin=pin)
 
 
 class StoredViews:
-    """Stored views of a part, scored with head and classifier of a run, without a video or a backbone.
+    """Scores the stored views of a part with the head and the classifier of a run.
 
     Attributes:
-        experiment: Settings used for scoring; views, precision and folding are taken from the cache.
+        experiment: Settings used for scoring. The views, the precision and the folding are those of the cache.
     """
 
     def __init__(
         self, model: Recognizer, experiment: Experiment, record: Record, part: Part, precision: str
     ) -> None:
-        """Open the cache `experiment.data.features` and compare it with the run.
+        """Open the cache `experiment.data.features` and check that it fits the run.
 
-        `experiment.evaluate` is resolved for this device; `precision` is the requested one, `auto` uses that of the
-        cache. For the validation and the training part, only the centred clip and crop are stored, in the precision of
-        training.
+        `experiment.evaluate` must be resolved for this device. `precision` is the requested precision; `auto` means
+        that of the cache. For the validation and training parts, the cache contains only centred clips, in the
+        precision of the training.
 
         Raises:
-            SettingsError: The cache has different views, a different precision or different settings; names them.
-            CheckpointError: The cache is missing, damaged or of a different backbone.
+            SettingsError: The cache has different views, a different precision or different settings.
+            CheckpointError: The cache is missing or damaged, or was computed by a different backbone.
         """
         assert experiment.data.features is not None
         cache = FeatureCache(experiment.data.features)
@@ -461,7 +470,7 @@ class StoredViews:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Origin of the scores, for the score file."""
+        """Facts about the origin of the scores, for the score file."""
         made = self.cache.facts
         return {
             "source": "features",
@@ -477,14 +486,14 @@ class StoredViews:
         }
 
     def _evaluate(self, options: EvaluateOptions, part: Part, precision: str) -> EvaluateOptions:
-        """Return the options with the views and the precision of the cache."""
+        """Return the evaluation options with the views and the precision of the cache."""
         facts = self.part.facts
         update: dict[str, Any] = {"precision": facts.precision, "fold": facts.folded, "compile": False}
         if part != "test":
             return options.model_copy(update={**update, "views": "single", "crops": "center"})
         if precision not in ("auto", facts.precision):
             raise SettingsError(
-                f"{self.cache}: the test part was computed in {facts.precision} and `evaluate.precision` is "
+                f"{self.cache}: the test part was computed in {facts.precision}, but `evaluate.precision` is "
                 f"{precision}; use {facts.precision} or auto, {_UNCACHED}"
             )
         keys = ["views", "crops", *{"uniform": ["num_clips"], "sliding": ["step"]}.get(options.views, [])]
@@ -492,15 +501,16 @@ class StoredViews:
         wrong = _differences(made, {f"evaluate.{key}": getattr(options, key) for key in keys})
         if wrong:
             raise SettingsError(
-                f"{self.cache}: the views were stored with {', '.join(wrong)}; use the same, {AGAIN}, {_UNCACHED}"
+                f"{self.cache}: the views were stored with {', '.join(wrong)}; use the same settings, {AGAIN}, "
+                f"{_UNCACHED}"
             )
         return options.model_copy(update=update)
 
     def score(self, records: Sequence[VideoRecord], aggregate: str) -> tuple[VideoScores, Skipped]:
-        """Score the videos of a list; with several processes, the main process scores all of them.
+        """Score the videos of a list. With several processes, the main process scores all videos.
 
         Returns:
-            The scores, and the videos that could not be read when the cache was written.
+            The scores, and `(id, reason)` for each video that could not be read when the cache was written.
 
         Raises:
             DataError: A video is not stored, or could not be read and `data.on_error` is `raise`.
@@ -520,7 +530,7 @@ class StoredViews:
         return scores, skipped
 
     def _videos(self, found: Sequence[tuple[VideoRecord, StoredVideo]]) -> Iterator[VideoProgress]:
-        """Yield every video with the logits of its views; videos share forward passes."""
+        """Yield each video with the logits of its views; a forward pass can contain views of several videos."""
         waiting: list[tuple[VideoProgress, range]] = []
         for number, (record, stored) in enumerate(found, 1):
             waiting.append(self._video(record, stored))

@@ -1,7 +1,7 @@
-"""Writes stored features: computes every view of every video with the frozen backbone once (`cache.py` reads them).
+"""Writes stored features: computes all views of all videos with a frozen backbone (`cache.py` reads the features).
 
-The views are those of training and evaluation, read by the same data sets and computed by the same network (folded, in
-the precision of training or of evaluation), so a head gets the same features as without the cache.
+The views are read in the same way as in training and evaluation, and computed by the same network with the same
+precision. A head therefore receives the same features as without the cache.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from two_stream.types import FeatureLayout, VideoRecord, VideoViews
 
 PARTS: tuple[FeaturePart, ...] = ("train", "test")
 _SPARE = 64 * 2**20
-"""bytes of disk space to keep free"""
+"""number of bytes of disk space to keep free"""
 
 
 def write_features(
@@ -66,25 +66,26 @@ def write_features(
     parts: Sequence[FeaturePart] = PARTS,
     overwrite: bool = False,
 ) -> FeatureFacts:
-    """Store the backbone's outputs for every video of a split; either writes a complete folder or leaves none.
+    """Store the backbone's outputs for all videos of a split. The folder is written completely or not at all.
 
-    Part `train` has, for each video of the official training list (whatever the holdout of a run), the centred clip and
-    the clips that `ClipDataset` draws in the first `train_views` epochs of a run with the experiment's seed. Part
-    `test` has every view of `experiment.evaluate`. Training clips are computed in `train.precision`, test views in
-    `evaluate.precision`.
+    The part `train` contains all videos of the official training list, including those that a run uses as its holdout.
+    Its clips are the centred clip of each video, and the clips that `ClipDataset` draws in the first `train_views`
+    epochs with the experiment's seed. They are computed in `train.precision`. The part `test` contains all views of
+    `experiment.evaluate`, computed in `evaluate.precision`.
 
     Args:
-        model: The network, on the device to compute on; head and classifier are not used.
-        experiment: Data set, reading, augmentation, views, seed.
-        out: The folder; an earlier cache is replaced when the new one is complete.
-        train_views: Augmented clips per training video.
-        maps: Store feature maps, for heads that use positions in space; otherwise tokens.
+        model: The network, on the device to compute on. Its head and classifier are not used.
+        experiment: Settings of the data set, the augmentation, the views and the seed.
+        out: Folder to write. An existing cache is replaced when the new one is complete.
+        train_views: Number of augmented clips for each training video.
+        maps: Whether to store feature maps, for heads that use spatial positions; otherwise tokens are stored.
         parts: Parts to store.
-        overwrite: Replace an existing cache.
+        overwrite: Whether to replace an existing cache.
 
     Raises:
-        SettingsError: `out` is in use, the disk is full, or several processes were started.
-        DataError: The data set cannot be read, or a video with `data.on_error: raise`.
+        SettingsError: A setting is invalid, `out` is in use, the disk has too little space, or several processes were
+            started.
+        DataError: The data set cannot be read, or a video cannot be read and `data.on_error` is `raise`.
     """
     _check(model, experiment, out, train_views, overwrite=overwrite)
     begin = time.perf_counter()
@@ -118,21 +119,27 @@ def _check(
     model: Recognizer, experiment: Experiment, out: Path, train_views: int, *, overwrite: bool
 ) -> None:
     if distributed.world_size() > 1:
-        raise SettingsError("stored features are written by one process; start it without torchrun")
+        raise SettingsError(
+            "stored features are written by one process only; start the command without torchrun"
+        )
     if train_views < 1:
         raise SettingsError(f"train_views is {train_views}: expected 1 or more")
     if model.options.dense:
-        raise SettingsError("`model.dense` classifies without a head, so there are no features to store")
+        raise SettingsError(
+            "`model.dense` classifies without a head, so there are no features to store; set "
+            "`model.dense: false`"
+        )
     if experiment.train.selection == "paper":
         raise SettingsError(
             "`train.selection: paper` validates on the test list, but only the centred clips of the training "
             "list are stored; set `train.selection: holdout`"
         )
     if out.exists() and not (out / FACTS).is_file() and (out.is_file() or any(out.iterdir())):
-        raise SettingsError(f"{out}: not empty and not a folder of stored features; choose another --out")
+        raise SettingsError(f"{out}: exists but is not a folder of stored features; choose another --out")
     if (out / FACTS).is_file() and not overwrite:
         raise SettingsError(
-            f"{out}: already has stored features; use them, replace them with --overwrite, or choose another --out"
+            f"{out}: already contains stored features; use these features, replace them with --overwrite, or "
+            "choose another --out"
         )
 
 
@@ -140,13 +147,13 @@ def _check_room(plans: Sequence[_Plan], layout: FeatureLayout, out: Path) -> Non
     views = sum(plan.rows for plan in plans)
     needed = views * layout.width * 4
     videos = sum(len(plan.videos) for plan in plans)
-    note(f"{videos} videos, {views} views of {layout}: {_size(needed)} in {out}")
+    note(f"storing {videos} videos as {views} views of {layout}: {_size(needed)} in {out}")
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free - _SPARE
     if needed > free:
         raise SettingsError(
-            f"{out}: stored features need {_size(needed)}, but only {_size(max(0, free))} are free; choose another "
-            "--out, tokens instead of maps, or fewer views"
+            f"{out}: the stored features require {_size(needed)}, but only {_size(max(0, free))} are free; choose "
+            "another --out, store tokens instead of maps, or use fewer views"
         )
 
 
@@ -156,14 +163,14 @@ def _size(count: int) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Videos and rows of a part."""
+    """Videos and rows of a part to write."""
 
     part: FeaturePart
     records: list[VideoRecord]
     videos: list[StoredVideo]
     crops: int
     options: EvaluateOptions
-    """precision and folding of the network"""
+    """evaluation options with the precision and the folding of the network"""
 
     @property
     def rows(self) -> int:
@@ -172,7 +179,7 @@ class _Plan:
 
 
 class _Writer:
-    """Computes the parts of one cache."""
+    """Computes the parts of a cache."""
 
     def __init__(
         self, model: Recognizer, experiment: Experiment, record: Record, train_views: int, maps: bool
@@ -191,7 +198,7 @@ class _Writer:
         self._network: tuple[EvaluateOptions, Recognizer] | None = None
 
     def plan(self, part: FeaturePart) -> _Plan:
-        """Read a list and count its views."""
+        """Read the split list of a part and count the views of its videos."""
         data, spec = self.experiment.data, self.model.spec
         records = (
             all_training_videos(self.record, spec.modality, data.split)
@@ -213,14 +220,14 @@ class _Writer:
         return _Plan(part, records, videos, crops, self.train if part == "train" else self.test)
 
     def network(self, options: EvaluateOptions) -> Recognizer:
-        """Return the network prepared for evaluation; only the last one is kept in memory."""
+        """Return the network prepared with evaluation options; only the most recent one is kept in memory."""
         if self._network is None or self._network[0] != options:
             self._network = None
             self._network = (options, cast(Recognizer, prepare_for_inference(self.model, options)))
         return self._network[1]
 
     def probe(self, options: EvaluateOptions) -> tuple[FeatureLayout, str]:
-        """Return layout and type of the features, computed on a clip of noise."""
+        """Return the layout and the dtype of the features, found with a clip of noise."""
         network = self.network(options)
         with evaluation_mode(network), torch.inference_mode(), autocast(self.device, options.precision):
             clip = network.normalised(example_clip(network))
@@ -242,10 +249,15 @@ class _Writer:
         np.save(folder / f"{plan.part}_mirrored.npy", mirrored, allow_pickle=False)
         whole = {name for name, video in videos.items() if video.complete}
         if not whole:
-            raise DataError(f"no video of the {plan.part} part could be read; see `two-stream check`")
+            raise DataError(
+                f"no video of the {plan.part} part could be read; run `two-stream check` on the data set"
+            )
         skipped = {name: reason for name, reason in loader.skipped if name not in whole}
         if skipped:
-            warn(f"left out of the {plan.part} part: {len(skipped)} videos, first {next(iter(skipped))}")
+            warn(
+                f"{plan.part} part: {len(skipped)} videos could not be read and are left out; the first is "
+                f"{next(iter(skipped))}"
+            )
         return PartFacts(
             rows=plan.rows,
             crops=plan.crops,
@@ -259,7 +271,7 @@ class _Writer:
     def _fill(
         self, plan: _Plan, loader: ViewLoader, rows: NDArray[np.float32], mirrored: NDArray[np.bool_]
     ) -> dict[str, VideoProgress]:
-        """Compute every view; return all videos of the loader."""
+        """Compute all views and return all videos of the loader."""
         network = self.network(plan.options)
         first = {video.id: video.first for video in plan.videos}
         videos: dict[str, VideoProgress] = {}
@@ -287,7 +299,7 @@ class _Writer:
         return ViewLoader(views, [[n] for n in range(len(views))], collate_views, self.experiment.data)
 
     def _clips(self, plan: _Plan) -> list[ClipDataset]:
-        """Return data sets: one with the centred clips, and one for each of the first epochs."""
+        """Return one data set with the centred clips and one data set for each of the first epochs."""
         return [
             open_clips(
                 self.experiment.data,
@@ -301,14 +313,14 @@ class _Writer:
         ]
 
     def _mark(self, plan: _Plan, mirrored: NDArray[np.bool_]) -> None:
-        """Set which of the augmented clips are mirrored."""
+        """Mark the augmented clips that are mirrored."""
         for number, clips in enumerate(self._clips(plan)[CENTRED:], CENTRED):
             for place, video in enumerate(plan.videos):
                 mirrored[video.first + number] = clips.is_mirrored(place)
 
 
 class TrainingViews(Dataset[VideoViews | ClipFailure]):
-    """Clips of several data sets over the same videos, as views; the clips of a video follow each other."""
+    """Clips of several data sets of the same videos, as views. All clips of a video follow each other."""
 
     def __init__(self, clips: Sequence[ClipDataset]) -> None:
         self.clips = clips
@@ -317,7 +329,7 @@ class TrainingViews(Dataset[VideoViews | ClipFailure]):
         return len(self.clips) * len(self.clips[0])
 
     def __getitem__(self, index: int) -> VideoViews | ClipFailure:
-        """Read a clip; a broken video gives a `ClipFailure`."""
+        """Read a clip; if the video cannot be read, return a `ClipFailure`."""
         place, number = divmod(index, len(self.clips))
         item = self.clips[number][place]
         if isinstance(item, ClipFailure):

@@ -1,4 +1,4 @@
-"""Writes a video with predicted classes drawn on it, and draws text in any script."""
+"""Writes a copy of a video with the predicted classes drawn on it, and draws text in any script."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ from two_stream.video.decoding.reader import open_video
 CODECS = ("libx264", "mpeg4")
 """Encoders in order of preference; MPEG-4 is used if FFmpeg has no H.264 encoder."""
 DEFAULT_FPS = 25.0
-"""frame rate for a video that does not state one"""
+"""frame rate for a video whose file contains no frame rate"""
 _SHOWN = 3
 _BAR = (79, 191, 174)
 _FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
-"""font of OpenCV 5, with the letters of most scripts; other letters are drawn as `?`"""
+"""font of OpenCV 5 with the letters of most scripts; missing letters are drawn as `?`"""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 """font of OpenCV 4 with ASCII letters only"""
 _WEIGHT = 400
-"""weight of the font: regular"""
+"""weight of the font (regular)"""
 _LONGEST = 300
-"""largest number of characters of a text to draw"""
+"""largest number of characters that are drawn"""
 _DIRECTION = {"R": "r", "AL": "r", "NSM": "m", "WS": " "}
-"""Unicode classes: right-to-left letters, marks on a letter, spaces"""
+"""bidirectional classes of Unicode: right-to-left letters (r), combining marks (m), spaces"""
 
 
 def annotate(
     path: Path | str, out: Path, guesses: Sequence[tuple[str, float]], *, backend: str = "pyav"
 ) -> str:
-    """Write a video with its most likely classes and a bar for each on a dark band; returns the name of the encoder.
+    """Write a copy of a video with its most likely classes and their probabilities, and return the name of the encoder.
 
-    `guesses` are (label, probability), the most likely first; `out` is an MP4 file, written completely or not at all.
-    Frames keep their times. Sides are cropped to even numbers, as H.264 requires. Sound is dropped.
+    `guesses` are pairs `(label, probability)`, with the most likely class first. `out` is an MP4 file that is written
+    completely or not at all. Frames keep their times. Width and height are cropped to even numbers, as H.264 requires.
+    The sound is not copied.
 
     Raises:
         VideoError: The video cannot be read, or the file cannot be written.
@@ -57,7 +58,11 @@ def annotate(
     with open_video(path, backend) as video, atomic_path(out) as part:
         height, width = video.height // 2 * 2, video.width // 2 * 2
         if height < 2 or width < 2:
-            raise VideoError(path, f"is {video.width}×{video.height}: too small to encode")
+            raise VideoError(
+                path,
+                f"is {video.width}×{video.height} pixels, which is too small to encode; "
+                "expected at least 2×2",
+            )
         overlay = panel(height, width, guesses)
         with Encoder(part, out, (height, width), video.fps) as encoder:
             for number, (seconds, picture) in enumerate(video.timed_frames()):
@@ -71,7 +76,7 @@ def annotate(
 def panel(
     height: int, width: int, guesses: Sequence[tuple[str, float]]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the overlay: RGB `(H, W, 3)` and its opacity `(H, W, 1)`."""
+    """Return the overlay as an RGB image `(H, W, 3)` and its opacity `(H, W, 1)`."""
     color = np.zeros((height, width, 3), np.uint8)
     opacity = np.zeros((height, width, 1), np.float32)
     line = max(11, min(28, height // 14))
@@ -91,7 +96,7 @@ def panel(
 def blend(
     picture_HWC: NDArray[np.uint8], color_HWC: NDArray[np.uint8], opacity_HW1: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
-    """Draw the overlay on a frame of the same size."""
+    """Return a frame with the overlay drawn on it."""
     band = int(np.flatnonzero(opacity_HW1.any(axis=(1, 2))).max(initial=-1)) + 1
     drawn = np.ascontiguousarray(picture_HWC).copy()
     share = opacity_HW1[:band]
@@ -100,7 +105,7 @@ def blend(
 
 
 class Encoder:
-    """An MP4 file with one stream, H.264 or MPEG-4, whose images have individual times.
+    """Writes an MP4 file with one H.264 or MPEG-4 stream whose images have individual times.
 
     Attributes:
         codec: Name of the encoder.
@@ -108,9 +113,10 @@ class Encoder:
     """
 
     def __init__(self, part: Path, out: Path, size: tuple[int, int], fps: float | None) -> None:
-        """Prepare a file; `with` opens it.
+        """Prepare a file; the context manager opens it.
 
-        `out` is the file name in messages, `size` is (height, width), even, and `fps` the nominal frame rate.
+        `part` is the file to write, and `out` is its name in messages. `size` is `(height, width)`; both must be even.
+        `fps` is the nominal frame rate.
         """
         self.part, self.out, self.size = part, out, size
         self.fps = fps or DEFAULT_FPS
@@ -120,7 +126,7 @@ class Encoder:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Open the file; raises `VideoError` if it cannot be written."""
+        """Open the file. Raises `VideoError` if it cannot be written."""
         with self._named():
             self._container = self._stack.enter_context(av.open(str(self.part), "w", format="mp4"))
             rate = Fraction(self.fps).limit_denominator(1001)
@@ -138,14 +144,17 @@ class Encoder:
         return self
 
     def add(self, picture: NDArray[np.uint8], seconds: float) -> None:
-        """Write the next image, shown from `seconds` on; raises `VideoError` if the file cannot be written."""
+        """Write the next image, which is displayed from `seconds` on.
+
+        Raises `VideoError` if the file cannot be written.
+        """
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         self._last = max(self._last + 1, round(seconds * self._ticks))
         frame.pts, frame.time_base = self._last, Fraction(1, self._ticks)
         self._mux(frame)
 
     def end(self, seconds: float) -> None:
-        """Set the end of the last image; default: the duration of the one before."""
+        """Set the end time of the last image. By default it is displayed as long as the image before it."""
         self._end = round(seconds * self._ticks)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
@@ -164,7 +173,7 @@ class Encoder:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Raise errors of FFmpeg as `VideoError` of the file."""
+        """Context manager that turns errors of FFmpeg into `VideoError`."""
         try:
             yield
         except av.FFmpegError as error:
@@ -174,9 +183,10 @@ class Encoder:
 def draw_text(
     picture: NDArray[np.uint8], text: str, at: tuple[int, int], line: int, tint: tuple[int, int, int]
 ) -> None:
-    """Write text into an image, shortened to its width; unprintable characters are escaped.
+    """Draw text into an image. The text is shortened to the width of the image, and unprintable characters are escaped.
 
-    `picture` is RGB and changed in place, `at` is the left end of the baseline, `line` the height of a line in pixels.
+    `picture` is an RGB image that is changed in place. `at` is the left end `(x, y)` of the baseline. `line` is the
+    height of a line in pixels.
     """
     # OpenCV 5 sets no accents on letters, and crashes on lone surrogates
     plain = unicodedata.normalize("NFC", printable(text[:_LONGEST]))
@@ -199,7 +209,7 @@ def draw_text(
 
 
 def _from_the_left(text: str) -> str:
-    """Reverse right-to-left text: OpenCV draws the first letter leftmost in any script."""
+    """Reverse right-to-left text, because OpenCV draws every text from left to right."""
     kinds = "".join(_DIRECTION.get(unicodedata.bidirectional(c), "l") for c in text)
     for found in re.finditer("r(?:[rm ]*[rm])?", kinds):
         start, end = found.span()

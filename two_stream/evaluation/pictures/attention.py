@@ -1,4 +1,4 @@
-"""Computes and draws the attention of a head to each time step of one clip of a video."""
+"""Computes and draws the attention of a head to each time step of a clip."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from two_stream.video.decoding.reader import Video, open_video
 SUFFIXES = (".png", ".pdf", ".svg")
 """File types of images."""
 _THUMBNAIL = 288
-"""Longer side of a thumbnail in pixels; halved if there are many thumbnails."""
+"""Longer side of a thumbnail in pixels; half of it if there are many thumbnails."""
 _LOUDEST = 4.0
-"""Largest factor for drawing small movements; a larger one would show rounding errors."""
+"""Largest factor by which small movements are amplified; larger factors would show rounding errors."""
 _INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
 _STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
-"""Name of a stream, colour of its bars (as in the report) and colour map of its heat map."""
+"""Name, bar colour (as in the report) and colour map of each stream."""
 _STYLE: Any = {
     "font.size": 8.5,
     "text.color": _INK,
@@ -54,30 +54,30 @@ _STYLE: Any = {
     "svg.hashsalt": "attention",
 }
 _LEFT, _RIGHT, _TOP = 0.72, 0.78, 0.66
-"""Margins in inches: names of the heads, colour bar, title."""
+"""Margins in inches for the names of the heads, the colour bar and the title."""
 _HEADING, _BARS, _LABELS, _GAP = 0.52, 0.62, 0.66, 0.07
-"""Heights in inches."""
+"""Heights in inches of the parts of a panel."""
 _WIDTHS = 6.6, 12.0
 """Smallest and largest width of the panels in inches."""
 _DPI = 144
 _WIDE = 1.0
-"""Smallest width in inches of a column that has room for the span of its frames."""
+"""Smallest width in inches of a column whose label is the full span of frames."""
 
 
 @dataclass(frozen=True)
 class Pathway:
-    """Attention of the head of one pathway."""
+    """Attention of the head on one pathway of the backbone."""
 
     name: str
-    """`main`, or for example `slow` and `fast`"""
+    """name of the pathway, such as `main`, `slow` or `fast`"""
     weights: NDArray[np.float64]
-    """`(H, T)`, heads × time steps; see `Head.attention`"""
+    """attention weights `(H, T)` of H attention heads and T time steps; see `Head.attention`"""
     frames: list[list[int]]
-    """1-based numbers of the frames of each step, in order (its receptive field is larger)"""
+    """frame numbers (from 1) of each time step; the receptive field of a step is larger"""
 
     @property
     def shown(self) -> list[int]:
-        """The middle frame of each step, which is drawn."""
+        """Number of the middle frame of each step; this frame is drawn."""
         return [numbers[len(numbers) // 2] for numbers in self.frames]
 
 
@@ -87,48 +87,48 @@ class StreamAttention:
 
     modality: Modality
     numbers: list[int]
-    """1-based frame numbers of the clip; flow frame n lies between images n and n + 1"""
+    """frame numbers of the clip (from 1); flow frame n is between images n and n + 1"""
     clip: int
-    """number of this clip in the video, from 1"""
+    """number of the clip in the video, from 1"""
     clips: int
     """number of clips that the video was scored with"""
     times: NDArray[np.float64] | None
-    """times of the video's images and of its end in seconds; see `Video.times`"""
+    """times in seconds of the video's images and of its end; see `Video.times`"""
     guess: tuple[str, float]
-    """most likely class of the centred view of this clip, and its probability"""
+    """most likely class for the centred view of the clip, and its probability"""
     head: str
-    """kind of the head"""
+    """`kind` of the head"""
     class_token: bool
-    """whether a class token attends, also to itself, so that an even share is 1 / (steps + 1)"""
+    """whether the weights are those of a class token; it also attends to itself, so uniform attention is 1 / (T + 1)"""
     pathways: list[Pathway]
     pictures: dict[int, Frames]
-    """RGB thumbnails of the network's input, uint8 `(H, W, 3)`, by frame number"""
+    """thumbnails of the network's input by frame number; RGB images, uint8 `(H, W, 3)`"""
     whole_frame: bool = False
-    """whether the input is the whole frame, not its centre crop"""
+    """whether the input is the whole frame instead of the centre crop"""
 
     @property
     def whose(self) -> str:
-        """Text for captions that names what attends."""
+        """Text for captions: the name of the head or of its class token."""
         return f"{self.head}'s class token" if self.class_token else f"head {self.head}"
 
 
 def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -> None:
-    """Check, before any work, that images can be written to `out`; writes nothing.
+    """Check that images can be written to `out`, without writing them.
 
-    `out` is a file for one video, and a folder for several. `flag` is the flag that names it.
+    `out` must be a file for one video and a folder for several videos. `flag` is the command-line flag of `out`.
 
     Raises:
-        SettingsError: The suffix is none of `SUFFIXES`, or the folder is not writable.
+        SettingsError: The suffix is not one of `SUFFIXES`, or the folder is not writable.
     """
     into_folder = out.is_dir() or len(videos) > 1
     if not into_folder and out.suffix.lower() not in SUFFIXES:
         raise SettingsError(f"{flag} {out}: expected a file name ending in {', '.join(SUFFIXES)}")
     if into_folder and not out.is_dir() and out.suffix.lower() in SUFFIXES:
         raise SettingsError(
-            f"{flag} {out}: {len(videos)} videos need a folder; use a name without {out.suffix}"
+            f"{flag} {out}: expected a folder for {len(videos)} videos; use a name without {out.suffix}"
         )
     if out.is_file() and out.resolve() in {video.resolve() for video in videos}:
-        raise SettingsError(f"{flag} {out}: this is the video itself; name another file")
+        raise SettingsError(f"{flag} {out}: this is the input video; choose another file name")
     folder = out if into_folder else out.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -145,7 +145,7 @@ def check_head(model: Recognizer, where: str) -> None:
     """Check that a model's heads have attention weights.
 
     Raises:
-        SettingsError: A head has none; the message starts with `where`.
+        SettingsError: A head has no attention weights; the message starts with `where`.
     """
     try:
         model.head.check_attention()
@@ -156,24 +156,27 @@ def check_head(model: Recognizer, where: str) -> None:
 def read_attention(
     model: Recognizer, path: Path | str, options: EvaluateOptions, reading: VideoInput, names: Sequence[str]
 ) -> StreamAttention:
-    """Compute the attention of a network in the centred view of a video's middle clip.
+    """Compute the attention of a network for the centred view of a video's middle clip.
 
     Args:
-        model: An RGB or a flow recognizer whose head has attention.
+        model: An RGB or flow recognizer whose head has attention weights.
         path: The video.
-        options: How the video is scored; the middle clip is used (the first of two).
-        reading: Decoder, flow algorithm, sizes.
+        options: Evaluation options. The middle clip is used, or the one before the middle if the number of clips is
+            even.
+        reading: Decoder, flow algorithm and sizes.
         names: Class names.
 
     Raises:
-        SettingsError: The head has no attention.
-        VideoError: The video cannot be read, or is too short for flow.
+        SettingsError: The head has no attention weights.
+        VideoError: The video cannot be read or is too short for flow.
     """
     spec = view_spec(model.spec, "center", whole=reading.whole_frame)
     with open_video(path, reading.backend) as video:
         available = video.num_frames - (spec.modality == "flow")
         if available < 1:
-            raise VideoError(path, "has too few frames for the attention of a clip")
+            raise VideoError(
+                path, "has too few frames for a clip; expected at least one RGB frame, or two frames for flow"
+            )
         clips = evaluation_clips(options, spec, available, reading.sampling)
         place = (len(clips) - 1) // 2
         numbers = clips[place]
@@ -207,7 +210,7 @@ def read_attention(
 def _compute_attention(
     model: Recognizer, clip_BCTHW: torch.Tensor, names: Sequence[str]
 ) -> tuple[list[NDArray[np.float64]], tuple[str, float]]:
-    """Return the weights `(heads, T)` of each pathway and the most likely class of one clip."""
+    """Return the weights `(H, T)` of each pathway, and the most likely class of the clip with its probability."""
     clip_BCTHW = clip_BCTHW.to(model.device)
     weights = [one[0].double().cpu().numpy() for one in model.attention(clip_BCTHW)]
     with evaluation_mode(model):
@@ -223,9 +226,9 @@ def _thumbnails(
     box: tuple[int, int, int, int],
     modality: str,
 ) -> dict[int, Frames]:
-    """Return images of the crop: cut from the video, or flow in colour.
+    """Return thumbnails of the crop by frame number; flow is shown in colours.
 
-    The network's frames are resized to a fixed shape; these have the aspect ratio of the video.
+    They have the aspect ratio of the video, although the network's input may have another one.
     """
     resized_height, resized_width = next(iter(frames.values())).shape[:2]
     y, x = video.height / resized_height, video.width / resized_width
@@ -249,7 +252,7 @@ def _thumbnails(
 
 
 def _brightened(flow_THWC: Frames) -> Frames:
-    """Scale stored flow so that its longest vectors have full brightness, by `_LOUDEST` at most."""
+    """Scale stored flow so that its longest vectors have full brightness, but at most by `_LOUDEST`."""
     centred = flow_THWC.astype(np.float32) - 127.5
     longest = float(np.percentile(np.hypot(centred[..., 0], centred[..., 1]), 99.5))
     factor = min(_LOUDEST, max(1.0, 127.5 / max(longest, 1.0)))
@@ -257,9 +260,9 @@ def _brightened(flow_THWC: Frames) -> Frames:
 
 
 def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[StreamAttention]) -> None:
-    """Draw a panel per stream and pathway: frames, heat map of heads × steps, mean over the heads.
+    """Draw one panel for each stream and pathway: frames, a heat map of heads and time steps, and the mean over heads.
 
-    `out` is a PNG, PDF or SVG file, written completely or not at all; `subtitle` is a second, smaller line.
+    `out` is a PNG, PDF or SVG file that is written completely or not at all. `subtitle` is a second, smaller line.
     """
     panels = [(stream, pathway) for stream in streams for pathway in stream.pathways]
     width = float(np.clip(1.65 * max(pathway.weights.shape[1] for _, pathway in panels), *_WIDTHS))
@@ -280,7 +283,7 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
 
 @dataclass
 class _Column:
-    """Places text and axes from top to bottom, in inches, so that images keep their aspect ratio."""
+    """Arranges text and axes from top to bottom; all sizes are in inches."""
 
     figure: Figure
     full: tuple[float, float]
@@ -288,19 +291,19 @@ class _Column:
     used: float = 0.0
 
     def text(self, height: float, text: str, **style: Any) -> None:
-        """Write a line with its baseline `height` below."""
+        """Write a line of text whose baseline is `height` below the current position."""
         self.used += height
         self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], printable(text), **style)
 
     def axes(self, height: float, steps: int) -> Axes:
-        """Return axes over the full width with one unit per time step, step 0 around 0."""
+        """Return axes over the full width, on which time step t is centred at x = t."""
         self.used += height
         axis = self.figure.add_axes(self._box(_LEFT, self.width, height))
         axis.set_xlim(-0.5, steps - 0.5)
         return axis
 
     def narrow(self, height: float) -> Axes:
-        """Return narrow axes to the right of the last ones."""
+        """Return narrow axes to the right of the last axes."""
         return self.figure.add_axes(self._box(_LEFT + self.width + 0.12, 0.11, height))
 
     def _box(self, left: float, width: float, height: float) -> tuple[float, float, float, float]:
@@ -309,7 +312,7 @@ class _Column:
 
 
 def _heights(stream: StreamAttention, pathway: Pathway, width: float) -> tuple[float, float]:
-    """Return the heights of film and heat map."""
+    """Return the heights in inches of the row of frames and of the heat map."""
     heads, steps = pathway.weights.shape
     rows, columns = stream.pictures[pathway.shown[0]].shape[:2]
     return min(2.2, width / steps * rows / columns), float(np.clip(0.26 * heads, 0.4, 3.2))
@@ -337,7 +340,7 @@ def _panel(column: _Column, stream: StreamAttention, pathway: Pathway, film: flo
 
 
 def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
-    """Return two lines that describe stream and clip."""
+    """Return two lines of text that describe the stream and the clip."""
     name = _STREAM[stream.modality][0]
     part = f", {pathway.name} pathway" if len(stream.pathways) > 1 else ""
     label, share = stream.guess
@@ -357,9 +360,9 @@ def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
 
 
 def _film(axis: Axes, stream: StreamAttention, pathway: Pathway, ratio: float) -> None:
-    """Draw the middle frame of each step, with a border around that with most attention.
+    """Draw the middle frame of each time step, with a border around the frame with the most attention.
 
-    `ratio` is the height of the axes divided by the width of a step.
+    `ratio` is the height of the axes divided by the width of a time step.
     """
     mean = pathway.weights.mean(axis=0)
     gap = 0.02 if len(mean) <= 16 else 0.04
@@ -377,7 +380,7 @@ def _film(axis: Axes, stream: StreamAttention, pathway: Pathway, ratio: float) -
 
 
 def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> AxesImage:
-    """Draw heads × steps in per cent, with numbers in the cells."""
+    """Draw the heat map of heads and time steps, with percentages in the cells."""
     percent_HT = 100 * pathway.weights
     heads, steps = percent_HT.shape
     top = max(float(percent_HT.max()), 200 / (steps + 1))  # uniform attention stays pale
@@ -399,7 +402,7 @@ def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> Axes
 
 
 def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
-    """Draw the mean over the heads, and a line at the fraction of uniform attention."""
+    """Draw bars of the mean over heads, and a line at the value of uniform attention."""
     mean = 100 * pathway.weights.mean(axis=0)
     even = 100 / (len(mean) + int(stream.class_token))
     top = 1.12 * max(float(mean.max()), even)
@@ -427,7 +430,7 @@ def _number(axis: Axes, place: tuple[float, float], value: float, step_width: fl
 
 
 def _time(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
-    """Label the steps with frames and, if the file has times, seconds."""
+    """Label the time steps with frame numbers and, if the file has times, with seconds."""
     wide = step_width >= _WIDE
     every = 1 if wide else max(1, round(0.62 / step_width))
     places = range(0, len(pathway.frames), every)
@@ -444,7 +447,7 @@ def _unit(stream: StreamAttention) -> str:
 
 
 def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool) -> str:
-    """Return the span of a step, or only its start if there is no room."""
+    """Return the span of a time step, or only its start if the label would be too wide."""
     lines = [_spans(numbers) if wide else f"{numbers[0]}"]
     if times is not None:
         start, end = times[numbers[0] - 1], times[numbers[-1]]
@@ -453,7 +456,7 @@ def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    """Return `5–20`, or `29–30, 1–14` if a short video starts again."""
+    """Return a span of frames such as `5–20`, or `29–30, 1–14` if a short video is looped."""
     starts = [0, *(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1]), len(numbers)]
     spans = [(numbers[a], numbers[b - 1]) for a, b in itertools.pairwise(starts)]
     text = ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in spans[:2])

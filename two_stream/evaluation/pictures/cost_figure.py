@@ -1,4 +1,4 @@
-"""Accuracy against cost: score files in one figure, each with its interval."""
+"""Figures of accuracy against cost, with one point for each score file."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _DPI = 150
 _LINE = 0.17
 """smallest distance between the names of two points, in inches"""
 _WITH_INTERVALS = 8
-"""largest number of points for which intervals are drawn"""
+"""largest number of points for which the intervals are drawn"""
 
 
 @dataclass(frozen=True)
 class FigurePoint:
-    """One score file: its accuracy and the cost per video."""
+    """A score file in a figure: its accuracy and its cost per video."""
 
     name: str
     file: str
     accuracy: float
-    """top-1"""
+    """top-1 accuracy"""
     low: float
     high: float
-    """ends of its 95 % interval"""
+    """upper end of the 95 % interval of the accuracy; `low` is the lower end"""
     multiply_adds: float
-    """multiply-adds per clip"""
+    """multiply-adds of one clip"""
     views: float | None
-    """views per video, on average; None if the score file does not contain it: then one view is assumed"""
+    """mean number of views per video; None if the score file does not contain it, in which case one view is assumed"""
     videos: int
     protocol: str
 
@@ -51,7 +51,7 @@ class FigurePoint:
 
 
 def point_of(table: ScoreTable, multiply_adds: int) -> FigurePoint:
-    """Return the point of a score file whose model takes this many multiply-adds a clip."""
+    """Return the point of a score file; `multiply_adds` is the number of multiply-adds of one clip."""
     found = metrics.summarise(table, top=(1,)).top[1]
     assert found is not None  # top-1 is always there
     counts = table.view_counts
@@ -73,9 +73,9 @@ def point_of(table: ScoreTable, multiply_adds: int) -> FigurePoint:
 
 @plain_figures()
 def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
-    """Draw top-1 with its 95 % interval against multiply-adds per video, with the Pareto front.
+    """Draw top-1 accuracy with its 95 % interval against multiply-adds per video, and the Pareto front.
 
-    If the views of a score file are unknown, multiply-adds of single views are compared.
+    If the number of views is unknown for a score file, the horizontal axis shows multiply-adds per view.
     """
     figure, axes = _figure()
     counted = all(point.views for point in points)
@@ -92,7 +92,7 @@ def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
 
 @plain_figures()
 def throughput(name: str, speeds: Sequence[Mapping[str, Any]], target: Path) -> None:
-    """Draw clips per second against batch size, a line per pass and precision."""
+    """Draw clips per second against the batch size, with one line for each pass and precision."""
     figure, axes = _figure()
     for key in dict.fromkeys((speed["work"], speed["precision"]) for speed in speeds):
         chosen = sorted(
@@ -123,18 +123,18 @@ def _save(figure: Figure, target: Path) -> None:
 
 @dataclass(frozen=True)
 class CostPoint:
-    """A network's accuracy and cost."""
+    """A point in a figure of accuracy against cost."""
 
     name: str
     cost: float
     accuracy: float
-    """from 0 to 1, like the ends of its interval"""
+    """accuracy from 0 to 1; `low` and `high` are the ends of its interval"""
     low: float
     high: float
 
 
 def front(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """Return the Pareto front by rising cost: no other point is as good in both values and better in one."""
+    """Return the points of the Pareto front in order of increasing cost."""
 
     def is_beaten(point: CostPoint) -> bool:
         return any(
@@ -149,12 +149,12 @@ def front(points: Sequence[CostPoint]) -> list[CostPoint]:
 
 
 def cost_height(count: int) -> float:
-    """Return the inches that axes of `count` points need for their names."""
+    """Return the height in inches that axes with `count` points require for the names."""
     return max(1.9, _LINE * count + 0.3) + 0.5
 
 
 def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: tuple[str, str, str]) -> None:
-    """Draw accuracy in per cent against cost, with the Pareto front and a column of names.
+    """Draw accuracy in per cent against cost, with the Pareto front and the names in a column.
 
     Args:
         axis: Axes to draw on.
@@ -174,7 +174,7 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
     low, high = min(point.cost for point in points), max(point.cost for point in points)
     if high > 8 * low > 0:
         axis.set_xscale("log")
-        # powers of ten would contain `$`, which is drawn as plain text here
+        # the default labels contain `$`, which is drawn as plain text here
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlim(low / 1.2, high * 1.2)
     else:
@@ -184,7 +184,7 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
         axis.ticklabel_format(useOffset=False)
     axis.margins(y=0.06)
     axis.xaxis.labelpad = 3
-    # names in a column next to the axes, each joined to its point by a thin line; none covers another
+    # names are in a column next to the axes, and thin lines connect them to their points
     bottom, top = axis.get_ylim()
     rising = sorted(points, key=lambda point: point.accuracy)
     wanted = [(100 * point.accuracy - bottom) / (top - bottom) for point in rising]
@@ -205,9 +205,10 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
 
 
 def spread_apart(places: Sequence[float], gap: float) -> list[float]:
-    """Return increasing positions, moved apart to at least `gap`, with the smallest sum of squared moves.
+    """Move increasing positions apart to distances of at least `gap`, with the smallest sum of squared moves.
 
-    Places that are too close become a block around their mean (pool adjacent violators on `place - rank × gap`).
+    Positions that are too close become a block around their mean (pool-adjacent-violators algorithm on `place - rank ×
+    gap`).
     """
     blocks: list[list[float]] = []
     for rank, place in enumerate(places):

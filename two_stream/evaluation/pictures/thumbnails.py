@@ -1,4 +1,4 @@
-"""Contact strips for the report: a few frames of a video side by side, as a data URI."""
+"""Contact strips for the report: a few frames of a video next to each other, as a data URI."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _GAP = 2
 
 
 def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -> tuple[str, str]:
-    """Return (data URI of a JPEG strip, "") or ("", reason why there is none).
+    """Return `(data URI of a JPEG strip, "")`, or `("", reason)` if there is no strip.
 
-    Frames are evenly spaced from the first to the last. RGB frames or the video are preferred; a flow run without
-    images on this machine shows flow (hue: direction, brightness: length).
+    Frames are evenly spaced from the first to the last. RGB frames or the video are preferred. If this machine has no
+    RGB images of a flow run, the strip shows flow (hue: direction, brightness: length).
 
-    `experiment` has the settings of the run that scored the video, `modality` is its stream.
+    `experiment` contains the settings of the run that scored the video, and `modality` is the run's modality.
     """
     if experiment is None:
         return "", "the run folder of these scores is not on this machine"
@@ -46,7 +46,7 @@ def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -
 
 
 def encode(frames_THWC: NDArray[np.uint8]) -> str:
-    """Return frames `(T, H, W, 3)`, RGB, side by side as the data URI of a JPEG of height `HEIGHT`."""
+    """Return RGB frames `(T, H, W, 3)` next to each other as the data URI of a JPEG image of height `HEIGHT`."""
     height, width = frames_THWC.shape[1:3]
     size = (max(1, round(width * HEIGHT / height)), HEIGHT)
     gap = np.full((HEIGHT, _GAP, 3), 255, np.uint8)
@@ -60,7 +60,10 @@ def encode(frames_THWC: NDArray[np.uint8]) -> str:
 
 
 def flow_picture(flow_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return stored flow `(T, H, W, 2)` as RGB: hue is direction, brightness is length (full at 20 pixels)."""
+    """Return stored flow `(T, H, W, 2)` as RGB.
+
+    The hue is the direction, the brightness the length (full at 20 pixels).
+    """
     vectors = flow_THWC.astype(np.float32) / 255 * 2 - 1
     length, angle = np.hypot(vectors[..., 0], vectors[..., 1]), np.arctan2(vectors[..., 1], vectors[..., 0])
     hsv = np.empty((*flow_THWC.shape[:3], 3), np.uint8)

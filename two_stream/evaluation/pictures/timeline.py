@@ -1,4 +1,4 @@
-"""Time line of a long video: the classes of every window of a sliding clip, as CSV and as an image."""
+"""Time line of a long video: the classes of each window of a sliding clip, as CSV and as an image."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import csv_text
 
 _MOST = 8
-"""largest number of classes drawn as lines"""
+"""largest number of classes that are drawn as lines"""
 _GREY = "#b8b8b8"
 _SHORTEST = 0.06
-"""smallest length of a section that gets a label, as a fraction of the width"""
+"""smallest length of a section with a label, as a fraction of the width"""
 
 
 @dataclass(frozen=True)
 class TimelineWindow:
-    """One position of the sliding clip."""
+    """A window: one position of the sliding clip."""
 
     first: int
-    """1-based number of the first image"""
+    """number of the first image, counted from 1"""
     last: int
-    """number of the last image; the end of a video that is shorter than a clip and looped"""
+    """number of the last image; if the video is shorter than a clip and looped, the last image of the video"""
     probabilities: NDArray[np.float64]
-    """`(K,)`"""
+    """probabilities of the classes `(K,)`"""
     start: float | None = None
-    """time of the first image, in seconds from the start of the video, if the file has times"""
+    """time of the first image in seconds from the start of the video; None if the file has no times"""
     end: float | None = None
-    """end time of the last image"""
+    """end time of the last image in seconds; None if the file has no times"""
 
 
 def score_windows(
@@ -54,13 +54,13 @@ def score_windows(
     rule: str = "l2",
     weights: Sequence[float] | None = None,
 ) -> list[TimelineWindow]:
-    """Return the windows of one video in order, with the streams fused.
+    """Return the windows of a video in order, with the scores of its streams fused.
 
-    Window n of a stream is fused with window n of the others. Flow has one frame less, so its last window may be a
-    little earlier or missing; only windows of all streams are returned. A flow frame has the number of the first of its
-    two images.
+    Windows with the same number are fused. Flow has one frame less than RGB, so its last window may be slightly earlier
+    or missing. Only windows that all streams have are returned. A flow frame has the number of the first of its two
+    images.
 
-    `scored`, `options` and `samplings` (`standard` or `paper`) have one entry per run.
+    `scored`, `options` and `samplings` (`standard` or `paper`) have one entry for each run.
     """
     clips, streams = [], []
     for run, result, views, sampling in zip(runs, scored, options, samplings, strict=True):
@@ -81,7 +81,7 @@ def score_windows(
 
 
 def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str], count: int) -> None:
-    """Write a line per window: frames, seconds (empty if unknown), best classes and their probabilities."""
+    """Write one line for each window: frames, seconds (empty if unknown), the best classes and their probabilities."""
     count = min(count, len(names))
     lines: list[list[object]] = []
     ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
@@ -98,10 +98,10 @@ def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str],
 def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str]) -> None:
     """Draw the class probabilities over time, and below them the most likely class.
 
-    The horizontal axis shows seconds, or frame numbers if the file has no times. Windows overlap, so each is drawn
-    around its middle, half-way to its neighbours.
+    The horizontal axis shows seconds, or frame numbers if the file has no times. Because windows overlap, each window
+    is drawn from halfway to the previous window's middle to halfway to the next window's middle.
 
-    `path` is a PNG, PDF or SVG file.
+    `path` is the PNG, PDF or SVG file to write.
     """
     title, names = printable(title), [printable(name) for name in names]
     shares = np.stack([window.probabilities for window in found])
@@ -140,7 +140,7 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
 
 
 def _edges(found: Sequence[TimelineWindow]) -> np.ndarray:
-    """Return the borders between windows, half-way between their middles."""
+    """Return the borders between windows, halfway between their middles."""
     spans = np.asarray(
         [(one.first - 1, one.last) if one.start is None else (one.start, one.end) for one in found],
         np.float64,
@@ -150,7 +150,7 @@ def _edges(found: Sequence[TimelineWindow]) -> np.ndarray:
 
 
 def _stretches(best: np.ndarray) -> list[tuple[int, int]]:
-    """Return (start, stop) of consecutive windows with the same most likely class."""
+    """Return `(start, stop)` for each series of consecutive windows with the same most likely class."""
     changes = np.flatnonzero(np.diff(best)) + 1
     starts = [0, *changes.tolist()]
     return list(zip(starts, [*starts[1:], len(best)]))

@@ -1,1 +1,1 @@
-"""The report page of runs and score files."""
+"""The report on runs and score files."""

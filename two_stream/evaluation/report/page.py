@@ -1,6 +1,6 @@
-"""Pages of reports: templates, and figures as inline SVG whose colours follow the light or dark theme of the page.
+"""Parts of report pages: templates, and figures as inline SVG with colours for the light and dark themes.
 
-Matplotlib draws with placeholder colours, which are then replaced by CSS variables of the page.
+Matplotlib draws with placeholder colours. They are then replaced by CSS variables of the page.
 """
 
 from __future__ import annotations
@@ -65,15 +65,18 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
 }
 WIDTH = 5.2
-"""width in inches; narrow, so that text is readable on a phone"""
+"""width in inches; narrow figures keep text readable on a phone"""
 _NUMBERED = 16
-"""largest number of classes for which the confusion matrix shows counts"""
+"""largest number of classes for which a confusion matrix shows counts"""
 _LABELLED = 60
 """largest number of classes for which the axes show class names"""
 
 
 def page_templates(*folders: Path) -> jinja2.Environment:
-    """Return the templates of some folders, then those of the run report; a missing value is an error."""
+    """Return a template environment that searches `folders` and then the run report's templates.
+
+    Missing values are errors.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -87,12 +90,12 @@ def page_templates(*folders: Path) -> jinja2.Environment:
 
 
 def _shown(value: object) -> object:
-    """Remove control characters from the text of a template, but not from markup."""
+    """Remove control characters from text values, but not from markup."""
     return shown_lines(value) if type(value) is str else value
 
 
 def markdown_cell(value: object) -> str:
-    """Escape characters that would end a table cell or start markup."""
+    """Escape characters that would end a Markdown table cell or start markup."""
     text = printable(" ".join(str(value).split()))
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, f"\\{mark}")
@@ -103,10 +106,10 @@ def markdown_cell(value: object) -> str:
 def drawing(
     height: float, panels: int = 1, *, columns: int = 1, width: float = WIDTH, **extra: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a figure in the style of the report and its axes, row by row; `to_svg` converts it to text.
+    """Context manager that returns a figure in the style of the report and its axes, row by row; see `to_svg`.
 
-    Sizes are in inches; `panels` is the number of axes, rounded up to complete rows of `columns`; `extra` goes to
-    `Figure.subplots`.
+    Sizes are in inches. `panels` is the number of axes; it is rounded up to complete rows of `columns`. `extra` is
+    passed to `Figure.subplots`.
     """
     with plain_figures(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -115,7 +118,7 @@ def drawing(
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """Return a figure as an `<svg>` element with theme colours, without prologue and fixed size."""
+    """Return a figure as an `<svg>` element with theme colours, without an XML prologue and without a fixed size."""
     buffer = io.StringIO()
     with plain_figures({**_STYLE, "svg.hashsalt": label}):
         metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
@@ -134,10 +137,10 @@ def to_svg(figure: Figure, label: str) -> str:
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
-    """Draw loss, accuracy and learning rate over the epochs of each run; None if there is nothing to draw.
+    """Draw loss, accuracy and learning rate of each run over the epochs; None if there is nothing to draw.
 
-    `histories` has, by stream, rows with `epoch` and any of `train_loss`, `val_loss`, `train_top1`, `val_top1`,
-    `val_map`, `lr`.
+    `histories` contains rows for each stream, with `epoch` and any of `train_loss`, `val_loss`, `train_top1`,
+    `val_top1`, `val_map` and `lr`.
     """
     panels = [
         ("loss", ("train_loss", "val_loss")),
@@ -182,7 +185,10 @@ def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str,
 
 
 def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
-    """Draw a confusion matrix: rows are true, columns predicted, the shade is the fraction of the true class."""
+    """Draw a confusion matrix.
+
+    Rows are true classes, columns predicted classes, and shades are fractions of the true class.
+    """
     classes = len(names)
     side = min(WIDTH, 1.6 + 0.5 * classes)
     with drawing(side) as (figure, (axis,)):
@@ -208,7 +214,7 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accuracy") -> str:
-    """Draw the accuracy (or another measure) per class: bars for the last (fused) stream, dots for the others."""
+    """Draw the accuracy (or another metric) of each class: bars for the last stream (the fusion), dots for the rest."""
     *others, (name, rows) = list(streams.items())
     order = sorted(range(len(rows)), key=lambda index: (-(rows[index].accuracy or 0.0), index))
     place = np.arange(len(order))
@@ -240,7 +246,7 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
 
 
 def fusion_curve(curve: Curve) -> str:
-    """Draw the accuracy over the weight of the first stream, with the chosen weight marked."""
+    """Draw the accuracy over the weight of the first stream and mark the chosen weight."""
     with drawing(2.5) as (figure, (axis,)):
         axis.plot(curve.shares, [100 * value for value in curve.accuracies], color=STREAMS[2])
         axis.axvline(curve.chosen, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
@@ -262,6 +268,6 @@ def fusion_curve(curve: Curve) -> str:
 
 
 def short(name: str, limit: int = 22) -> str:
-    """Return a name as a label for a figure, shortened to `limit` characters."""
+    """Shorten a name to `limit` characters for a label in a figure."""
     text = printable(name)
     return text if len(text) <= limit else text[: limit - 1] + "…"

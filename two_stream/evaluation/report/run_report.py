@@ -1,6 +1,6 @@
-"""The report of runs: one self-contained page, and the same numbers as JSON and Markdown.
+"""The report on runs: a self-contained HTML page, and the same numbers as JSON and Markdown.
 
-All values are first collected in one dictionary; the three files are rendered from it.
+All values are first collected in one dictionary. The three files are written from this dictionary.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _PROVENANCE = (
     *("clip_length", "stride", "resize", "crop", "precision", "source", "decoder", "flow_algorithm"),
     *("seed", "device", "threads", "code_version"),
 )
-"""metadata of a score file that the page lists"""
+"""metadata of a score file that the report lists"""
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """A score table and the run that made it."""
+    """A score table and the run that it was computed with."""
 
     table: ScoreTable
     name: str
     run: RunPaths | None
     experiment: Experiment | None
     val: ScoreTable | None
-    """scores of the holdout part from the same model"""
+    """scores of the same model on the holdout part; None if there are none"""
 
 
 def write_report(
@@ -63,25 +63,29 @@ def write_report(
     """Write a report as HTML, JSON and Markdown.
 
     Args:
-        sources: Run folders (their newest test scores) or score files. Two or more streams are fused, unless one of the
-            files is a fusion. The baseline of the data set is included if its scores are found or given.
-        out: The page; JSON and Markdown have its name with another suffix. Default: `report.html` in the run folder of
-            a single stream, otherwise in the current folder.
-        title: Title.
+        sources: Score files, or run folders whose newest test scores are used. Two or more streams are fused, unless
+            one of the files is a fusion. The report includes the baseline of the data set if its scores are found or
+            are among the files.
+        out: Path of the HTML page. The JSON and Markdown files have the same name with another suffix. The default is
+            `report.html`, in the run folder if there is a single stream, otherwise in the current folder.
+        title: Title of the page.
         rule: Fusion rule; `learned` fits the weights on the holdout scores of the runs.
-        mistakes: Number of most confident mistakes to show.
+        mistakes: Number of mistakes to show; the most confident mistakes are shown.
 
     Returns:
-        The three paths.
+        The paths of the three files.
 
     Raises:
-        ScoreError: No source, or score files that cannot be read or joined.
-        SettingsError: The page would overwrite its own JSON or Markdown.
+        ScoreError: There is no source, or the score files cannot be read or joined.
+        SettingsError: `out` ends in .json or .md.
     """
     if out is not None and out.suffix.lower() in (".json", ".md"):
         raise SettingsError(f"{out}: the page is HTML; expected a file name ending in .html")
     if not sources:
-        raise ScoreError("no run or score file given; example: two-stream report runs/rgb runs/flow")
+        raise ScoreError(
+            "no run or score file given; expected at least one, for example: two-stream report "
+            "runs/rgb runs/flow"
+        )
     streams, fused, given = _gather(sources, rule)
     if out is None:
         only = streams[0].run if len(streams) == 1 else None
@@ -103,10 +107,10 @@ def write_report(
 def _gather(
     sources: Sequence[Path | str], rule: str
 ) -> tuple[list[_Stream], ScoreTable | None, ScoreTable | None]:
-    """Read the score files, and fuse several streams unless there is a fusion among them.
+    """Read the score files, and fuse the streams unless one of the files is a fusion.
 
     Returns:
-        Streams, fusion, and the baseline if it is among the files; the fusion does not include it.
+        The streams, the fusion, and the baseline if it is among the files. The baseline is not part of the fusion.
     """
     found = join([read_scores(find_scores(source)) for source in sources])
     baseline = next((table for table in found if table.meta.get("baseline")), None)
@@ -125,18 +129,18 @@ def _gather(
 
 
 def _fit_tables(streams: list[_Stream]) -> list[ScoreTable]:
-    """Return the holdout scores of every stream, reduced to their common videos."""
+    """Return the holdout scores of all streams, reduced to their common videos."""
     lacking = next((stream for stream in streams if stream.val is None), None)
     if lacking is not None:
         raise ScoreError(
-            f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, but there are no "
-            "holdout scores of this stream's model; run `two-stream evaluate RUN --part val`, or choose another rule"
+            f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, but no holdout "
+            "scores of this stream's model were found; run `two-stream evaluate RUN --part val`, or choose another rule"
         )
     return keep_common_videos([stream.val for stream in streams if stream.val is not None])
 
 
 def _find_baseline(streams: list[_Stream], given: ScoreTable | None) -> tuple[ScoreTable | None, str, str]:
-    """Return the baseline's scores of the videos, a remark if there are none, and the command that makes them."""
+    """Return the baseline's scores, a note if there are none, and the command that computes the scores."""
     first = streams[0].table
     if first.meta.get("baseline"):
         return None, "", ""
@@ -147,7 +151,7 @@ def _find_baseline(streams: list[_Stream], given: ScoreTable | None) -> tuple[Sc
             return join([first, baseline])[1], "", command
     except ScoreError as error:
         return None, f"The baseline is not shown: {error}.", ""
-    hint = f"No baseline of this data set yet. To see what a network must beat, run: {command}"
+    hint = f"This data set has no baseline yet. To compute the accuracy that a network should exceed, run: {command}"
     return None, hint if command else "", command
 
 
@@ -173,7 +177,7 @@ def _facts(
     title: str | None,
     mistakes: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the values, and the figures drawn from them."""
+    """Return the values of the report, and the figures and images for the page."""
     curve = _curve(streams, fused)
     shown = [stream.table for stream in streams]
     if fused is not None:
@@ -231,7 +235,7 @@ def _facts(
 
 
 def _curve(streams: list[_Stream], fused: ScoreTable | None) -> Curve | None:
-    """Return the curve over the fusion weight of two streams with holdout scores of the same videos."""
+    """Return the accuracy of two streams over the fusion weight; None without holdout scores of the same videos."""
     if fused is None or len(streams) != 2 or streams[0].val is None or streams[1].val is None:
         return None
     try:
@@ -252,9 +256,12 @@ def _curve_hint(streams: list[_Stream], fused: ScoreTable | None, curve: Curve |
         return ""
     lacking = [str(stream.run.root) for stream in streams if stream.val is None and stream.run is not None]
     if not lacking or fused.meta.get("selection") == "paper":
-        return "No fusion-weight curve: it is computed on the holdout part, and these streams have no common one."
+        return (
+            "The fusion-weight curve is not shown: it is computed on the holdout part, but these streams have "
+            "no holdout videos in common."
+        )
     commands = " && ".join(f"two-stream evaluate {shlex.quote(run)} --part val" for run in lacking)
-    return f"The fusion-weight curve is computed on the holdout part; to add it: {commands}"
+    return f"The fusion-weight curve is computed on the holdout part; to add the curve, run: {commands}"
 
 
 def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
@@ -348,6 +355,6 @@ def _commands(
 
 
 def _train_command(run: RunPaths) -> str:
-    """Return the command that repeats the training of a run under another name."""
+    """Return the command that repeats the training of a run with another run name."""
     name = re.sub(r"[^\w.+-]", "_", f"{run.root.resolve().name}_again")
     return f"two-stream train {shlex.quote(str(run.experiment))} --name {name}"

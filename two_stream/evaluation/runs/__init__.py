@@ -1,1 +1,1 @@
-"""Finished runs: loading, scoring, and how their scores were made."""
+"""Finished runs: loading them, scoring videos, and recording how the scores were computed."""

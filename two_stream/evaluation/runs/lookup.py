@@ -1,4 +1,4 @@
-"""Run folders: their paths, settings, learning curves and baseline, without their networks."""
+"""Paths, settings, learning curves and baselines of run folders; the networks are not loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
 BASELINE_SCORES = "{part}_fused.npz"
-"""name of the file with the fused scores in the folder of a baseline"""
+"""name of the file with the fused scores in a baseline's folder"""
 
 
 def run_paths(path: Path | str) -> RunPaths:
@@ -34,28 +34,28 @@ def run_paths(path: Path | str) -> RunPaths:
     paths = RunPaths(folder)
     if not paths.experiment.is_file():
         raise CheckpointError(
-            f"{folder}: not a run folder, it has no experiment.yaml; expected a folder written by "
+            f"{folder}: not a run folder, because it contains no experiment.yaml; expected a folder written by "
             "`two-stream train`"
         )
     return paths
 
 
 def baseline_folder(runs: Path, dataset: str, split: int) -> Path:
-    """Return the folder of `two-stream baseline` for a split of a data set, below the folder of runs."""
+    """Return the folder that `two-stream baseline` writes for a split of a data set, below the folder of runs."""
     return runs / "baseline" / f"{dataset}-split{split}"
 
 
 def find_baseline(table: ScoreTable) -> tuple[ScoreTable | None, str]:
-    """Return the scores of the baseline of a table, and the command that makes them.
+    """Return the baseline's scores to compare a table with, and the command that computes these scores.
 
-    They are looked for under the folder of runs that contains the run of the table: `runs/<run>`, `runs/<group>/<run>`
-    or a study's cell, `runs/studies/<study>/runs/<cell>`.
+    The scores are searched in the folder `runs` that contains the table's run. The run can be `runs/<run>`,
+    `runs/<group>/<run>` or a study's cell `runs/studies/<study>/runs/<cell>`.
 
-    The table is None if there are no scores. The command is empty if a table cannot have a baseline: it is not of the
-    test part, has several classes per video, belongs to the baseline, or does not name its data set.
+    The first result is None if no scores are found. The command is empty if the table has no baseline: it is not of the
+    test part, it is multi-label, it belongs to the baseline itself, or its data set is unknown.
 
     Raises:
-        ScoreError: The file is damaged.
+        ScoreError: The baseline's score file is damaged.
     """
     meta, run = table.meta, run_of(table)
     if meta.get("part") != "test" or table.targets is not None or not meta.get("dataset"):
@@ -86,7 +86,7 @@ def _baseline_command(experiment: Experiment | None, dataset: str, split: int, r
 
 
 def run_of(table: ScoreTable) -> RunPaths | None:
-    """Return the run folder that contains a table, or that its meta names; None if there is none."""
+    """Return the run folder that contains a table's file, or else the one in its metadata; None if neither exists."""
     own = Path(str(table.meta.get("file", ""))).parent.parent
     for folder in (own, Path(str(table.meta.get("run", "")))):
         if str(folder) not in ("", ".") and RunPaths(folder).experiment.is_file():
@@ -95,14 +95,14 @@ def run_of(table: ScoreTable) -> RunPaths | None:
 
 
 def settings_of(run: RunPaths | None) -> Experiment | None:
-    """Return the settings of a run; None without a run, or if this version cannot read them."""
+    """Return the settings of a run; None if there is no run or this version cannot read the settings."""
     with suppress(SettingsError):
         return None if run is None else load_experiment(run.experiment)
     return None
 
 
 def environment_of(run: Path) -> dict[str, str]:
-    """Return the `environment.json` of a run folder: versions and machine of its training; empty if unknown."""
+    """Return `environment.json` of a run folder: versions and machine of the training; empty if unknown."""
     with suppress(OSError, ValueError):
         value = parse_json((run / "environment.json").read_text(encoding="utf-8"))
         return {key: str(fact) for key, fact in value.items()} if isinstance(value, dict) else {}
@@ -110,7 +110,7 @@ def environment_of(run: Path) -> dict[str, str]:
 
 
 def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
-    """Return verdict, columns and rows of the `compression.json` of a compressed run; None without one."""
+    """Return the verdict, columns and rows of a compressed run's `compression.json`; None if there is no such file."""
     if run is None:
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -120,7 +120,7 @@ def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return the numbers of `metrics.jsonl`, one row per epoch, up to a damaged line (with a warning)."""
+    """Return the numbers in `metrics.jsonl`, one row for each epoch. A damaged line ends the rows, with a warning."""
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():
         return rows
@@ -132,7 +132,9 @@ def history(run: RunPaths | None) -> list[dict[str, float]]:
         except ValueError:
             value = None
         if value is None or (checked and not is_line_intact(line)):
-            warn(f"{run.metrics}: line {number} is damaged (its checksum differs); the curves end before it")
+            warn(
+                f"{run.metrics}: line {number} is damaged (the checksum differs); the curves end before this line"
+            )
             break
         if isinstance(value, dict) and "epoch" in value:
             rows.append({key: float(item) for key, item in value.items() if _is_number(item)})

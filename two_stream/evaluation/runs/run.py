@@ -1,4 +1,4 @@
-"""Finished runs: loads a run, scores a part of its data set or a video, and records how the scores were made."""
+"""Finished runs: loads a run, scores a part of its data set or a video, and records how the scores were computed."""
 
 from __future__ import annotations
 
@@ -56,26 +56,26 @@ from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, choose_flow_algo
 N_co = TypeVar("N_co", bound=Recognizer | ClipNetwork, covariant=True)
 CHECKPOINTS = ("best", "last")
 HELD_OUT = "val_folds.npz"
-"""scores of the training list by cross-validation (`train.selection: folds`), written by the training"""
+"""file with the cross-validation scores of the training list (`train.selection: folds`), written by the training"""
 _Side = Annotated[int, Field(ge=8, le=16384)]
 
 
 @dataclass(frozen=True)
 class AnyRun(Generic[N_co]):
-    """A trained network with its settings: of a run folder, or an exported file."""
+    """A trained network with its settings, from a run folder or an exported file."""
 
     experiment: Experiment
     model: N_co
     class_names: list[str]
     paths: RunPaths
-    """folder for scores; for an exported file the folder that contains it"""
+    """paths of the run folder; for an exported file, those of the folder that contains the file"""
     checkpoint: str
     meta: dict[str, Any]
-    """metadata that training stored with the weights, for example the epoch"""
+    """metadata that the training stored with the weights, such as the epoch"""
 
     @cached_property
     def record(self) -> Record:
-        """The data set's record.
+        """The record of the data set.
 
         Raises:
             DataError: The data set is not on this machine.
@@ -92,12 +92,12 @@ class AnyRun(Generic[N_co]):
 
     @cached_property
     def warned(self) -> set[str]:
-        """Warnings already given, which are not repeated for every video."""
+        """Warnings that have been printed and are not repeated."""
         return set()
 
     @property
     def multi_label(self) -> bool:
-        """Whether it was trained on several classes per video."""
+        """Whether the network was trained on a multi-label data set."""
         return bool(self.meta.get("multi_label"))
 
     @property
@@ -112,12 +112,12 @@ class AnyRun(Generic[N_co]):
 
     @property
     def score_suffix(self) -> str:
-        """Suffix of the names of score files, unique per checkpoint."""
+        """Suffix for the names of score files; it differs between checkpoints."""
         return "" if self.checkpoint == "best" else f"_{self.checkpoint}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Additional (or replaced) metadata of score files."""
+        """Metadata for score files that is added to, or replaces, the usual metadata."""
         return {}
 
 
@@ -141,7 +141,7 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
 
     Raises:
         CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.
-        SettingsError: The settings are damaged, or there is no such device.
+        SettingsError: The settings cannot be read, or the device does not exist.
     """
     paths = run_paths(path)
     if checkpoint not in CHECKPOINTS:
@@ -150,7 +150,7 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     folder = complete_folder(paths.root / checkpoint)
     if not folder.is_dir():
         existing = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
-        hint = f"; it has `{existing[0]}`" if existing else "; train it first (`two-stream train`)"
+        hint = f"; use `{existing[0]}`" if existing else "; train it first (`two-stream train`)"
         raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
     model, meta = read_model(folder, pick_device(device))
     if experiment.channels_last:
@@ -158,7 +158,8 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     names = meta.get("class_names") or [str(index) for index in range(model.num_classes)]
     if len(names) != model.num_classes:
         raise CheckpointError(
-            f"{folder}: {len(names)} class names, {model.num_classes} classes; train it again"
+            f"{folder}: found {len(names)} class names for {model.num_classes} classes; expected one name for "
+            "each class; train the run again"
         )
     return Run(experiment, model, [str(name) for name in names], paths, checkpoint, meta)
 
@@ -176,25 +177,26 @@ def evaluate_run(
 ) -> tuple[ScoreTable, Path]:
     """Score a part of a run's data set and write `runs/<name>/scores/<part>_<protocol>.npz`.
 
-    A run trained on stored features (`data.features`) is scored with them; of training and validation videos only the
-    centred clip and crop are stored.
+    If the run was trained on stored features (`data.features`), these features are scored. For training and validation
+    videos, they contain only the centred clip and crop.
 
     Args:
         run: A loaded run, its folder, or a loaded export (`export.load`).
-        options: How to score; default: the options of the run.
-        part: `test`, or `val` and `train`, the two sides of the holdout.
+        options: Evaluation options. The default is those of the run.
+        part: `test`, `val` (the holdout) or `train` (the training list without the holdout).
         checkpoint: `best` or `last`, if `run` is a folder.
         device: Device to compute on, if `run` is a folder.
-        workers: Loader processes; default: as in the run.
-        out: Another file to write.
-        uncached: Read the videos even if the run has stored features.
+        workers: Number of loader processes. The default is that of the run.
+        out: Score file to write instead of the default one.
+        uncached: Whether to read the videos even if the run has stored features.
 
     Returns:
-        The table and its file. With several processes (`torchrun`) each scores a share of the videos; the main process
-        writes the file and returns the complete table, the others return their share.
+        The table and the path of its file. With several processes (`torchrun`), each process scores a share of the
+        videos. The main process writes the file and returns the complete table; other processes return their share.
 
     Raises:
-        TwoStreamError: The run, the data set or a video cannot be read, or the classes of model and data set differ.
+        TwoStreamError: The run, the data set or a video cannot be read, or the model and the data set have different
+            classes.
     """
     with distributed.raise_on_all_ranks():
         loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
@@ -205,8 +207,9 @@ def evaluate_run(
         experiment = _with_options(loaded, options, workers)
         if loaded.record.classes != loaded.class_names:
             raise DataError(
-                f"{loaded.record.name}: its {loaded.record.num_classes} classes are not the "
-                f"{len(loaded.class_names)} of the model of {loaded.source}; use the data set of the run"
+                f"{loaded.record.name}: the data set's {loaded.record.num_classes} classes differ from the "
+                f"{len(loaded.class_names)} classes of the model in {loaded.source}; use the data set that the "
+                "model was trained on"
             )
         records = loaded.videos(part)
         stored = None
@@ -215,7 +218,7 @@ def evaluate_run(
             asked = (options or loaded.experiment.evaluate).precision
             stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
             experiment = stored.experiment
-    # the measured precision may differ between processes; all use that of the main process
+    # the measured precision may differ between processes, so all use that of the main process
     precision = distributed.broadcast_object(experiment.evaluate.precision)
     evaluate = experiment.evaluate.model_copy(update={"precision": precision})
     experiment = experiment.model_copy(update={"evaluate": evaluate})
@@ -234,16 +237,16 @@ def score_part(
     records: Sequence[VideoRecord],
     stored: StoredViews | None = None,
 ) -> ScoreTable:
-    """Score the videos of a part, each process of several its share.
+    """Score the videos of a part. With several processes, each process scores a share of the videos.
 
-    `experiment` has resolved `evaluate` options, `records` are the videos of the part, and `stored` are cached features
-    to score instead of the videos.
+    The `evaluate` options of `experiment` must be resolved. `records` are the videos of the part. If `stored` is given,
+    stored features are scored instead of the videos.
 
     Returns:
-        The scores of all videos on the main process; on the others the scores of their share.
+        On the main process, the scores of all videos; on other processes, the scores of their share.
 
     Raises:
-        TwoStreamError: A video cannot be read, or none can.
+        TwoStreamError: A video cannot be read, or no video can be read.
     """
     if stored is None:
         scores, skipped = _read_and_score(run, experiment, records)
@@ -256,12 +259,12 @@ def score_part(
 
 
 def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
-    """Return the scores of the cross-validation: the network itself was trained on every video of the list."""
+    """Return the stored cross-validation scores, because the network itself was trained on all videos of the list."""
     path = run.paths.scores / HELD_OUT
     if not path.is_file():
         raise ScoreError(
-            f"{path}: no such file; the run was trained on every video of the training list, and its cross-validation "
-            "scores are written only by training: train it again with --overwrite"
+            f"{path}: no such file; `train.selection: folds` trains on every video of the training list, and only "
+            "the training writes the cross-validation scores; train the run again with --overwrite"
         )
     return read_scores(path), path
 
@@ -269,7 +272,7 @@ def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
 def _read_and_score(
     run: AnyRun[Any], experiment: Experiment, records: Sequence[VideoRecord]
 ) -> tuple[VideoScores, Skipped]:
-    """Score this process's share of the videos; also returns those that could not be read."""
+    """Score this process's share of the videos, and return the scores and the videos that could not be read."""
     evaluate = experiment.evaluate
     with distributed.raise_on_all_ranks():
         protocol, mirrors = experiment.data.augment.protocol, evaluate.crops in ("ten", "full")
@@ -316,18 +319,19 @@ def predict(
     """Predict the class of a video.
 
     Args:
-        model_or_run: A model, a run (or its folder), or several runs to fuse, for example RGB and flow.
-        video: A video file; flow is computed on the fly.
+        model_or_run: A model, a run or its folder, or several runs to fuse, for example RGB and flow.
+        video: A video file. Flow is computed from the video if a network requires it.
         top_k: Number of classes to return.
-        options: Views; default: those of each run.
-        reading: Decoder, flow algorithm and frame size; default: like the training frames of each run (see
-            `reading_of`), for a model without run the defaults of `two-stream extract` and DIS flow.
-        rule: Fusion rule of several runs.
-        weights: One per run, for several runs.
-        class_names: Names for a model without run; default: numbers.
+        options: Evaluation options with the views. The default is those of each run.
+        reading: Decoder, flow algorithm and frame size. By default, the video is read like the training frames of each
+            run (see `reading_of`). For a model without a run, the defaults of `two-stream extract` and DIS flow are
+            used.
+        rule: Fusion rule for several runs.
+        weights: Fusion weights, one for each run.
+        class_names: Class names for a model without a run. The default is class numbers.
 
     Returns:
-        (label, probability), the most likely first.
+        Pairs `(label, probability)`, the most likely class first.
 
     Raises:
         VideoError: The video cannot be read.
@@ -356,18 +360,21 @@ def score_with_runs(
 ) -> list[VideoResult]:
     """Score one video with each of several runs.
 
-    `options` (views) and `readings` have one entry per run. Default: the views of each run, and videos read like its
-    training frames.
+    `options` and `readings` have one entry for each run. By default, the views are those of each run, and the video is
+    read like the run's training frames.
 
     Raises:
-        ScoreError: No run, or the runs have different classes.
+        ScoreError: There is no run, or the runs have different classes.
         VideoError: The video cannot be read.
     """
     if not runs:
         raise ScoreError("no run given; expected an RGB run, a flow run, or both")
     for run in runs[1:]:
         if run.class_names != runs[0].class_names:
-            raise ScoreError(f"{run.source} and {runs[0].source} have different classes and cannot be fused")
+            raise ScoreError(
+                f"{run.source} and {runs[0].source} cannot be fused, because they have different "
+                "classes; expected runs on the same classes"
+            )
     chosen = options or [run.experiment.evaluate for run in runs]
     if readings is None:
         readings = [reading_of(run) for run in runs]
@@ -388,29 +395,29 @@ def _scored(
 
 
 def _aggregate(options: EvaluateOptions, multi_label: bool) -> str:
-    """Return the aggregation over views; in multi-label data sets probabilities are sigmoids."""
+    """Return how views are aggregated; for multi-label data sets, `probabilities` becomes `sigmoids`."""
     return "sigmoids" if multi_label and options.aggregate == "probabilities" else options.aggregate
 
 
 def _with_options(run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None) -> Experiment:
-    """Return the settings of the run with the given options, resolved for its device."""
+    """Return the settings of a run with the given evaluation options, resolved for the run's device."""
     experiment = run.experiment
     chosen = options or experiment.evaluate
     chosen = resolve_evaluation(run.model, chosen, run.model.device, exact=is_exact(experiment))
     update: dict[str, Any] = {"evaluate": chosen}
     if workers is not None:
         if workers < 0:
-            raise SettingsError(f"workers is {workers}: expected 0 (read in the main process) or more")
+            raise SettingsError(f"`workers` is {workers}; expected 0 (read in the main process) or more")
         update["data"] = experiment.data.model_copy(update={"workers": workers})
     return experiment.model_copy(update=update)
 
 
 def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
-    """Return the extraction settings of the frames a run was trained on; None if they are unknown.
+    """Return the extraction settings of the frames that a run was trained on; None if unknown.
 
-    A video should be read like those frames: the length of a displacement depends on the size of the images, and
-    another kind of flow is another input. The settings are those that training recorded, otherwise those of the
-    data set, if it has the classes of the network.
+    Videos should be read with the same settings, because flow depends on the size of the images and on the algorithm.
+    The settings are those that the training recorded. If it recorded none, they are those of the data set, provided
+    that its classes are those of the network.
     """
     written: dict[str, Any] | None = run.meta.get("extraction")
     if written:
@@ -420,21 +427,21 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
         if run.record.classes == run.class_names:
             return current_extraction(data, run.record, run.model.spec.modality)
         return None
-    # a run on video files has the algorithm in its settings, also without the record
+    # the settings of a run on video files contain the algorithm
     return {"flow": data.flow} if data.source == "videos" else None
 
 
 def reading_of(
     run: AnyRun[Any], *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
 ) -> VideoInput:
-    """Return the settings for reading a video for a run's network: like its training frames, unless overridden.
+    """Return the settings for reading a video like the training frames of a run, with optional changes.
 
     Args:
-        run: The run; frames of unknown size are read as `VideoInput` says.
+        run: The run. If the size of its frames is unknown, the defaults of `VideoInput` are used.
         backend: Decoder.
-        flow: Flow algorithm; default: that of the training frames if it is fast, otherwise DIS with a warning (see
-            `choose_flow_algorithm`).
-        short_side: Shorter side in pixels at which flow is computed.
+        flow: Flow algorithm. The default is that of the training frames if it is fast, otherwise DIS, with a warning
+            (see `choose_flow_algorithm`).
+        short_side: Shorter side in pixels of the images from which flow is computed.
     """
     usual = VideoInput()
     data = run.experiment.data
@@ -453,7 +460,7 @@ def reading_of(
 
 
 def _flow_read(run: AnyRun[Any], asked: str) -> str:
-    """Return the kind of flow that a run reads from a video; warns once if it was trained on a different kind."""
+    """Return the kind of flow to compute for a run. Warns once if the run was trained on a different kind."""
     if run.model.spec.modality != "flow":
         return asked
     trained = read_frame_settings(extraction_of(run), run.source).flow
@@ -466,7 +473,7 @@ def _flow_read(run: AnyRun[Any], asked: str) -> str:
 
 
 def mirror_of_run(run: AnyRun[Any]) -> Mirror:
-    """Return how mirrored crops of a run's videos are handled."""
+    """Return how mirrored crops change the labels of a run's videos."""
     try:
         record = run.record
     except (DataError, SettingsError):  # without the data set, use the metadata of the training
@@ -485,9 +492,10 @@ def score_table(
     reasons: dict[str, str],
     facts: dict[str, Any],
 ) -> ScoreTable:
-    """Return the scores of a run as a table with metadata on how they were made.
+    """Return the scores of a run as a table, with metadata on how they were computed.
 
-    `reasons` says why videos could not be read, by id; `facts` are additional (or replaced) metadata.
+    `reasons` contains the reason for each video that could not be read, by id. `facts` is metadata that is added to, or
+    replaces, the usual metadata.
 
     Raises:
         ScoreError: No video could be read.
@@ -500,7 +508,10 @@ def score_table(
         first = f"{skipped[0]} ({reasons.get(skipped[0], 'unreadable')})"
         warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
     if not scored and distributed.is_main():
-        raise ScoreError(f"{run.source}: none of {len(records)} videos could be read; see `two-stream check`")
+        raise ScoreError(
+            f"{run.source}: none of {len(records)} videos could be read; run `two-stream check` on "
+            "the data set"
+        )
     groups = {record.id: record.group for record in records}
     return ScoreTable(
         ids=scores.ids,
@@ -532,7 +543,7 @@ def score_table(
 
 
 def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str]) -> NDArray[np.bool_]:
-    """Return all classes of each scored video, `(N, K)`."""
+    """Return a bool array `(N, K)` with the classes of each scored video."""
     labels = {video.id: video.all_labels for video in records}
     targets_NK = np.zeros((len(ids), record.num_classes), np.bool_)
     for row, name in enumerate(ids):
@@ -543,7 +554,7 @@ def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str])
 def scoring_facts(
     experiment: Experiment, model: Recognizer | ClipNetwork, mirror: Mirror | None = None
 ) -> dict[str, Any]:
-    """Return metadata on how videos were scored: views, frames, machine and versions."""
+    """Return metadata on how videos were scored: views, frames, machine, versions."""
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
         "modality": spec.modality,
@@ -586,18 +597,18 @@ def scoring_facts(
 
 
 def _reason(experiment: Experiment, model: Recognizer | ClipNetwork) -> str | None:
-    """Return the measurement on which the precision is based; None without one."""
+    """Return a description of the measurement that the precision is based on; None if there is none."""
     fixed = isinstance(model, ClipNetwork) or model.cpu_only or is_exact(experiment)
     return None if fixed or model.device.type != "cpu" else precision_reason(experiment.evaluate.precision)
 
 
 class FrameSettings(BaseModel):
-    """Extraction settings that determine the values of frames and displacements."""
+    """Extraction settings that determine the pixel values of frames and flow."""
 
     model_config = ConfigDict(frozen=True)  # there are more extraction settings
 
     flow: str | None = None
-    """kind of flow; None: unknown"""
+    """kind of flow; None if unknown"""
     flow_bound: Annotated[float, Field(gt=0, le=1000)] = FLOW_BOUND
     short_side: _Side | None = 256
     size: tuple[_Side, _Side] | None = None
@@ -607,7 +618,7 @@ def read_frame_settings(settings: object, source: str) -> FrameSettings:
     """Read recorded extraction settings.
 
     Raises:
-        SettingsError: A value is invalid; the message names `source` and the key.
+        SettingsError: A value is invalid.
     """
     known: Any = settings or {}
     if isinstance(known, dict) and known.get("flow") == "none":
@@ -616,7 +627,7 @@ def read_frame_settings(settings: object, source: str) -> FrameSettings:
 
 
 def current_extraction(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
-    """Return the extraction settings of the frames that these options read; None if they are unknown.
+    """Return the extraction settings of the frames that `data` selects; None if unknown.
 
     Raises:
         DataError: The frames or shards are not on this machine.
@@ -636,11 +647,11 @@ def current_extraction(data: DataOptions, record: Record, modality: Modality) ->
 
 
 def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:
-    """Return a warning if a flow network was trained on a different kind of flow; otherwise None."""
+    """Return a warning if a flow network was trained on another kind of flow than it reads; otherwise None."""
     if trained is None and asked == AUTO:
         return (
-            f"{name}: the kind of flow it was trained on is unknown; it reads {computed} flow here. Choose another "
-            f"with --flow-algorithm {' or '.join(kind for kind in ALGORITHMS if kind != computed)}"
+            f"{name}: the kind of flow that the network was trained on is unknown, so {computed} flow is used; to "
+            f"change this, set --flow-algorithm {' or '.join(kind for kind in ALGORITHMS if kind != computed)}"
         )
     if trained in (None, computed):
         return None
@@ -653,7 +664,7 @@ def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUT
 
 
 def frames_warning(run: AnyRun[Any]) -> str | None:
-    """Return a warning if the frames of the data set are not made like those a run was trained on; otherwise None."""
+    """Return a warning if the data set's frames were extracted differently from a run's training frames, else None."""
     modality, written = run.model.spec.modality, run.meta.get("extraction")
     settings = current_extraction(run.experiment.data, run.record, modality) if written else None
     if settings is None:

@@ -1,1 +1,1 @@
-"""Score files, metrics, statistics and fusion."""
+"""Score files, their metrics and statistics, and fusion."""

@@ -1,4 +1,4 @@
-"""Score files: one `.npz` per stream and protocol, read without pickles and joined by video id."""
+"""Score files: one `.npz` file for each stream and protocol. Files are read without pickles and joined by video id."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import ScoreTable
 
 FORMAT = 1
-"""Version of the file layout; newer versions are rejected."""
+"""Version of the file layout; files of newer versions are rejected."""
 _NAMED = 3
-"""Largest number of videos that an error message lists."""
+"""Largest number of videos that are listed in an error message."""
 
 
 def write_scores(path: Path, table: ScoreTable) -> None:
@@ -52,7 +52,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
 
 
 def read_scores(path: Path | str) -> ScoreTable:
-    """Read a score file; `meta["file"]` of the result is its path.
+    """Read a score file. `meta["file"]` of the result is the path of the file.
 
     Raises:
         ScoreError: The file is missing, damaged, inconsistent or not a score file.
@@ -63,11 +63,12 @@ def read_scores(path: Path | str) -> ScoreTable:
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
     except (OSError, ValueError) as error:
-        raise ScoreError(f"{path}: not a score file, or damaged ({error})") from None
+        raise ScoreError(f"{path}: not a score file, or a damaged one ({error})") from None
     try:
         if int(arrays["format"]) > FORMAT:
             raise ScoreError(
-                f"{path}: format {int(arrays['format'])} is newer than {FORMAT}; update two-stream"
+                f"{path}: format {int(arrays['format'])} is newer than {FORMAT}, the newest format that this "
+                "version reads; update two-stream"
             )
         meta = parse_json(str(arrays["meta"]))
         table = ScoreTable(
@@ -90,10 +91,10 @@ def read_scores(path: Path | str) -> ScoreTable:
 
 
 def newest_scores(run: Path, part: str = "test") -> Path:
-    """Return the newest score file of a run's part.
+    """Return the newest score file of a run for a part.
 
     Raises:
-        ScoreError: The run has no scores of this part; gives the command that writes them.
+        ScoreError: The run has no scores of this part.
     """
     folder = run / "scores"
     found = sorted(folder.glob(f"{part}_*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
@@ -108,7 +109,7 @@ def find_scores(path: Path | str, part: str = "test") -> Path:
     """Return the path of a score file, or of the newest score file of a run folder.
 
     Raises:
-        ScoreError: There is no such file or folder, or the run has no scores of this part.
+        ScoreError: The file or folder does not exist, or the run has no scores of this part.
     """
     path = Path(path)
     if path.is_dir():
@@ -122,27 +123,34 @@ def check_table(table: ScoreTable, where: str) -> None:
     """Check that a table is consistent.
 
     Raises:
-        ScoreError: Wrong shapes, duplicate ids, labels out of range or logits that are not finite; starts with `where`.
+        ScoreError: Shapes are wrong, ids are duplicated, labels are out of range or logits are not finite. The message
+            starts with `where`.
     """
     count, classes = len(table.ids), len(table.class_names)
     if table.logits.shape != (count, classes):
         raise ScoreError(f"{where}: logits are {table.logits.shape}, expected {(count, classes)}")
     if table.labels.shape != (count,):
-        raise ScoreError(f"{where}: {table.labels.size} labels for {count} videos")
+        raise ScoreError(
+            f"{where}: {table.labels.size} labels for {count} videos; expected one label for each video"
+        )
     _refuse(where, "duplicate video id:", [name for name, n in Counter(table.ids).items() if n > 1])
     wrong = np.asarray((table.labels < 0) | (table.labels >= classes), dtype=np.bool_)
     _refuse(where, f"label outside 0..{classes - 1}:", _pick(table.ids, wrong))
     infinite = np.asarray(~np.isfinite(table.logits).all(axis=1), dtype=np.bool_)
     _refuse(where, "logits are not finite:", _pick(table.ids, infinite))
     if table.groups is not None and len(table.groups) != count:
-        raise ScoreError(f"{where}: {len(table.groups)} groups for {count} videos")
+        raise ScoreError(
+            f"{where}: {len(table.groups)} groups for {count} videos; expected one group for each video"
+        )
     if table.targets is not None:
         if table.targets.shape != (count, classes):
             raise ScoreError(f"{where}: targets are {table.targets.shape}, expected ({count}, {classes})")
         own = np.take_along_axis(table.targets, table.labels[:, None], axis=1)[:, 0]
         _refuse(where, "the label is not among the targets:", _pick(table.ids, ~own))
     if (table.view_logits is None) != (table.view_counts is None):
-        raise ScoreError(f"{where}: view_logits and view_counts must be given together")
+        raise ScoreError(
+            f"{where}: only one of `view_logits` and `view_counts` is set; expected both or none"
+        )
     if table.view_logits is not None and table.view_counts is not None:
         expected = (int(table.view_counts.sum()), classes)
         if table.view_counts.shape != (count,) or table.view_logits.shape != expected:
@@ -150,15 +158,15 @@ def check_table(table: ScoreTable, where: str) -> None:
 
 
 def name_of(table: ScoreTable) -> str:
-    """Return the name of a table in messages: its file, otherwise its stream."""
+    """Return the name of a table in messages: its file, or else its modality."""
     return str(table.meta.get("file") or table.meta.get("modality") or "scores")
 
 
 def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Reorder tables to the videos of the first, matched by id; `ids`, `labels` and `class_names` are then equal.
+    """Reorder tables to the videos of the first table, so that `ids`, `labels` and `class_names` are equal.
 
     Raises:
-        ScoreError: Videos, class names or labels differ, or an id is duplicated; names the file and the first videos.
+        ScoreError: Videos, class names or labels differ, or an id is duplicated.
     """
     if not tables:
         raise ScoreError("no score tables given; expected at least one")
@@ -169,14 +177,17 @@ def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
 
 
 def keep_common_videos(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Return the tables reduced to their common videos, in the order of the first.
+    """Return the tables reduced to the videos that all tables contain, in the order of the first table.
 
     Raises:
-        ScoreError: There is no common video, or labels or class names differ.
+        ScoreError: The tables have no video in common, or their labels or class names differ.
     """
     shared = set(tables[0].ids).intersection(*(table.ids for table in tables[1:]))
     if not shared:
-        raise ScoreError(f"{name_of(tables[0])} and {name_of(tables[-1])}: no video in common")
+        raise ScoreError(
+            f"{name_of(tables[0])} and {name_of(tables[-1])}: the files have no video in common; "
+            "expected scores of the same videos"
+        )
     rows = [[row for row, name in enumerate(table.ids) if name in shared] for table in tables]
     return join([reorder(table, np.array(own, np.int64)) for table, own in zip(tables, rows)])
 
@@ -192,7 +203,7 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
     aligned = reorder(other, order)
     if (aligned.targets is None) != (first.targets is None):
-        raise ScoreError(f"{theirs}: either it or {ours} is multi-label, but not both")
+        raise ScoreError(f"{theirs}: only one of this file and {ours} is multi-label; expected both or none")
     if aligned.targets is not None and first.targets is not None:
         wrong = np.asarray((aligned.targets != first.targets).any(1))
         _refuse(theirs, f"labels differ from {ours}:", _pick(first.ids, wrong))
@@ -208,7 +219,7 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
 
 
 def reorder(table: ScoreTable, order: NDArray[np.int64]) -> ScoreTable:
-    """Return the rows `order` of a table, including views and groups."""
+    """Return the rows of a table with the indices `order`, including their views and groups."""
     views, counts = table.view_logits, table.view_counts
     if views is not None and counts is not None:
         views, counts = view_rows(views, counts, order), counts[order]
@@ -227,7 +238,10 @@ def reorder(table: ScoreTable, order: NDArray[np.int64]) -> ScoreTable:
 def view_rows(
     views: NDArray[np.float32], counts: NDArray[np.int64], order: Iterable[int]
 ) -> NDArray[np.float32]:
-    """Return the views of the videos `order`, of views `(sum of V, K)` with `counts` views per video."""
+    """Return the views of the videos with the indices `order`.
+
+    All views are `(sum of V, K)`, with `counts` views per video.
+    """
     ends = np.cumsum(counts)
     return np.concatenate([views[:0], *(views[ends[row] - counts[row] : ends[row]] for row in order)])
 

@@ -1,7 +1,7 @@
 """Late fusion of two or more score tables of the same videos.
 
-Fixed rules need no data. Weights can be given, or fitted on score files of the *holdout* part: tables of the test part
-or of models other than the fused ones are rejected as fitting data.
+Fixed rules require no fitting. Weights can be set, or fitted on score files of the *holdout* part. Tables of the test
+part or of other models are rejected for fitting.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Rule = Literal["l2", "logits", "probabilities", "rank", "learned"]
 RULES: tuple[str, ...] = get_args(Rule)
 
 _RIDGE = 1e-3
-"""ridge penalty of learned weights; keeps them finite if the holdout is separated perfectly"""
+"""ridge penalty of learned weights; it keeps the weights finite if the streams separate the holdout perfectly"""
 _ALL_COMBINATIONS = 4
-"""largest number of streams for which every combination of weights is tried"""
+"""largest number of streams for which all combinations of weights are tried"""
 _ROUNDS = 20
-"""number of rounds of the greedy selection, which is used for more streams"""
+"""number of rounds of the greedy selection for more streams"""
 _ROUND = 12
-"""accuracies are rounded to this many decimals when a weight is chosen"""
+"""number of decimals to which accuracies are rounded when weights are chosen"""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Top-1 (or mAP of a multi-label set) over the weight of the first of two streams."""
+    """Top-1 accuracy (or mAP for a multi-label data set) of two fused streams, over the weight of the first stream."""
 
     rule: str
     names: tuple[str, str]
     shares: list[float]
-    """weight w of the first stream; the second has 1 - w"""
+    """weights w of the first stream; the second stream has weight 1 - w"""
     accuracies: list[float]
     chosen: float
-    """weight with the best accuracy; if there are several, the middle of the range nearest to 0.5"""
+    """weight with the best accuracy; if several are equal, the middle of the range of best weights nearest to 0.5"""
     accuracy: float
-    """accuracy at `chosen`, on the same data"""
+    """accuracy with the weight `chosen`, on the same data"""
     videos: int
     part: str
     metric: str = "top-1"
@@ -62,38 +62,39 @@ def fuse(
 ) -> ScoreTable:
     """Fuse two or more score tables of the same videos, joined by id.
 
-    Rules, with s_m the logits of stream m and w_m its weight (1 if none is given):
-        l2: sum of w_m · s_m / ‖s_m‖₂ (with equal weights that of the paper).
-        logits: sum of w_m · s_m.
-        probabilities: log of the weighted mean of softmax(s_m); for a multi-label set the logit of the mean of
-            sigmoid(s_m).
-        rank: sum of w_m · Borda points: K - 1 for a stream's best class, 0 for its worst, ties shared.
-        learned: sum of w_m · s_m with w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking); their
-            common scale is the inverse of a temperature.
+    Rules, where s_m are the logits of stream m and w_m is its weight (default: 1): l2: sum of w_m · s_m / ‖s_m‖₂. With
+    equal weights, this is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
+    softmax(s_m); for a multi-label data set, logit of the weighted mean of sigmoid(s_m). rank: sum of w_m · Borda
+    points (K - 1 for a stream's best class, 0 for its worst class, means for ties). learned: sum of w_m · s_m, with
+    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). Their sum is the inverse of a
+    temperature.
 
     Args:
         tables: Two or more tables.
         rule: One of `RULES`.
-        weights: One weight per table, not negative, not all zero; not for `learned`.
-        fit: One table of the holdout part per table, in any order. `learned` requires them; other rules search their
-            weights on them.
+        weights: One non-negative weight for each table, not all 0. Not allowed for `learned`.
+        fit: For each table, a table of the same model on the holdout part, in any order. `learned` requires `fit`; with
+            other rules, `fit` is used to search the weights.
 
     Returns:
-        A table in the order of the first; `meta["sources"]` has the metadata of each stream. `meta["scale"]` is
-        `ranking` for l2 and rank, whose scores are not log-probabilities.
+        A table in the order of the first table. `meta["sources"]` contains the metadata of each stream. `meta["scale"]`
+        is `ranking` for the rules `l2` and `rank`, whose scores are not log-probabilities.
 
     Raises:
-        ScoreError: Fewer than two tables, an unknown rule, invalid weights, tables that do not join, or fitting data
-            from a different part or from different models.
+        ScoreError: There are fewer than two tables, the rule is unknown, the weights are invalid, the tables do not
+            join, or `fit` is from another part or from other models.
     """
     if rule not in RULES:
         raise ScoreError(f"unknown fusion rule {rule!r}; expected one of: {', '.join(RULES)}")
     if len(tables) < 2:
-        raise ScoreError(f"fusion needs two or more score tables, got {len(tables)}")
+        raise ScoreError(f"fusion requires two or more score tables, found {len(tables)}")
     joined = join(tables)
     fitted: dict[str, Any] = {}
     if weights is not None and (rule == "learned" or fit is not None):
-        raise ScoreError("weights are either given or fitted on the holdout part; omit one of the two")
+        raise ScoreError(
+            "weights cannot be both set and fitted on the holdout part; omit either the weights or "
+            "the holdout files"
+        )
     if rule == "learned" or fit is not None:
         used, fitted = _weights_from_holdout(joined, rule, fit)
     else:
@@ -110,9 +111,9 @@ def fuse(
 def combine(
     logits: Sequence[NDArray[np.float64]], rule: str, weights: Sequence[float], *, sigmoid: bool = False
 ) -> NDArray[np.float64]:
-    """Fuse arrays `(N, K)` of matching rows by a fixed rule; `learned` is a weighted sum here.
+    """Fuse arrays `(N, K)` with equal rows by a fixed rule; `learned` means a weighted sum here.
 
-    With `sigmoid` classes have independent probabilities, as in a multi-label set.
+    If `sigmoid` is true, classes have independent probabilities, as in a multi-label data set.
     """
     if rule == "probabilities" and sigmoid:
         chance, other = (
@@ -128,13 +129,13 @@ def combine(
 
 
 def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps: int = 101) -> Curve:
-    """Compute top-1 (or mAP of a multi-label set) over the weight of the first stream, and choose the best weight.
+    """Compute top-1 accuracy (or mAP) over the weight of the first of two streams, and choose the best weight.
 
-    Both tables are scores of the holdout part. Rule `learned` counts as `logits`. There are `steps` weights from 0 to
-    1.
+    Both tables must be scores of the holdout part. The rule `learned` is treated as `logits`. `steps` is the number of
+    weights from 0 to 1.
 
     Raises:
-        ScoreError: The tables do not join, or are not of the holdout part.
+        ScoreError: The tables do not join or are not of the holdout part.
     """
     for table in (first, second):
         _check_holdout(table)
@@ -157,14 +158,14 @@ def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps:
 def _trace(
     tables: Sequence[ScoreTable], rule: str, steps: int = 101
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Return weights of the first of two streams, the metric at each, and the index of the best weight."""
+    """Return the weights of the first of two streams, the metric for each weight, and the index of the best weight."""
     shares = np.linspace(0.0, 1.0, steps)
     found = np.asarray([_metric(tables, rule, (w, 1 - w)) for w in shares])
     return shares, found, _middle_of_best(found, shares)
 
 
 def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> int:
-    """Return the middle of a range of best values; of the range nearest to 0.5 if there are several."""
+    """Return the index in the middle of a range of best values, of the range nearest to 0.5 if there are several."""
     best = np.flatnonzero(np.round(found, _ROUND) == np.round(found.max(), _ROUND))
     runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     middles = [int(run[len(run) // 2]) for run in runs]
@@ -172,22 +173,23 @@ def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> 
 
 
 def _metric(tables: Sequence[ScoreTable], rule: str, weights: Sequence[float]) -> float:
-    """Return top-1 (or mAP of a multi-label set) of the fusion of joined tables."""
+    """Return the top-1 accuracy (or mAP) of the fusion of joined tables."""
     first = tables[0]
     fused = combine([table.logits for table in tables], rule, weights, sigmoid=first.targets is not None)
     return main_value(fused, first)
 
 
 def stream_name(table: ScoreTable, index: int) -> str:
-    """Return the name of a stream in tables and legends: its modality, otherwise its number."""
+    """Return the name of a stream in tables and legends: its modality, or else its number."""
     return str(table.meta.get("modality") or f"stream {index + 1}")
 
 
 def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
-    """Return non-negative weights that minimise the mean cross-entropy of the weighted sum of joined tables' logits.
+    """Return non-negative weights that minimise the cross-entropy of the weighted sum of the tables' logits.
 
-    The cross-entropy is binary and per class for multi-label tables. Streams are divided by their standard deviation,
-    so that the small ridge penalty affects them equally; the problem is convex. The weights are for unscaled logits.
+    The tables must be joined. For multi-label tables, the cross-entropy is the mean binary one over classes. Logits are
+    divided by the standard deviation of their stream, so that the ridge penalty affects all streams equally. The
+    returned weights are for the original logits. The problem is convex.
     """
     logits, labels, targets = [table.logits for table in tables], tables[0].labels, tables[0].targets
     scales = [float(s.std()) or 1.0 for s in logits]
@@ -211,15 +213,18 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
         loss, np.ones(len(logits)), jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(logits)
     )
     if not np.isfinite(found.x).all() or not found.x.sum() > 0:
-        raise ScoreError("learned fusion: no stream improves the holdout part; use a fixed rule such as l2")
+        raise ScoreError(
+            "learned fusion: no stream predicts the holdout part better than chance, so there are no "
+            "weights; use a fixed rule such as l2"
+        )
     return [float(w / scale) for w, scale in zip(found.x, scales)]
 
 
 def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
-    """Return the weights, with sum 1, of joined tables with the best top-1 (or mAP) under a fixed rule.
+    """Return the weights (with sum 1) for which a fixed rule has the best top-1 accuracy (or mAP) on joined tables.
 
-    Two streams: steps of 0.01. Three and four: steps of 0.1 over all combinations; among equal ones, the most even
-    weights are used. More streams: greedy selection, see `_selected`.
+    Two streams: all weights in steps of 0.01. Three or four streams: all combinations in steps of 0.1; if several are
+    best, the combination with the smallest maximum is used. More streams: greedy selection (see `_selected`).
     """
     if len(tables) == 2:
         shares, _, best = _trace(tables, rule)
@@ -233,10 +238,11 @@ def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
 
 
 def _selected(tables: Sequence[ScoreTable], rule: str) -> list[float]:
-    """Return weights by ensemble selection with replacement (Caruana et al. 2004).
+    """Return the weights of an ensemble selection with replacement (Caruana et al. 2004).
 
-    It starts with all streams once. Each round adds the stream that improves most (ties: the one with the least
-    weight, then the first); the result is that of the best round (ties: the earliest).
+    The selection starts with each stream once. Each round adds the stream that improves the metric most; ties are
+    broken by the smaller weight, then by the order. The result is that of the best round, or of the earliest one if
+    several are best.
     """
     counts = [1] * len(tables)
     best = (round(_metric(tables, rule, counts), _ROUND), list(counts))
@@ -262,7 +268,7 @@ def _borda(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Return one weight per stream; default: equal weights.
+    """Check weights and return one for each stream; if `weights` is None, all are 1.
 
     Raises:
         ScoreError: The number of weights is wrong, a weight is negative or infinite, or all are 0.
@@ -282,7 +288,8 @@ def _weights_from_holdout(
 ) -> tuple[list[float], dict[str, Any]]:
     if not fit:
         raise ScoreError(
-            f"fusion rule {rule!r} is fitted on the holdout part: use score files of it"
+            f"fusion rule {rule!r} is fitted on the holdout part, but no holdout scores are given; use score "
+            "files of the holdout part"
             " (written by `two-stream evaluate RUN --part val`)"
         )
     for table in fit:
@@ -291,10 +298,11 @@ def _weights_from_holdout(
     shared = sorted(set(tables[0].ids) & set(matched[0].ids))
     if shared:
         raise ScoreError(
-            f"{name_of(matched[0])}: video {shared[0]!r} is fitted on and fused; fit on the holdout part"
+            f"{name_of(matched[0])}: video {shared[0]!r} is used both for fitting and for fusing; fit on the "
+            "holdout part"
         )
     if matched[0].class_names != tables[0].class_names:
-        raise ScoreError(f"{name_of(matched[0])}: class names differ from {name_of(tables[0])}")
+        raise ScoreError(f"{name_of(matched[0])}: class names differ from those in {name_of(tables[0])}")
     weights = fit_stacking(matched) if rule == "learned" else search_weights(matched, rule)
     facts: dict[str, Any] = {
         "fitted_on": [name_of(table) for table in matched],
@@ -307,7 +315,7 @@ def _weights_from_holdout(
 
 
 def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Return the fitting table of each table, matched by model hash, otherwise by stream, otherwise by position.
+    """Return the holdout table for each table. Tables are matched by model hash, else by modality, else by position.
 
     Raises:
         ScoreError: A table has no match.
@@ -323,7 +331,8 @@ def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[S
         if known and key == "model_sha256":
             stray = next((table for value, table in theirs.items() if value not in ours), fit[0])
             raise ScoreError(
-                f"{name_of(stray)}: from a different model; evaluate the fused runs with --part val"
+                f"{name_of(stray)}: the scores are from a different model than the fused ones; evaluate the fused "
+                "runs with --part val"
             )
     return list(fit)
 

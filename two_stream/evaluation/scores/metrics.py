@@ -1,4 +1,4 @@
-"""Metrics of a score table with 95 % intervals: accuracies, mean average precision, calibration, confusions."""
+"""Metrics of score tables with 95 % intervals: accuracies, mean average precision, calibration and confusions."""
 
 from __future__ import annotations
 
@@ -30,52 +30,53 @@ from two_stream.types import ScoreTable
 TOP_K = (1, 3, 5)
 ECE_BINS = 15
 MAP_UNITS = 10
-"""sources needed for an interval of mAP; with fewer the jackknife has too little coverage"""
+"""least number of sources for an interval of mAP; with fewer sources, the coverage of the jackknife is too low"""
 BLOCKS = 1000
-"""number of groups that the jackknife leaves out if there are more sources"""
+"""largest number of groups for the jackknife; if there are more sources, they are put into groups"""
 _CHUNK = 100
-"""rows of weights at once, to limit memory"""
+"""number of rows of weights that are processed at a time, to limit memory"""
 Scores = NDArray[np.float64]
 Targets = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One line of the per-class table."""
+    """A line of the per-class table."""
 
     name: str
     videos: int
     correct: int
     accuracy: float | None
-    """average precision in a multi-label set; None for a class without videos"""
+    """accuracy, or average precision for a multi-label data set; None for a class without videos"""
     confusion: str
-    """class most often predicted instead; empty without mistakes"""
+    """class that is most often predicted instead; empty if there are no mistakes"""
     confusion_count: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Metrics of one score table."""
+    """Metrics of a score table."""
 
     videos: int
     groups: int | None
-    """number of source videos; None if unknown, then every video counts as one"""
+    """number of source videos; None if unknown, in which case every video is treated as a source"""
     top: dict[int, Interval | None]
-    """accuracy by k (multi-label: any class of the video counts); None if k is not below the number of classes"""
+    """top-k accuracy for each k; None if k is not below the number of classes. In a multi-label data set, any class of
+    the video counts"""
     mean_class: Interval | None
-    """mean of the accuracies of the classes that occur; None: multi-label"""
+    """mean of the accuracies of the classes that occur; None for a multi-label data set"""
     ece: float | None
-    """expected calibration error; None if the scores are not log-probabilities up to a constant"""
+    """expected calibration error; None if the scores are not log-probabilities (up to a constant)"""
     chance: float
-    """fraction of the videos with the most frequent class: the accuracy of a constant prediction"""
+    """accuracy of a constant prediction: the fraction of videos of the most frequent class"""
     map: Interval | None = None
-    """mean average precision of the classes that occur; None if each video has one class"""
+    """mean average precision over the classes that occur; None if each video has one class"""
     map_classes: int = 0
     """number of classes that occur"""
 
     @property
     def main(self) -> Interval:
-        """The metric to compare tables by: mAP of a multi-label set, otherwise top-1."""
+        """The metric for comparing tables: mAP for a multi-label data set, otherwise top-1 accuracy."""
         found = self.map or self.top[1]
         assert found is not None
         return found
@@ -88,14 +89,17 @@ class Summary:
 
 
 def ranks(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the 0-based rank `(N,)` of the true class; ties go to the lower class number, as in argmax."""
+    """Return the rank `(N,)` of the true class, from 0.
+
+    Of equal scores, the lower class number comes first, as in argmax.
+    """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
     return np.asarray(((logits > own) | ((logits == own) & earlier)).sum(axis=1), dtype=np.int64)
 
 
 def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
-    """Return the 0-based rank `(N,)` of the (best) true class; ties go to the lower class number."""
+    """Return the rank `(N,)` of the true class (or the best of several true classes), from 0; see `ranks` for ties."""
     if table.targets is None:
         return ranks(table.logits, table.labels)
     order = np.argsort(-table.logits, axis=1, kind="stable")
@@ -103,7 +107,7 @@ def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
 
 
 def main_value(logits: NDArray[np.float64], table: ScoreTable) -> float:
-    """Return the main metric of scores `(N, K)` of a table's videos: mAP if it is multi-label, otherwise top-1."""
+    """Return the main metric of scores `(N, K)` of a table's videos: mAP for a multi-label table, otherwise top-1."""
     if table.targets is not None:
         return metrics.mean_average_precision(logits, table.targets)
     return top_k_accuracy(logits, table.labels)
@@ -123,7 +127,7 @@ def mean_class_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64]) 
 
 
 def confusion_matrix(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return counts `(K, K)`: row true class, column predicted class."""
+    """Return the confusion matrix as counts `(K, K)`: rows are true classes, columns are predicted classes."""
     counts_KK = np.zeros((logits.shape[1],) * 2, np.int64)
     np.add.at(counts_KK, (labels, logits.argmax(axis=1)), 1)
     return counts_KK
@@ -154,7 +158,8 @@ def per_class(table: ScoreTable) -> list[ClassRow]:
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
     """Return the expected calibration error (Guo et al. 2017) of softmax(logits) in equal-width bins.
 
-    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the bin's fraction of the videos.
+    This is the mean of |accuracy - mean confidence| over bins of confidence `(low, high]`, weighted by the number of
+    videos.
     """
     probabilities = softmax(logits, axis=1)
     confidence = probabilities.max(axis=1)
@@ -165,9 +170,9 @@ def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bi
 
 
 def video_sources(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
-    """Return the source of each video `(N,)` and the number of sources, None if they are unknown.
+    """Return the source index of each video, `(N,)`, and the number of sources (None if the sources are unknown).
 
-    Videos of one source are not independent. A video without source is its own source.
+    Videos of the same source are not independent. A video without a source is its own source.
     """
     if not any(table.groups or ()):
         return np.arange(len(table.ids), dtype=np.int64), None
@@ -176,19 +181,19 @@ def video_sources(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
 
 
 def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]:
-    """Return the source number `(N,)` of each row; rows without source share one with the rows of their video."""
+    """Return the source index of each row, `(N,)`. Rows without a source have their video as source."""
     keys = [f"g:{group}" if group else f"v:{name}" for group, name in zip(groups, ids, strict=True)]
     return np.asarray(np.unique(np.asarray(keys), return_inverse=True)[1], dtype=np.int64)
 
 
 def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> Difference:
-    """Compare the top-1 (or mAP) of two joined tables.
+    """Compare the top-1 accuracy (or mAP) of two joined tables.
 
     Raises:
         ScoreError: The tables are not joined.
     """
     if first.ids != second.ids:
-        raise ScoreError("a paired difference needs joined tables; use `scores.join` first")
+        raise ScoreError("a paired difference requires joined tables; call `join` first")
     unit = video_sources(first)[0]
     if first.targets is not None:
         one, two = metrics.pseudo_values([first.logits, second.logits], first.targets, unit)
@@ -201,7 +206,7 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
 
 
 def gain(fused: ScoreTable, streams: Sequence[ScoreTable]) -> Interval:
-    """Return the difference between a fusion and the best of its streams, whichever that is; tables joined."""
+    """Return the difference between a fusion and the best of its streams. The tables must be joined."""
 
     def test(stream: ScoreTable, level: float) -> Interval:
         return difference(fused, stream, level).interval
@@ -210,13 +215,15 @@ def gain(fused: ScoreTable, streams: Sequence[ScoreTable]) -> Interval:
 
 
 def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
-    """Return the accuracies of a table with their intervals.
+    """Return the metrics of a table with their intervals.
 
     Raises:
         ScoreError: The table contains no video.
     """
     if not table.ids:
-        raise ScoreError(f"{table.meta.get('file', 'scores')}: no videos scored, so there is no accuracy")
+        raise ScoreError(
+            f"{table.meta.get('file', 'scores')}: the table contains no videos, so there is no accuracy"
+        )
     place = table_ranks(table)
     unit, groups = video_sources(table)
     several = table.targets is not None
@@ -237,7 +244,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
 
 
 def chance(table: ScoreTable) -> float:
-    """Return the fraction of the videos with the most frequent class: the accuracy of a constant prediction."""
+    """Return the accuracy of a constant prediction: the fraction of videos of the most frequent class."""
     if table.targets is not None:
         return float(table.targets.mean(axis=0).max())
     return float(np.bincount(table.labels).max() / len(table.labels))
@@ -257,7 +264,7 @@ def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
-    """Count the videos of two joined tables that both, one or neither predict correctly."""
+    """Count the videos that both of two joined tables, only one or neither predict correctly."""
     one, two = (table_ranks(table) == 0 for table in (first, second))
     return {
         "both": int((one & two).sum()),
@@ -268,7 +275,7 @@ def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
 
 
 def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
-    """Return the rows of the mistakes with the largest difference of predicted and true score."""
+    """Return the rows of the mistakes with the largest difference between the predicted and the true class's scores."""
     own = np.take_along_axis(table.logits, table.labels[:, None], axis=1)[:, 0]
     if table.targets is not None:
         own = np.where(table.targets, table.logits, -np.inf).max(axis=1)
@@ -278,14 +285,14 @@ def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
 
 
 def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> NDArray[np.float64]:
-    """Return softmax over the last axis, or a sigmoid per class."""
+    """Return the softmax over the last axis, or the sigmoid of each class if `multi_label` is true."""
     if multi_label:
         return np.asarray(expit(logits), dtype=np.float64)
     return np.asarray(softmax(logits, axis=-1), dtype=np.float64)
 
 
 def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.float64]:
-    """Return the average precision of each class `(K,)`, NaN for a class without videos."""
+    """Return the average precision of each class, `(K,)`; NaN for a class without videos."""
     found = np.full(logits_NK.shape[1], np.nan)
     for index in np.flatnonzero(targets_NK.any(axis=0)):
         found[index] = average_precision_score(targets_NK[:, index], logits_NK[:, index])
@@ -293,7 +300,7 @@ def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.flo
 
 
 def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
-    """Return the mean average precision of the classes that occur (macro mAP).
+    """Return the mean of the average precisions of the classes that occur (macro mAP).
 
     Raises:
         ScoreError: No video has a class.
@@ -306,13 +313,15 @@ def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
 def pseudo_values(
     tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], count: int | None = None
 ) -> list[NDArray[np.float64]]:
-    """Return jackknife pseudo-values `(G,)` of the mAP of each array of scores, shifted to have the mAP as mean.
+    """Return jackknife pseudo-values `(G,)` of the mAP for each array of scores.
 
-    As in the multi-reader analysis of Dorfman, Berbaum and Metz (1992). More than `BLOCKS` units are left out in groups
-    (Kott 2001).
+    They are shifted so that their mean is the mAP.
 
-    `tables` are scores `(N, K)`, `unit` `(N,)` is the 0-based source of each video, and `count` the number of units if
-    some have no video here.
+    The method is that of the multi-reader analysis of Dorfman, Berbaum and Metz (1992). If there are more than `BLOCKS`
+    units, groups of units are left out (Kott 2001).
+
+    `tables` are scores `(N, K)`. `unit` `(N,)` is the source index of each video. `count` is the number of units, if
+    some units have no video in these tables.
     """
     unit = unit % BLOCKS
     size = min(count or int(unit.max()) + 1, BLOCKS)
@@ -322,14 +331,14 @@ def pseudo_values(
 
 
 def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
-    """Return the mean of `pseudo_values` of all training runs, or of their differences, with its standard error."""
+    """Return the mean of `pseudo_values`, or of differences of them, with its standard error."""
     return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), MAP_UNITS)
 
 
 def reweighted(
     tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], weights_RG: NDArray[np.int64]
 ) -> list[NDArray[np.float64]]:
-    """Return the mAP `(R,)` of each array of scores for each row of integer weights `(R, G)` of the units."""
+    """Return the mAP `(R,)` for each array of scores, for R rows of integer weights of the units, `(R, G)`."""
     rows = len(weights_RG)
     sums = [np.zeros(rows) for _ in tables]
     counts = np.zeros(rows)
@@ -346,9 +355,10 @@ def reweighted(
 
 
 def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
-    """Return a function: integer weights `(R, N)` of the videos -> average precision `(R,)`, 0 if the class is absent.
+    """Return a function of integer weights `(R, N)` of the videos that returns the average precision `(R,)` of a class.
 
-    It is the mean over the videos of the class of the precision at their score; equal scores count together.
+    The average precision is the mean of the precision at the scores of the class's videos, where equal scores are
+    counted together. It is 0 if no video of the class has a weight.
     """
     order = np.argsort(-scores_N, kind="stable")
     ranked = scores_N[order]

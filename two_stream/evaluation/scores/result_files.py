@@ -1,9 +1,9 @@
-"""Result files of Efficient-3DCNNs and 3D-ResNets (`val.json`): written from score tables, and evaluated.
+"""Result files of Efficient-3DCNNs and 3D-ResNets (`val.json`): writing them from score tables and evaluating them.
 
-`{"results": {video: [{"label": …, "score": …}, …]}}` has the best few classes of each video by mean softmax over its
-clips. With `--inference_no_average` 3D-ResNets writes a list per clip, `[{"segment": [first, end], "result": […]}, …]`.
-Those codebases lose the last video of a file or fail if a class does not occur; here every video is written, and a
-listed video without result counts as missed and is named.
+The format `{"results": {video: [{"label": …, "score": …}, …]}}` contains the best classes of each video by mean softmax
+over its clips. With `--inference_no_average`, 3D-ResNets writes a list for each clip: `[{"segment": [first, end],
+"result": […]}, …]`. The original code loses the last video of a file and fails if a class does not occur. Here, every
+video is written, and a listed video without a result counts as a mistake and is reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from two_stream.runtime.text import parse_json
 from two_stream.types import ScoreTable
 
 Guesses = list[tuple[str, float]]
-"""(class, score), the best first"""
+"""pairs `(class, score)`, the best class first"""
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class EvaluatedFile:
     """Accuracies of a result file."""
 
     videos: int
-    """number of videos in the ground truth"""
+    """number of videos that the ground truth lists"""
     unseen: tuple[str, ...]
-    """listed videos without result"""
+    """listed videos without a result"""
     unlisted: tuple[str, ...]
-    """videos with a result that are not listed; not counted"""
+    """videos with a result that the ground truth does not list; they are not counted"""
     top: dict[int, float]
-    """by k: fraction of the counted videos with a true class among the k best"""
+    """for each k, the fraction of counted videos with a true class among the k best classes"""
     counted: int
-    """number of counted videos: all listed ones, or those with a result"""
+    """number of counted videos: all listed videos, or only the listed videos with a result"""
 
 
 def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
-    """Return the result file of a table, averaged over clips, with the `count` best classes per video.
+    """Return the content of a result file for a table, with the `count` best classes of each video.
 
-    Scores are the softmax of the table's logits: with `aggregate: probabilities` the mean softmax over clips, as
-    published. For a multi-label table they are sigmoids.
+    Scores are the softmax of the table's logits (the sigmoid for a multi-label table). If the table was scored with
+    `aggregate: probabilities`, this is the mean softmax over clips, as published.
     """
     shares = probabilities(table.logits, multi_label=table.targets is not None)
     named = zip(table.ids, shares)
@@ -55,16 +55,16 @@ def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
 def best_classes(
     probabilities_K: NDArray[np.float64], names: Sequence[str], count: int
 ) -> list[dict[str, Any]]:
-    """Return the best classes in the format of the files, `[{"label": …, "score": …}, …]`."""
+    """Return the best classes in the format of result files, `[{"label": …, "score": …}, …]`."""
     order = np.argsort(-probabilities_K, kind="stable")[:count]
     return [{"label": names[index], "score": float(probabilities_K[index])} for index in order]
 
 
 def read_results(path: Path) -> dict[str, Guesses]:
-    """Read a result file; scores per clip are averaged, with 0 for classes that a clip does not list.
+    """Read a result file. Scores of clips are averaged; a class that a clip does not list has score 0 in this clip.
 
     Raises:
-        ScoreError: The file is missing, not JSON, or in a different format; the message names the file and the video.
+        ScoreError: The file is missing, not JSON or in a different format.
     """
     found = _read(path, ScoreError)
     results = found.get("results") if isinstance(found, dict) else None
@@ -78,7 +78,10 @@ def _guesses(entries: Any, where: str) -> Guesses:
         raise ScoreError(f"{where}: expected a list of objects with `label` and `score`")
     per_clip = [entry["result"] for entry in entries if "segment" in entry and "result" in entry]
     if per_clip and len(per_clip) < len(entries):
-        raise ScoreError(f"{where}: clips with `segment` are mixed with classes with `label`")
+        raise ScoreError(
+            f"{where}: entries with `segment` (clips) and entries with `label` (classes) are mixed; "
+            "expected only one of them"
+        )
     sums: dict[str, float] = {}
     for clip in per_clip or [entries]:
         for entry in clip:
@@ -92,13 +95,14 @@ def _guesses(entries: Any, where: str) -> Guesses:
 
 
 def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, ...]]:
-    """Return the classes of every video of a subset of an annotation file of those codebases.
+    """Return the classes of all videos of a subset from an annotation file of Efficient-3DCNNs or 3D-ResNets.
 
-    The file is `{"labels": […], "database": {video: {"subset": …, "annotations": {"label": …}}}}`; Efficient-3DCNNs'
-    Kinetics files have a database per subset. ActivityNet's list of annotations gives a video several classes.
+    The format is `{"labels": […], "database": {video: {"subset": …, "annotations": {"label": …}}}}`. The Kinetics files
+    of Efficient-3DCNNs have a database for each subset. If `annotations` is a list, as in ActivityNet, a video has
+    several classes.
 
     Raises:
-        DataError: The file is missing, not JSON, in a different format, or has no video of the subset.
+        DataError: The file is missing, not JSON or in a different format, or contains no video of the subset.
     """
     found = _read(path, DataError)
     database = found.get("database") if isinstance(found, dict) else None
@@ -132,21 +136,23 @@ def evaluate_results(
     *,
     ignore_unseen: bool = False,
 ) -> EvaluatedFile:
-    """Return hit@k of a result file: the fraction of videos with a true class among the k best.
+    """Return hit@k of a result file: the fraction of videos with a true class among the k best classes.
 
-    `ignore_unseen` leaves out listed videos without result (`--ignore` of 3D-ResNets); otherwise they count as missed.
+    Listed videos without a result count as mistakes; if `ignore_unseen` is true, they are left out (as with `--ignore`
+    of 3D-ResNets).
 
     Raises:
         SettingsError: A k is below 1.
-        ScoreError: No listed video has a result, because the names differ.
+        ScoreError: No listed video has a result, usually because video names differ.
     """
     if not top or min(top) < 1:
-        raise SettingsError(f"--top is {' '.join(map(str, top))}: expected numbers of 1 or more")
+        raise SettingsError(f"--top is {' '.join(map(str, top))}; expected numbers of 1 or more")
     seen = [video for video in truth if video in results]
     if not seen:
         some = f"such as {next(iter(results))!r}" if results else "none"
         raise ScoreError(
-            f"no video of the ground truth has a result: it lists {next(iter(truth))!r} …, the results {some}"
+            "no video of the ground truth has a result: the ground truth lists videos such as "
+            f"{next(iter(truth))!r}, the result file {some}; use the same video names in both"
         )
     counted = seen if ignore_unseen else list(truth)
     hits = dict.fromkeys(top, 0)

@@ -1,7 +1,7 @@
-"""Intervals and tests on arrays, with their sources (see docs/statistics.md). All printed intervals come from here.
+"""Intervals and tests on arrays; all printed intervals are computed here. For the methods see docs/statistics.md.
 
-Suffixes of array names: V videos (of all splits), G units (source videos, or videos of unknown source), S training runs
-(seeds).
+Suffixes of array names: V for videos (of all splits), G for units (source videos, or videos of unknown source), S for
+training runs (seeds).
 """
 
 from __future__ import annotations
@@ -18,57 +18,57 @@ from scipy.stats import t as student
 LEVEL = 0.95
 POWER = 0.8
 LEAST_UNITS = 3
-"""sources needed for an interval"""
+"""least number of sources for an interval"""
 Values = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value between 0 and 1 (or a difference of two) and its interval."""
+    """A value between 0 and 1, or a difference of two such values, with its interval."""
 
     value: float
     low: float
     high: float
     known: bool = True
-    """False if there are too few sources; the interval is then the full range of values"""
+    """False if there are too few sources; the interval is then the full range of possible values"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Weights and units of videos."""
+    """Weights, strata and units of videos."""
 
     weight: Values
-    """`(V,)`, equal within a stratum, with sum 1"""
+    """weight of each video, `(V,)`; equal within a stratum, with sum 1"""
     stratum: Index
-    """`(V,)`: 0-based split or class; deviations are from its mean"""
+    """index of the split or class of each video, `(V,)`; deviations are computed from the mean of the stratum"""
     unit: Index
-    """`(V,)`: index of the unit (source) of each video, 0-based"""
+    """index of the unit (source) of each video, `(V,)`"""
 
     @classmethod
     def even(cls, unit_V: Index) -> Sample:
-        """Return a sample with equal weights of videos."""
+        """Return a sample in which all videos have the same weight."""
         count = len(unit_V)
         return cls(np.full(count, 1 / count), np.zeros(count, np.int64), unit_V)
 
     @classmethod
     def by_class(cls, unit_V: Index, label_V: Index) -> Sample:
-        """Return a sample with equal weights of classes, and of the videos within a class."""
+        """Return a sample in which all classes have the same weight, and so do the videos of a class."""
         _, stratum_V, counts = np.unique(label_V, return_inverse=True, return_counts=True)
         return cls(1 / (len(counts) * counts[stratum_V]), stratum_V.astype(np.int64), unit_V)
 
     @property
     def shares(self) -> Values:
-        """Total weight of each unit `(G,)`."""
+        """Total weight of each unit, `(G,)`."""
         return np.bincount(self.unit, weights=self.weight).astype(np.float64)
 
     @property
     def effective(self) -> float:
-        """Effective number of units: (Σn)² / Σn²."""
+        """Effective number of units: (Σn)² / Σn², where n are the weights of the units."""
         return _effective(self.shares)
 
     def variance_of_mean(self, correlation: float) -> float:
-        """Return the variance of the mean of videos of variance 1 whose units have this correlation (Kish 1965)."""
+        """Return the variance of the mean of videos with variance 1 and this correlation within units (Kish 1965)."""
         squares_G = np.bincount(self.unit, weights=self.weight**2)
         return float((correlation * self.shares**2 + (1 - correlation) * squares_G).sum())
 
@@ -85,22 +85,22 @@ class Estimate:
 
     value: float
     se: float
-    """standard error of the mean; never 0, see `constant`"""
+    """standard error of the mean; it is never 0, see `constant`"""
     df: float
     """degrees of freedom of the standard error"""
     units: int
     effective: float
-    """effective number of units: (Σn)² / Σn²"""
+    """effective number of units, see `Sample.effective`"""
     trials: float
-    """effective number of independent videos, used if the values are constant"""
+    """effective number of independent videos; it is used if the values are constant"""
     constant: bool = False
-    """whether all values are equal; the standard error is then computed as if one unit differed, and the test and
-    the interval treat the number of differing units as binomial"""
+    """whether all values are equal. The standard error is then computed as if one unit differed; the test and the
+    interval treat the number of differing units as binomial"""
     least: int = LEAST_UNITS
-    """units needed for an interval"""
+    """least number of units for an interval"""
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """Return the t interval of a difference; for constant values, the Clopper-Pearson interval."""
+        """Return the t interval of a difference, or the Clopper-Pearson interval if the values are constant."""
         if self.units < self.least:
             return Interval(self.value, -1.0, 1.0, known=False)
         low, high = self.value, self.value
@@ -113,9 +113,9 @@ class Estimate:
         return Interval(self.value, max(-1.0, low), min(1.0, high))
 
     def share_interval(self, level: float = LEVEL) -> Interval:
-        """Return Wilson's interval of a fraction, with the number of trials that gives this standard error.
+        """Return Wilson's interval of a fraction, with the number of trials that corresponds to the standard error.
 
-        Unlike a t interval it stays between 0 and 1 and has good coverage near both ends (Kott and Carr 1997; Dean and
+        Unlike a t interval, it is within 0 and 1 and has good coverage near 0 and 1 (Kott and Carr 1997; Dean and
         Pagano 2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
         """
         share = min(1.0, max(0.0, self.value))
@@ -129,7 +129,7 @@ class Estimate:
         return Interval(self.value, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
     def p_zero(self) -> float:
-        """Return the two-sided p value of a true mean of 0 (t test; for constant values the sign test over units)."""
+        """Return the two-sided p value for a true mean of 0, by a t test (a sign test if the values are constant)."""
         if self.units < self.least:
             return 1.0
         if self.constant:
@@ -138,20 +138,21 @@ class Estimate:
 
 
 def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
-    """Return the weighted mean of videos × training runs and its standard error, with units and training runs random.
+    """Return the weighted mean over videos and training runs; its standard error treats units and runs as random.
 
-    A mean over videos is a ratio of sums over units. Its variance over units is the larger of two: that of the
-    linearised sums (Wolter 2007, chapter 6; the square of a unit that is the part q of its stratum is divided by
-    1 - 2q + Σq², which makes it unbiased for units that vary alike: m / (m - 1) for m equal ones), and what the
-    intraclass correlation ρ of the units gives, σ² Σ (ρ h² + (1 - ρ) Σ w²), with h the units' parts and w the videos'
-    weights (Kish 1965). The first is uncertain if few units make up most of the videos. Degrees of freedom are the
-    effective units less one.
+    A mean over videos is a ratio of sums over units. Its variance over units is the larger of two estimates. The first
+    is the variance of the linearised sums (Wolter 2007, chapter 6). In it, the square of a unit that is the fraction q
+    of its stratum is divided by 1 - 2q + Σq². This makes the estimate unbiased if all units have the same variance; for
+    m equal units, the factor is m / (m - 1). The second estimate follows from the intraclass correlation ρ of the
+    units: σ² Σ (ρ h² + (1 - ρ) Σ w²), where h are the weights of the units and w those of their videos (Kish 1965). It
+    is needed because the first estimate is uncertain if few units contain most of the videos. The degrees of freedom
+    are the effective number of units minus one.
 
     Args:
-        values_VS: Value of each video in each training run.
-        sample: Weights, strata and units.
-        share: The values are hits. With few misses ρ is uncertain, so it is at least the fraction of one effective
-            unit.
+        values_VS: Values `(V, S)` of V videos in S training runs.
+        sample: Weights, strata and units of the videos.
+        share: Whether the values are hits. With few misses, ρ is uncertain, so it is set to at least 1 / effective
+            number of units.
     """
     weight_V, stratum_V, unit_V = sample.weight, sample.stratum, sample.unit
     units, effective = int(unit_V.max()) + 1, sample.effective
@@ -183,12 +184,13 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
 
 
 def estimate_units(values_GS: Values, share_G: Values, least: int) -> Estimate:
-    """Return the mean of one value per unit and training, such as jackknife pseudo-values.
+    """Return the mean of values for each unit and training run, such as jackknife pseudo-values.
 
-    The variance is G / (G - 1) times that of the jackknife, which is too small for a mAP of ten sources.
+    The variance is G / (G - 1) times that of the jackknife, because the jackknife's variance is too small for a mAP of
+    ten sources.
 
-    `values_GS` are `(G, S)`, `share_G` is the fraction of the videos in each unit, `least` the number of units
-    needed for an interval.
+    `values_GS` are values `(G, S)`. `share_G` is the fraction of the videos in each unit. `least` is the least number
+    of units for an interval.
     """
     by_unit = values_GS.mean(axis=1)
     variance = float(by_unit.var(ddof=1)) / (len(by_unit) - 1) if len(by_unit) > 1 else 0.0
@@ -209,17 +211,18 @@ def _crossed(
     constant: bool,
     least: int = LEAST_UNITS,
 ) -> Estimate:
-    """Combine the variance of a mean over units with that over training runs.
+    """Combine the variance of a mean over units with its variance over training runs.
 
-    The two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz 1992; Hillis
-    2007): readers are training runs, cases are sources. The variance of the mean is that over training runs plus
-    the variance over units minus their interaction. Two changes make it more conservative: the variance is at
-    least that over units, and the degrees of freedom are those of the training runs divided by their fraction of the
-    variance. Hillis squares this fraction, but the variance of three training runs is often small by chance, and
-    equal variants would then be called different too often.
+    This is the two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz 1992;
+    Hillis 2007), where readers are training runs and cases are sources. The variance of the mean is the variance over
+    training runs, plus the variance over units, minus their interaction. Two changes make it more conservative. First,
+    the variance is at least that over units. Second, the degrees of freedom are those of the training runs divided by
+    their fraction of the variance. Hillis squares this fraction, but the variance of three training runs is often small
+    by chance, so that equal variants would be found different too often.
 
-    `variance` is that of the mean over units; `rest_GS` has the deviation of each unit in each training run,
-    scaled so that means over units are the deviations of the training runs; for the others see `Estimate`.
+    `variance` is the variance of the mean over units. `rest_GS` are the deviations of the units in each training run,
+    scaled so that their means over units are the deviations of the training runs. For the other arguments see
+    `Estimate`.
     """
     units, trainings = rest_GS.shape
     value = value if abs(value) > 1e-12 else 0.0  # a rounding error has no sign
@@ -242,7 +245,7 @@ def _effective(share_G: Values) -> float:
 
 
 def _intraclass(rest_V: Values, unit_V: Index) -> float:
-    """Return the intraclass correlation by analysis of variance, from 0 to 1; 0 if no unit has two videos."""
+    """Return the intraclass correlation, from 0 to 1, by analysis of variance; 0 if no unit has two videos."""
     sizes_G = np.bincount(unit_V).astype(np.float64)
     videos, units = len(unit_V), len(sizes_G)
     if videos == units or units < 2:
@@ -257,20 +260,20 @@ def _intraclass(rest_V: Values, unit_V: Index) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much one array of hits is above another on the same videos."""
+    """Difference between two arrays of hits on the same videos."""
 
     estimate: Estimate
     interval: Interval
     p: float
     exact: bool = False
-    """McNemar's exact test, not the t test"""
+    """whether `p` is from McNemar's exact test; otherwise it is from a t test"""
 
 
 def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: float = LEVEL) -> Difference:
-    """Test whether the first array of hits is above the second.
+    """Test whether the means of two arrays of hits differ.
 
-    The t test of `Estimate`; for one training run with independent videos McNemar's exact test, with the wider of both
-    intervals.
+    This is the t test of `Estimate`. For one training run with independent videos, it is McNemar's exact test, and the
+    interval covers those of both tests.
     """
     gap_VS = first_VS - second_VS
     found = estimate_mean(gap_VS, sample, share=False)
@@ -284,12 +287,12 @@ def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: fl
 
 
 def smallest_gain(tests: Sequence[Callable[[float], Interval]], level: float = LEVEL) -> Interval:
-    """Return the interval of the smallest of several differences, such as of a fusion and the best of its streams.
+    """Return the interval of the smallest of several differences, such as those of a fusion from each of its streams.
 
-    The intersection-union test (Berger 1982): the best stream need not be known. The lower end is the smallest of the
-    lower ends, the upper end the smallest of the upper ends at half the error.
+    This is the intersection-union test (Berger 1982), so the best stream does not have to be known. The lower end is
+    the smallest lower end. The upper end is the smallest upper end of intervals with half the error probability.
 
-    `tests` has for each difference a function that returns its interval at a level.
+    `tests` contains, for each difference, a function of the level that returns the interval.
     """
     usual = [test(level) for test in tests]
     return Interval(
@@ -303,8 +306,8 @@ def smallest_gain(tests: Sequence[Callable[[float], Interval]], level: float = L
 def expected_interval(unit_V: Index, share: float = 0.75, correlation: float = 0.3) -> Interval:
     """Return the expected 95 % interval of an accuracy before any training.
 
-    `unit_V` is the unit of each video, `share` the assumed accuracy, `correlation` the intraclass correlation of hits
-    within a source.
+    `unit_V` is the unit of each video. `share` is the assumed accuracy. `correlation` is the assumed intraclass
+    correlation of hits within a source.
     """
     sample = Sample.even(unit_V)
     effective = sample.effective
@@ -318,18 +321,18 @@ def t_interval(values: Sequence[float] | Values, level: float = LEVEL) -> Interv
     """Return the mean and its t interval.
 
     Raises:
-        ValueError: Fewer than two values.
+        ValueError: There are fewer than two values.
     """
     found = np.asarray(values, dtype=np.float64)
     if found.size < 2:
-        raise ValueError(f"{found.size} value: an interval needs two or more")
+        raise ValueError(f"found {found.size} value; an interval requires two or more")
     mean, se = float(found.mean()), float(found.std(ddof=1)) / sqrt(found.size)
     half = _quantile((1 + level) / 2, found.size - 1) * se
     return Interval(mean, mean - half, mean + half)
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:
-    """Return the two-sided p value of McNemar's exact test, from discordant pairs; 1 without any."""
+    """Return the two-sided p value of McNemar's exact test from the numbers of discordant pairs."""
     total = first_only + second_only
     return float(binomtest(first_only, total).pvalue) if total else 1.0
 
@@ -337,8 +340,8 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
 def mcnemar_interval(first_only: int, second_only: int, videos: int, level: float) -> Interval:
     """Return the difference of two accuracies with the interval of McNemar's exact test.
 
-    The Clopper-Pearson interval of the first's fraction of discordant pairs, transformed to the difference: it
-    contains 0 if and only if the test does not reject.
+    This is the Clopper-Pearson interval of the fraction of discordant pairs that only the first gets right, transformed
+    to the difference. It contains 0 if and only if the test does not reject.
     """
     total = first_only + second_only
     value = (first_only - second_only) / videos
@@ -350,7 +353,7 @@ def mcnemar_interval(first_only: int, second_only: int, videos: int, level: floa
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return p values adjusted for a family of tests by Holm's step-down procedure (Holm 1979), in the order given."""
+    """Return p values of a family of tests after Holm's step-down correction (Holm 1979), in the order of the input."""
     adjusted = [0.0] * len(ps)
     highest = 0.0
     for place, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
@@ -362,14 +365,14 @@ def holm(ps: Sequence[float]) -> list[float]:
 def detectable(se: float, df: float, alpha: float, power: float = POWER) -> float:
     """Return the smallest true difference that a two-sided t test at `alpha` finds with probability `power`.
 
-    (t of 1 - alpha/2 + t of power) · se: the usual approximation by central t distributions (Bloom 1995, "Minimum
-    detectable effects"). 1 at most: a difference of shares is never larger.
+    It is (t of 1 - alpha/2 + t of power) · se, the usual approximation by central t distributions (Bloom 1995, "Minimum
+    detectable effects"). The result is at most 1, the largest difference of two fractions.
     """
     return min(1.0, (_quantile(1 - alpha / 2, df) + _quantile(power, df)) * se)
 
 
 def in_clips(share: float, videos: float) -> int:
-    """Return the smallest integer number of videos that is at least a fraction of them."""
+    """Return a fraction of videos as a number of videos, rounded up."""
     return ceil(share * videos - 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""Text of results: percentages with intervals, protocol lines, comparison of a fusion with its streams."""
+"""Text of results: percentages with intervals, protocol lines, and comparisons with streams and the baseline."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
 MULTI_COLUMNS = ("stream", "mAP [95 % CI]", "top-1 [95 % CI]", "top-3", "top-5", "classes", "videos")
-"""columns for a multi-label set: top-k counts any class of the video; mean class and ECE are undefined"""
+"""columns for a multi-label data set; top-k counts any class of the video, and mean class and ECE are undefined"""
 PAPER_WARNING = "test-selected: the checkpoint was picked on the test split, so the accuracy is optimistic"
 DASH = "–"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the accuracy table."""
+    """A line of the accuracy table."""
 
     name: str
     table: ScoreTable
@@ -35,12 +35,12 @@ class Line:
 
 
 def lines(tables: Sequence[ScoreTable]) -> list[Line]:
-    """Compute the metrics of tables for display."""
+    """Return the lines of the accuracy table with the metrics of score tables."""
     return [Line(label, table, summarise(table)) for label, table in zip(labels_of(tables), tables)]
 
 
 def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
-    """Return unique labels of tables: equal labels get the name of the run, then a number."""
+    """Return unique labels for tables. If labels are equal, the run name is added, and then a number if necessary."""
     plain = [label_of(table, index) for index, table in enumerate(tables)]
     named = [
         f"{label} · {table.meta['name']}" if plain.count(label) > 1 and table.meta.get("name") else label
@@ -54,7 +54,7 @@ def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
 
 
 def label_of(table: ScoreTable, index: int = 0) -> str:
-    """Return the label of a table: its modality, `baseline`, or rule and weights of a fusion."""
+    """Return the label of a table: its modality, `baseline`, or the rule and the weights of a fusion."""
     if table.meta.get("baseline"):
         return "baseline"
     if table.meta.get("kind") != "fused":
@@ -69,7 +69,7 @@ def label_of(table: ScoreTable, index: int = 0) -> str:
 
 
 def percent(value: Interval | float | None, digits: int = 1) -> str:
-    """Return `83.3` for a fraction, `83.3 [75.0, 90.0]` or `83.3 [unknown]` for an interval, a dash for None."""
+    """Format a fraction as `83.3`, an interval as `83.3 [75.0, 90.0]` or `83.3 [unknown]`, and None as a dash."""
     if value is None:
         return DASH
     if not isinstance(value, Interval):
@@ -79,12 +79,12 @@ def percent(value: Interval | float | None, digits: int = 1) -> str:
 
 
 def difference_in_points(gap: Interval) -> str:
-    """Return a difference in points with its interval, always with signs."""
+    """Format a difference with its interval in percentage points; all numbers have a sign."""
     return f"{100 * gap.value:+.1f} {_ends(gap) if gap.known else '[unknown]'}"
 
 
 def rows(found: Sequence[Line]) -> list[list[str]]:
-    """Return the cells of the accuracy table in per cent, in the order of `columns`."""
+    """Return the cells of the accuracy table in the order of `columns`, in per cent."""
     return [_cells(line.name, line.summary) for line in found]
 
 
@@ -94,7 +94,7 @@ def columns(found: Sequence[Line]) -> tuple[str, ...]:
 
 
 def print_accuracies(title: str, found: Sequence[Line], paths: Sequence[Path] = ()) -> None:
-    """Print the accuracy table, the protocol of the last line with its warning, and the score files."""
+    """Print the accuracy table, the protocol of its last line, a warning if test-selected, and the score files."""
     meta = found[-1].table.meta
     console.print(table(title, columns(found), rows(found)))
     say(protocol_line(meta, found[-1].summary))
@@ -114,7 +114,7 @@ def _cells(name: str, summary: Summary) -> list[str]:
 
 
 def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> str:
-    """Return the protocol of a result: data, part, views, selection, videos, seed, unit of the interval."""
+    """Return the protocol of a result on one line: data, part, views, selection, videos, seed and type of interval."""
     dataset = meta.get("dataset", "unknown data set")
     parts = [f"{dataset} split {meta.get('split', '?')}, {meta.get('part', '?')} part"]
     if meta.get("protocol"):
@@ -138,17 +138,17 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
     if summary is not None:
         parts.append(interval_words(summary.groups, summary.main))
         if summary.main.known and summary.mean_class is not None and not summary.mean_class.known:
-            parts.append("mean class without interval: a class has one source")
+            parts.append("no interval for mean class: a class has only one source")
     return " · ".join(parts)
 
 
 def interval_words(
     groups: int | None, found: Interval, level: float = LEVEL, *, trainings: bool = False
 ) -> str:
-    """Return a description of what the interval of an accuracy (or mAP) covers, or why there is none."""
+    """Return a description of an interval, or the reason why there is no interval."""
     if not found.known:
         number = "videos of unknown source" if groups is None else count_sources(groups)
-        return f"no interval: {number} cannot tell how others differ"
+        return f"no interval: too few independent sources ({number})"
     over = "" if groups is None else " over sources"
     over += f"{' over' if groups is None else ' and'} training runs" if trainings else ""
     unknown = "; sources unknown: videos counted as independent" if groups is None else ""
@@ -156,21 +156,21 @@ def interval_words(
 
 
 def count_sources(number: int) -> str:
-    """Return `1 source`, `2 sources`."""
+    """Return a number of sources with its unit, such as `2 sources`."""
     return f"{number} source{'' if number == 1 else 's'}"
 
 
 def expected_words(record: Record, modality: Modality, split: int) -> str:
-    """Return a sentence on the expected precision of an accuracy on the test part, before any training."""
+    """Return a sentence on the expected precision of an accuracy on the test part."""
     test = load_part(record, modality, split, "test")
     train = load_part(record, modality, split, "train", selection="paper")
     unit = np.unique([source_of(video) for video in test], return_inverse=True)[1]
     sources = int(unit.max()) + 1
-    known = "an accuracy will have no interval, for which three test sources are needed"
+    known = "an accuracy will have no interval, because an interval requires three test sources"
     if sources >= LEAST_UNITS:
         found = expected_interval(unit)
         half = 50 * (found.high - found.low)
-        known = f"an accuracy of 75 % will be known to about ±{half:.0f} points (95 % interval)"
+        known = f"the 95 % interval of an accuracy of 75 % will be about ±{half:.0f} points"
     return (
         f"{len(train)} training videos of {count_sources(len({source_of(video) for video in train}))}, {len(test)} "
         f"test videos of {count_sources(sources)}, {record.num_classes} classes: {known}."
@@ -178,7 +178,7 @@ def expected_words(record: Record, modality: Modality, split: int) -> str:
 
 
 def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
-    """Return the ids of videos that could not be read, for a fused table those of every source."""
+    """Return the ids of videos that could not be read; for a fused table, those of all its streams."""
     names = [str(name) for name in meta.get("skipped", [])]
     for source in meta.get("sources", []):
         names += [name for name in skipped_videos(source) if name not in names]
@@ -186,27 +186,27 @@ def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
 
 
 def fusion_verdict(fused: ScoreTable, streams: Sequence[ScoreTable]) -> str:
-    """Return a sentence that compares a fusion with the better of its streams; tables joined."""
+    """Return a sentence that compares a fusion with the better of its streams. The tables must be joined."""
     found = gain(fused, streams)
     best = max(lines(streams), key=lambda line: line.summary.main.value)
     better = f"the better stream ({best.name})"
     if found.known and found.low > 0:
         return f"fusion is higher on these runs than {better}: {_points(found)}"
     if found.known and found.high < 0:
-        why = "the weaker stream outvotes the better one where they differ"
+        why = "where the streams differ, the weaker one often prevails over the better one"
         return f"fusion is lower on these runs than {better}: {_points(found)}; {why}"
     return f"no difference shown between fusion and {better}: {_points(found)}"
 
 
 def against_baseline(main: Line, baseline: ScoreTable) -> str:
-    """Return a sentence that compares a result with the baseline; tables joined."""
+    """Return a sentence that compares a result with the baseline. The tables must be joined."""
     found = difference(main.table, baseline).interval
     side = "above" if found.value > 0 else "below"
     where = f"{100 * abs(found.value):.1f} points {side} it" if found.value else "equal to it"
     sure = "no difference shown"
     if found.known and not found.low <= 0 <= found.high:
         sure = f"it is {'higher' if found.value > 0 else 'lower'} on these runs"
-    return f"The network must beat the baseline: {main.name} is {where}, {_interval(found)}; {sure}."
+    return f"Comparison with the baseline: {main.name} is {where}, {_interval(found)}; {sure}."
 
 
 def _points(found: Interval) -> str:

@@ -1,1 +1,1 @@
-"""Scores the views of videos with a network."""
+"""Scoring of videos with a network."""

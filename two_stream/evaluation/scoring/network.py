@@ -1,4 +1,4 @@
-"""Prepares networks for scoring: folds BatchNorm, converts weights to the compute precision, compiles."""
+"""Prepares networks for scoring: folds BatchNorm, converts weights to the compute precision, and compiles."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ from two_stream.runtime.precision import resolve_precision
 from two_stream.types import InputSpec
 
 _SIDE = 32
-"""side in pixels of the example for folding; small to save time"""
+"""side in pixels of the example clip for folding; it is small to save time"""
 _MOST_VIEWS = 16
 _CPU_VALUES = 64 * 112**2
-"""largest number of pixels (frames × height × width) of a batch per thread; measured with ResNeXt-101 on one and two
+"""largest number of pixels (frames × height × width) per thread in a batch, measured with ResNeXt-101 on one and two
 threads"""
 
 
 class ClipNetwork(nn.Module, ABC):
-    """A network of another runtime, on the CPU: maps uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
+    """A network that another runtime computes on the CPU. It maps uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
 
     Attributes:
-        spec: Its input.
-        source: Its file, for messages.
+        spec: Input of the network. source: File of the network, for messages.
     """
 
     precision: ClassVar[str] = "fp32"
-    """type of the inputs and outputs; fixed"""
+    """precision of the inputs and outputs, which cannot be changed"""
     spec: InputSpec
     source: str
 
@@ -57,7 +56,10 @@ class Compiled(nn.Module):
         self._tried = False
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K)` of a normalised clip; if compilation fails, compute without it and warn once."""
+        """Return the logits `(B, K)` of normalised clips.
+
+        If compilation fails, warn once and compute without compilation.
+        """
         if self._fast is None:
             return self.model.forward_normalised(x_BCTHW)
         try:
@@ -66,26 +68,28 @@ class Compiled(nn.Module):
             if self._tried or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).strip().splitlines()[0]
-            warn(f"not compiled: torch.compile fails for this network ({reason})")
+            warn(
+                f"`evaluate.compile`: torch.compile fails for this network ({reason}); the network is not compiled"
+            )
             self._fast = None
             return self.model.forward_normalised(x_BCTHW)
         self._tried = True
         return logits_BK
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K)` of a clip of pixel values 0..255."""
+        """Return the logits `(B, K)` of clips with pixel values 0..255."""
         return self.forward_normalised(self.model.normalised(clip_BCTHW))
 
 
 def is_exact(experiment: Experiment) -> bool:
-    """Whether an evaluation reproduces the paper and is computed as published: in fp32, without folding."""
+    """Return whether an evaluation reproduces the paper, which was computed in fp32 and without folding."""
     data = experiment.data
     return "paper" in (data.sampling, data.augment.protocol, experiment.train.selection)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and back into its previous mode on exit."""
+    """Context manager that puts a model into evaluation mode and restores its previous mode on exit."""
     training = model.training
     model.eval()
     try:
@@ -97,26 +101,26 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def resolve_evaluation(
     model: Recognizer | ClipNetwork, options: EvaluateOptions, device: torch.device, *, exact: bool
 ) -> EvaluateOptions:
-    """Replace `auto` in evaluation options by values for a network on a device.
+    """Return evaluation options in which `auto` is replaced with values for a network on a device.
 
     Args:
-        model: A `ClipNetwork` and an int8 recognizer (`cpu_only`) compute in one way only.
+        model: The network. A `ClipNetwork` and an int8 recognizer (`cpu_only`) have a fixed precision.
         options: Requested options.
         device: Device of the network.
-        exact: Whether the evaluation reproduces the paper and does not fold; see `is_exact`.
+        exact: Whether the evaluation reproduces the paper; see `is_exact`.
 
     Raises:
-        SettingsError: The options ask for compilation or another precision of a `ClipNetwork`.
+        SettingsError: The options request compilation or another precision for a `ClipNetwork`.
     """
     if isinstance(model, ClipNetwork):
         if options.precision not in ("auto", model.precision):
             raise SettingsError(
-                f"{model.source}: `evaluate.precision` is {options.precision}, but that of an exported file is "
-                "fixed; use auto"
+                f"{model.source}: `evaluate.precision` is {options.precision}, but the precision of an exported "
+                "file is fixed; use auto"
             )
         if options.compile:
             raise SettingsError(
-                f"{model.source}: exported files are not compiled; turn off `evaluate.compile`"
+                f"{model.source}: exported files cannot be compiled; set `evaluate.compile: false`"
             )
         options = options.model_copy(update={"precision": model.precision, "fold": False})
     elif model.cpu_only:
@@ -133,7 +137,7 @@ def resolve_evaluation(
 def usual_batch(spec: InputSpec, device: torch.device) -> int:
     """Return the default number of views per forward pass.
 
-    A CPU is fastest when the output of a layer is still in its caches when the next layer reads it.
+    On a CPU the batch is small, so that the output of a layer is still in the cache when the next layer reads it.
     """
     if device.type != "cpu":
         return _MOST_VIEWS
@@ -148,9 +152,9 @@ def prepare_for_inference(model: ClipNetwork, options: EvaluateOptions) -> ClipN
 def prepare_for_inference(
     model: Recognizer | ClipNetwork, options: EvaluateOptions
 ) -> Recognizer | ClipNetwork | Compiled:
-    """Return the network to score with: a copy prepared by the (resolved) options, or the model itself.
+    """Return the network to score with: a copy that is prepared with the resolved options, or the model itself.
 
-    The copy is for inference only and uses its own memory; the model is not changed.
+    The copy is for inference only. The model is not changed.
     """
     if isinstance(model, ClipNetwork):
         return model
@@ -168,7 +172,7 @@ def prepare_for_inference(
 
 
 def _folded(model: Recognizer) -> Recognizer:
-    """Fold BatchNorm with a small example clip, or one of full size if the network accepts no other."""
+    """Fold BatchNorm with a small example clip, or with a clip of full size if the network requires it."""
     try:
         found = fold_batchnorm(model, example_clip(model, _SIDE))
     except (RuntimeError, TwoStreamError):
@@ -178,7 +182,7 @@ def _folded(model: Recognizer) -> Recognizer:
 
 
 def example_clip(model: Recognizer, most: int | None = None) -> torch.Tensor:
-    """Return a fixed clip of noise, uint8 `(1, C, T, H, W)`, on the model's device; sides of at most `most` pixels."""
+    """Return a clip of noise, uint8 `(1, C, T, H, W)`, on the model's device; its sides have at most `most` pixels."""
     spec = model.spec
     generator = torch.Generator().manual_seed(0)
     size = [side if most is None else min(side, most) for side in spec.size]

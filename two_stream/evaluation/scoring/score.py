@@ -1,6 +1,6 @@
-"""Scores the views of videos: packs them into full batches, and averages each video's logits over its views.
+"""Scores the views of videos in full batches, and averages the logits of each video over its views.
 
-Crops are cut on the device and normalised into the batch.
+Crops are cut on the device and written to the batch as normalised values.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from two_stream.types import VideoViews
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGGREGATES = ("logits", "probabilities", "sigmoids")
 Skipped = list[tuple[str, str]]
-"""(id, reason) of the videos that could not be read."""
+"""`(id, reason)` for each video that could not be read."""
 
 
 @dataclass
 class VideoProgress:
-    """A video whose views arrive in chunks and are scored in one or several batches."""
+    """A video whose views are received in chunks and scored in one or several batches."""
 
     id: str
     label: int
     clips: int
-    """number of clips of the complete video"""
+    """number of clips in the complete video"""
     crops: int
     flips: Sequence[bool] = ()
-    """whether a crop is mirrored, per crop"""
+    """whether each crop is mirrored"""
     mirror_labels: Sequence[int] | None = None
-    """for each class, the class of its mirror image; see `VideoViews`"""
+    """for each class, the class of its mirror images; see `VideoViews`"""
     seen: int = 0
-    """number of clips received"""
+    """number of clips received so far"""
     scored: int = 0
-    """number of views with logits"""
+    """number of views that have logits so far"""
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """`(V, K)`, crop-major over the complete video"""
+    """logits `(V, K)` of the views; all clips of a crop follow each other"""
 
     @property
     def views(self) -> int:
@@ -59,18 +59,21 @@ class VideoProgress:
 
     @property
     def complete(self) -> bool:
-        """Whether every view has logits."""
+        """Whether all views have logits."""
         return self.scored == self.views
 
     def take(self, rows: list[int], logits_VK: NDArray[np.float32]) -> None:
-        """Store the logits of some views; classes that a mirror exchanges are swapped back in mirrored views.
+        """Store the logits of some views.
+
+        If mirroring exchanges classes, the classes of mirrored views are swapped back.
 
         Raises:
             ScoreError: The logits are not finite.
         """
         if not np.isfinite(logits_VK).all():
             raise ScoreError(
-                f"{self.id}: logits are not finite: a damaged model, or overflow in fp16 (try fp32)"
+                f"{self.id}: the logits are not finite, because the model is damaged or fp16 overflows; try "
+                "`evaluate.precision: fp32`"
             )
         if not self.scored:
             self.logits = np.empty((self.views, logits_VK.shape[1]), np.float32)
@@ -82,14 +85,14 @@ class VideoProgress:
 
 
 _Owners = list[tuple[VideoProgress, list[int]]]
-"""the views of a batch: videos, and the numbers of the views in each video"""
+"""the views of a batch: pairs of a video and the numbers of its views"""
 
 
 class Canvas:
-    """The batch that all views are written to, and the forward pass over it.
+    """A batch that views are written to, and its forward pass.
 
-    A recognizer gets normalised values in its own memory format, in half precision if its first convolution would
-    convert them anyway. Any other model gets uint8 clips.
+    A recognizer receives normalised values in its own memory format, in half precision if its first convolution would
+    convert them anyway. Any other model receives uint8 clips.
     """
 
     def __init__(
@@ -103,11 +106,11 @@ class Canvas:
         """Prepare a batch; its memory is allocated with the first view.
 
         Args:
-            model: Maps clips `(B, C, T, H, W)` to logits `(B, K)`.
+            model: Network that maps clips `(B, C, T, H, W)` to logits `(B, K)`.
             device: Device of the model.
-            precision: fp32, bf16 or fp16 autocast.
-            size: Views of a full batch.
-            compute: Function that computes something other than logits from a batch: `(B, any number)`.
+            precision: Autocast precision: `fp32`, `bf16` or `fp16`.
+            size: Number of views in a full batch.
+            compute: Function that computes another output `(B, D)` from a batch instead of logits.
         """
         self.model = model
         self.device = device
@@ -122,7 +125,7 @@ class Canvas:
 
     @torch.inference_mode()
     def draw(self, place: int, view_THWC: torch.Tensor) -> None:
-        """Write a view, uint8 `(T, h, w, C)` in any memory order, to position `place` of the batch."""
+        """Write a view, uint8 `(T, h, w, C)`, to position `place` of the batch."""
         if self._batch_BCTHW is None or self._batch_BCTHW.shape[2:] != view_THWC.shape[:3]:
             self._batch_BCTHW = self._empty(view_THWC)
         slot_THWC = self._batch_BCTHW[place].permute(1, 2, 3, 0)
@@ -146,7 +149,7 @@ class Canvas:
 
     @torch.inference_mode()
     def logits(self, count: int) -> torch.Tensor:
-        """Return the logits `(count, K)` of the first views of the batch, float32, on the device."""
+        """Return the logits `(count, K)` of the first `count` views of the batch, as float32 on the device."""
         assert self._batch_BCTHW is not None
         x_BCTHW = self._batch_BCTHW if self.fixed else self._batch_BCTHW[:count]
         with autocast(self.device, self.precision):
@@ -158,16 +161,16 @@ class Canvas:
 def scored_views(
     loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
 ) -> Iterator[VideoProgress]:
-    """Score the views of a loader and yield each video as it becomes complete.
+    """Score the views of a loader and yield each video when it is complete.
 
-    Every forward pass but the last has a full batch. On a GPU the results of a batch are fetched while the next one is
-    computed.
+    All forward passes except the last one have a full batch. On a GPU, the results of a batch are fetched while the
+    next batch is computed.
 
-    The chunks of a video follow each other. `videos` is filled with every video of the loader, in order, incomplete
-    ones included.
+    The chunks of a video must follow each other. All videos of the loader are added to `videos` in order, including
+    incomplete ones.
 
     Raises:
-        ScoreError: A video has no views or occurs twice, or its logits are not finite; the message names the video.
+        ScoreError: A video has no views or occurs twice, or its logits are not finite.
     """
     behind = 0 if canvas.device.type == "cpu" else 1
     waiting: deque[tuple[_Owners, torch.Tensor]] = deque()
@@ -182,7 +185,7 @@ def scored_views(
 def _fill(
     loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
 ) -> Iterator[_Owners]:
-    """Yield the views on the canvas each time it is full, and at the end."""
+    """Write views to the canvas; yield the views in it each time it is full, and at the end."""
     owners: _Owners = []
     place = 0
     for item in loader:
@@ -213,7 +216,7 @@ def _register(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgre
         video = VideoProgress(item.id, item.label, clips, crops, item.flips, item.mirror_labels)
         videos[item.id] = video
     elif item.first == 0:
-        raise ScoreError(f"{item.id}: the video occurs twice; ids must be unique in the split list")
+        raise ScoreError(f"{item.id}: the video occurs twice; expected unique ids in the split list")
     video.seen += len(item.clips)
     return video
 
@@ -226,7 +229,7 @@ def _to_device(item: VideoViews, device: torch.device) -> VideoViews:
 
 
 def _distribute(owners: _Owners, logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
-    """Store the logits of each video; yield the complete videos in order."""
+    """Store the logits of the videos of a batch, and yield the videos that are complete."""
     values = logits_VK.cpu().numpy()
     start = 0
     for video, rows in owners:
@@ -241,21 +244,21 @@ class VideoScores(NamedTuple):
 
     ids: list[str]
     labels: NDArray[np.int64]
-    """`(N,)`"""
+    """class indices `(N,)`"""
     logits: NDArray[np.float64]
-    """`(N, K)`: aggregated over views, see `aggregate_views`"""
+    """logits `(N, K)`, aggregated over views (see `aggregate_views`)"""
     view_logits: NDArray[np.float32] | None
-    """`(sum of V, K)`, with `keep_views`"""
+    """logits of all views `(sum of V, K)`; None without `keep_views`"""
     counts: NDArray[np.int64]
-    """`(N,)`: number of views of each video"""
+    """number of views of each video, `(N,)`"""
 
 
 def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logits") -> NDArray[np.float64]:
-    """Return one vector `(K,)` for the views of a video, computed in float64.
+    """Aggregate the logits of a video's views to one vector `(K,)`, in float64.
 
-    `logits`: mean of logits, as in the paper. `probabilities`: logarithm of the mean softmax, which can be used like
-    logits: its softmax is that mean. `sigmoids`: the same for multi-label classes: the sigmoid of the result is the
-    mean sigmoid.
+    With `logits`, the result is the mean of the logits, as in the paper. With `probabilities`, it is the logarithm of
+    the mean softmax; its softmax is the mean softmax, so it can be used like logits. With `sigmoids`, for multi-label
+    data sets, the sigmoid of the result is the mean sigmoid.
 
     Raises:
         SettingsError: `aggregate` is unknown.
@@ -285,23 +288,23 @@ def score_videos(
 ) -> VideoScores:
     """Score every video of a loader.
 
-    Views of neighbouring videos share batches, so every forward pass but the last has `batch_views` clips. Memory
-    contains the batch and the frames of one chunk, however long a video is.
+    A batch can contain views of several videos, so all forward passes except the last one have `batch_views` clips.
+    Only the batch and the frames of one chunk are kept in memory, so videos can have any length.
 
     Args:
         model: A recognizer, the result of `prepare_for_inference`, or a module that maps uint8 `(B, C, T, H, W)` to
             logits `(B, K)`.
-        loader: `VideoViews` of each video, in one or several chunks. An incomplete video is left out if the loader has
-            it in its `skipped`.
+        loader: Yields the `VideoViews` of each video in one or several chunks. Incomplete videos are left out if they
+            are in `loader.skipped`.
         device: Device of the model.
-        precision: fp32, bf16 or fp16 autocast; `auto`: depends on the device.
-        batch_views: Views per forward pass.
-        aggregate: See `aggregate_views`.
-        keep_views: Return the logits of every view too.
+        precision: Autocast precision: `fp32`, `bf16` or `fp16`; `auto` depends on the device.
+        batch_views: Number of views per forward pass.
+        aggregate: How views are aggregated, see `aggregate_views`.
+        keep_views: Whether to return the logits of all views, too.
         total: Number of videos, for the progress display.
 
     Raises:
-        ScoreError: A video has no views, is incomplete or occurs twice, or its logits are not finite; names the video.
+        ScoreError: A video has no views, is incomplete or occurs twice, or its logits are not finite.
         SettingsError: `aggregate` is unknown.
     """
     videos: dict[str, VideoProgress] = {}
@@ -316,7 +319,7 @@ def score_videos(
 def collect_scores(
     complete: Iterable[VideoProgress], *, aggregate: str, keep_views: bool, total: int | None = None
 ) -> VideoScores:
-    """Average the logits of each complete video over its views, with a progress display."""
+    """Aggregate the logits of each complete video over its views, with a progress display."""
     if aggregate not in AGGREGATES:
         raise SettingsError(f"unknown aggregate {aggregate!r}; expected one of: {', '.join(AGGREGATES)}")
     whole: list[VideoProgress] = []
@@ -343,18 +346,21 @@ def check_incomplete(videos: Iterable[VideoProgress], loader: Iterable[VideoView
     """Check that all videos are complete, except those that the loader has skipped.
 
     Raises:
-        ScoreError: A video is incomplete; the message names the first.
+        ScoreError: A video is incomplete.
     """
     skipped = {name for name, _ in getattr(loader, "skipped", [])}
     for video in videos:
         if not video.complete and video.id not in skipped:
-            raise ScoreError(f"{video.id}: only {video.seen} of its {video.clips} clips were read")
+            raise ScoreError(
+                f"{video.id}: only {video.seen} of the video's {video.clips} clips were read; "
+                "expected all of them"
+            )
 
 
 def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tuple[VideoScores, Skipped]:
-    """Return the scores of all processes on the main process, and a process's own scores on the others.
+    """Return the scores of all processes on the main process; other processes return their own scores.
 
-    `skipped` are videos of this process that could not be read, `order` has the ids of all videos.
+    `skipped` are the videos that this process could not read. `order` contains the ids of all videos.
 
     Raises:
         ScoreError: Another process has exited, or two processes have scored the same video.
@@ -364,7 +370,7 @@ def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -
     except RuntimeError as error:
         if not distributed.is_peer_failure(error):
             raise
-        raise ScoreError("another process has stopped; see its error message") from None
+        raise ScoreError("another process has stopped; see the error message of that process") from None
     if parts is None:
         return scores, skipped
     return merge_scores([part for part, _ in parts], order), [
@@ -373,9 +379,10 @@ def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -
 
 
 def merge_scores(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoScores:
-    """Join the scores of disjoint sets of videos.
+    """Combine the scores of disjoint sets of videos.
 
-    Parts may be empty. `order` has the ids of all videos in the order of the result; ids without scores are left out.
+    Parts can be empty. `order` contains the ids of all videos in the order of the result; ids without scores are left
+    out.
 
     Raises:
         ScoreError: A video is in two parts, or not in `order`.
@@ -387,11 +394,14 @@ def merge_scores(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoSco
     place = {name: row for row, name in enumerate(ids)}
     if len(place) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
-        raise ScoreError(f"{twice}: two processes scored this video; ids must be unique in the split list")
+        raise ScoreError(f"{twice}: two processes scored this video; expected unique ids in the split list")
     rows = [place[name] for name in order if name in place]
     if len(rows) < len(ids):
         strange = next(name for name in ids if name not in set(order))
-        raise ScoreError(f"{strange}: a process scored this video, but it is not in the split list")
+        raise ScoreError(
+            f"{strange}: a process scored this video, but the split list does not contain the video; "
+            "use the same list in all processes"
+        )
     counts = np.concatenate([part.counts for part in held])
     views = [part.view_logits for part in held if part.view_logits is not None]
     return VideoScores(

@@ -1,4 +1,7 @@
-"""Scores one video file while it is decoded: RGB, or flow computed on the fly, with a few clips in memory."""
+"""Scores a video file while it is decoded.
+
+Flow is computed during decoding, and only a few clips are kept in memory.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +35,26 @@ _FEWER = "gave fewer frames in the second pass than in the first; the file is da
 
 @dataclass(frozen=True)
 class VideoInput:
-    """How a video is read for a network; the defaults are those of `two-stream extract`."""
+    """Settings for reading a video for a network. The defaults are those of `two-stream extract`."""
 
     backend: str = "pyav"
-    """decoder"""
+    """video decoder"""
     flow: str = AUTO
-    """flow algorithm, for a flow network; auto: see `choose_flow_algorithm` (DIS if there is no run)"""
+    """flow algorithm of a flow network; for `auto` see `choose_flow_algorithm` (DIS if there is no run)"""
     short_side: int | None = 256
-    """shorter side in pixels before flow is computed and frames are resized; None: size of the video"""
+    """shorter side in pixels to which images are resized before flow is computed; None for the size of the video"""
     size: tuple[int, int] | None = None
-    """fixed (height, width) instead"""
+    """fixed size `(height, width)` in pixels, used instead of `short_side`"""
     sampling: str = "standard"
-    """`paper`: the published frame sampling"""
+    """how the frames of a clip are chosen; `paper` for the published sampling"""
     protocol: str = "standard"
-    """`paper`: mirrored crops keep the sign of flow x"""
+    """how crops are mirrored; with `paper`, mirrored crops keep the sign of flow x"""
     mirror: Mirror = field(default_factory=Mirror)
-    """whether there are mirrored crops, and which classes they exchange"""
+    """whether mirrored crops are allowed, and which classes mirroring exchanges"""
     whole_frame: bool = False
     """whether a centred crop is the whole frame; see `view_spec`"""
     bound: float = FLOW_BOUND
-    """longest displacement in pixels"""
+    """longest displacement in pixels that flow can store"""
 
     def estimator(self) -> FlowEstimator:
         """Return the flow estimator.
@@ -64,21 +67,21 @@ class VideoInput:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """The scores of one video by one network."""
+    """The scores of a network for a video."""
 
     logits: NDArray[np.float64]
-    """`(K,)`"""
+    """aggregated logits `(K,)`"""
     frames: int
     """number of frames that could be decoded"""
     times: NDArray[np.float64] | None
-    """`(frames + 1,)`: time in seconds of each frame and of the end, if the file has times; see `Video`"""
+    """times in seconds of the frames and of the end, `(frames + 1,)`; None if the file has no times (see `Video`)"""
     views: int
     damage: str | None
-    """what is wrong with the file; the frames that decode were scored"""
+    """description of a damage of the file; None if there is none. The frames that could be decoded were scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
-    """`(V, K)`, crop-major as in a score file"""
+    """logits `(V, K)` of the views; all clips of a crop follow each other, as in a score file"""
     multi_label: bool = False
-    """the classes have independent probabilities (sigmoid instead of softmax)"""
+    """whether classes have independent probabilities (sigmoid instead of softmax)"""
 
 
 def score_file(
@@ -88,19 +91,19 @@ def score_file(
     reading: VideoInput | None = None,
     device: torch.device | None = None,
 ) -> VideoResult:
-    """Score a video file with one network.
+    """Score a video file with a network.
 
-    The file is decoded twice: to count the frames that decode, and to score them.
+    The file is decoded twice: first to count the frames that can be decoded, then to score them.
 
     Args:
-        model: An RGB or a flow recognizer, or an exported one.
-        path: A video that the backend decodes.
-        options: Clips, crops, aggregation, batch size, precision.
-        reading: Decoder, flow algorithm, sizes.
-        device: Device of the model; default: that of its weights.
+        model: An RGB or flow recognizer, or an exported network.
+        path: Path of the video.
+        options: Evaluation options: clips, crops, aggregation, batch size and precision.
+        reading: Decoder, flow algorithm and sizes.
+        device: Device of the model. The default is that of its weights.
 
     Raises:
-        VideoError: The file is missing, empty or not a video, or has a single frame and the network needs flow.
+        VideoError: The file is missing, empty or not a video, or has only one frame and the network requires flow.
         ScoreError: The logits are not finite.
     """
     reading = reading or VideoInput()
@@ -113,7 +116,7 @@ def score_file(
         if frames == 0:
             raise VideoError(path, f"no frame decodes{f' ({video.damage})' if video.damage else ''}")
         if available < 1:
-            raise VideoError(path, "has only one frame, and flow needs two; use an RGB run")
+            raise VideoError(path, "has only one frame, but flow requires two; use an RGB run")
         clips = evaluation_clips(options, model.spec, available, reading.sampling)
         views = _views(video, clips, available, model.spec, options, reading)
         canvas = Canvas(model, device, options.precision, options.batch_views or 1)
@@ -126,20 +129,22 @@ def score_file(
 def fuse_results(
     results: Sequence[VideoResult], rule: str = "l2", weights: Sequence[float] | None = None
 ) -> NDArray[np.float64]:
-    """Return the class probabilities `(K,)` of one video from the results of one or more networks.
+    """Return the class probabilities `(K,)` of a video from the results of one or more networks.
 
-    The sum of L2-normalised logits has a length near 1, so its softmax would be almost uniform. It is therefore
-    multiplied by the mean length of the streams' logits and divided by the sum of the weights. Multi-label networks
-    give independent probabilities.
+    With the rule `l2`, the sum of normalised logits has a length near 1, so its softmax would be almost uniform. The
+    sum is therefore multiplied by the mean length of the streams' logits and divided by the sum of the weights. For
+    multi-label networks, the probabilities of the classes are independent.
 
     Raises:
-        ScoreError: The number of weights is not that of the streams, or there is only one stream.
+        ScoreError: The number of weights differs from the number of streams, or there are weights for a single stream.
     """
     vectors = [result.logits[None] for result in results]
     several = results[0].multi_label
     if len(vectors) == 1:
         if weights is not None:
-            raise ScoreError("weights given for a single stream; expected several runs")
+            raise ScoreError(
+                "weights are given for a single stream; expected weights only for several runs; omit them"
+            )
         return probabilities(vectors[0][0], multi_label=several)
     used = checked_weights(weights, len(vectors))
     fused = combine(vectors, rule, used, sigmoid=several)[0]
@@ -156,7 +161,7 @@ def fuse_results(
 
 
 def top_classes(chances: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
-    """Return the `count` most likely classes, the best first; ties in class order."""
+    """Return the `count` most likely classes and their probabilities, the best class first."""
     order = np.argsort(-chances, kind="stable")[:count]
     return [(names[index], float(chances[index])) for index in order]
 
@@ -188,9 +193,9 @@ def _views(
 
 
 def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoInput) -> Frames:
-    """Return the resized frames of one clip before cropping, uint8 `(T, *spec.resize, C)`.
+    """Return the resized frames of a clip before cropping, uint8 `(T, *spec.resize, C)`.
 
-    `numbers` are 1-based numbers of frames, or of flow frames for a flow network.
+    `numbers` are the numbers (from 1) of the clip's frames, or of its flow frames for a flow network.
 
     Raises:
         VideoError: The video ends before the last frame.
@@ -202,7 +207,7 @@ def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoI
 
 
 def picture_at(frame: Frames, reading: VideoInput) -> Frames:
-    """Resize a decoded image to the size in which extraction would store it."""
+    """Resize a decoded image to the size that extraction would store."""
     extraction = ExtractOptions(short_side=reading.short_side, size=reading.size)
     height, width = frame.shape[:2]
     return resize_frame(frame, *frame_size(height, width, extraction))
@@ -211,7 +216,7 @@ def picture_at(frame: Frames, reading: VideoInput) -> Frames:
 def _read(
     video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int], available: int
 ) -> Iterator[tuple[int, Frames]]:
-    """Yield (number, resized frame) of the requested frames, ascending."""
+    """Yield `(number, resized frame)` for the requested frames, in ascending order."""
     if spec.modality == "rgb":
         return _rgb(video, spec, reading, wanted)
     if spec.stack == 1:
@@ -223,7 +228,7 @@ def _read(
 
 
 def _pictures(video: Video, spec: InputSpec, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
-    """Yield images by 0-based index: all, or only the requested ones if they are spread over the video."""
+    """Yield `(index, image)`, with indices from 0; if clips are spread over the video, only the requested images."""
     return video.pick(wanted) if spec.segments else enumerate(video.frames())
 
 
@@ -238,7 +243,7 @@ def _rgb(
 def _flow(
     video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int]
 ) -> Iterator[tuple[int, Frames]]:
-    """Yield flow frame n between the images n and n + 1, for the requested n."""
+    """Yield `(n, flow frame)` for the requested n. Flow frame n is computed from the images n and n + 1."""
     estimator = reading.estimator()
     previous: Frames | None = None
     for number, frame in _pictures(video, spec, wanted | {number - 1 for number in wanted}):

@@ -1,4 +1,4 @@
-"""Views: the clips and crops of a video that are scored, and their names in tables and files."""
+"""Views: the clips and crops of a video that are scored, and the names of protocols in tables and files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CLIPS = {
 _WHOLE = "whole frame"
 _CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop", "full": f"{_WHOLE} + mirror"}
 _NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOLE}
-"""crops that include mirror images -> their name if mirroring is not allowed"""
+"""names of crops that usually include mirror images, if mirroring is not allowed"""
 
 
 def crop_views(crops: str, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
-    """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, with mirrored ones marked, in published order.
+    """Return boxes `(y0, x0, y1, x1)` in the resized frame, and whether each crop is mirrored, in published order.
 
-    `spec` has the sizes of frame and crop (for whole frames the result of `view_spec`). If `mirror` is None, mirrored
-    crops are included.
+    `spec` contains the sizes of the frame and the crop (for whole frames, use the result of `view_spec`). If `mirror`
+    is None, mirrored crops are included.
     """
     allowed = mirror is None or mirror.allowed
     return evaluation_views(crops, spec.resize, spec.size, mirrored=allowed)
@@ -39,9 +39,9 @@ def crop_views(crops: str, spec: InputSpec, mirror: Mirror | None = None) -> lis
 def views_of_clip(
     frames_THWC: Frames, crops: Sequence[View], spec: InputSpec, protocol: str = "standard"
 ) -> VideoViews:
-    """Return every crop of one clip, as views of its frames.
+    """Return all crops of a clip as views of its frames.
 
-    `frames_THWC` are uint8 `(T, *spec.resize, C)`; protocol `paper` keeps the sign of flow x in mirrored crops.
+    `frames_THWC` are uint8 `(T, *spec.resize, C)`. With the protocol `paper`, mirrored crops keep the sign of flow x.
     """
     rows = torch.arange(len(frames_THWC))[None]
     boxes, flips = boxes_and_flips(crops)
@@ -52,15 +52,14 @@ def views_of_clip(
 def assemble_clips(
     clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]]
 ) -> Iterator[list[Frames]]:
-    """Assemble a stream of frames into clips, holding only the frames that a clip still needs.
+    """Assemble a stream of frames into clips. Only frames that are still required are kept in memory.
 
     Args:
-        clips: 1-based frame numbers of each clip.
-        frames: (number, frame), in ascending order of the number, from 1.
+        clips: Frame numbers of each clip, from 1.
+        frames: Pairs `(number, frame)` in ascending order, from 1.
 
     Yields:
-        The frames of each clip, in the order in which the clips become complete; without the last clips if the stream
-        ends early.
+        The frames of each clip when it is complete. If the stream ends early, the last clips are missing.
     """
     waiting = deque(enumerate(sorted(clips, key=max)))
     last_use = {number: place for place, clip in waiting for number in clip}
@@ -84,9 +83,9 @@ def describe_views(
     *,
     whole_frame: bool = False,
 ) -> str:
-    """Return the name of a protocol in tables, for example `multi-clip × ten-crop, mean of logits`.
+    """Return the name of a protocol in tables, such as `multi-clip × ten-crop, mean of logits`.
 
-    `whole_frame` says whether a centred crop is the whole frame; see `view_spec`.
+    `whole_frame` is true if a centred crop is the whole frame; see `view_spec`.
     """
     mirror = mirror or Mirror()
     whole = sampling == "segments" and options.views != "sliding"
@@ -114,21 +113,22 @@ def describe_views(
 
 
 def same_boxes_note(options: EvaluateOptions, spec: InputSpec) -> str | None:
-    """Return a note if several crops of a frame are the same box, which only takes time; otherwise None."""
+    """Return a note if several crops of a frame are the same box, which wastes time; otherwise None."""
     if spec.size != spec.resize or options.crops not in ("three", "ten"):
         return None
     cheaper = {
         "three": "`center` gives the same scores in a third of the time",
-        "ten": "`full` gives the same scores in a fifth of the time; `center`, without mirror, takes a tenth",
+        "ten": "`full` gives the same scores in a fifth of the time; `center`, without mirrored views, takes a tenth",
     }
     return (
-        f"`evaluate.crops: {options.crops}` repeats the same box, because the network takes the whole resized frame; "
+        f"`evaluate.crops: {options.crops}` repeats the same box, because the network's input is the whole "
+        "resized frame; "
         f"{cheaper[options.crops]}"
     )
 
 
 def protocol_slug(options: EvaluateOptions) -> str:
-    """Return the unique name of a protocol in file names, for example `multi_ten_logits`."""
+    """Return the name of a protocol in file names, such as `multi_ten_logits`."""
     clips: str = options.views
     if options.views == "uniform":
         clips += str(options.num_clips)

@@ -1,1 +1,1 @@
-"""The report of a study: HTML, Markdown, LaTeX, CSV and terminal."""
+"""The report of a study as HTML, Markdown, LaTeX and CSV, and on the terminal."""

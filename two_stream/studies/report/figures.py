@@ -1,6 +1,6 @@
-"""Figures of a study: differences, accuracies, costs, classes and learning curves, in the style of the run report.
+"""Figures of a study: differences, accuracies, costs, classes and learning curves.
 
-Names are written above their rows, over the whole width, because they may be long and a phone is narrow.
+Names are written above their rows because they may be too long for the width of a phone.
 """
 
 from __future__ import annotations
@@ -24,22 +24,25 @@ from two_stream.studies.statistics.results import Comparison, VariantResult
 MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
 """Colours of a gain, a loss, and no difference."""
 WIDTH = 4.5
-"""Inches: the width of a phone, so that text keeps its size there."""
+"""Width in inches; it fits a phone, so that the text is not scaled down."""
 _ROW = 0.4
-"""Inches of a row with its name above it."""
+"""Height in inches of a row with its name."""
 _LETTERS = 58
 """largest number of characters of a name above a row"""
 MOST_CLASSES = 20
-"""Up to this many classes a figure shows all of them."""
+"""Largest number of classes for which a figure shows all classes."""
 _HALF = MOST_CLASSES // 2
 _NUMBERED = 12
-"""Up to this many classes a difference of confusions shows its numbers."""
+"""Largest number of classes for which a difference of confusion matrices shows numbers."""
 _DEEPEST = 0.42
-"""Opacity of the darkest shade: text stays readable on light and dark pages."""
+"""Opacity of the darkest shade; text on it stays readable on light and dark pages."""
 
 
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
-    """Draw each difference with its interval; filled marks are significant. Families are named if there are several."""
+    """Draw each difference with its interval.
+
+    Filled marks are significant. If there are several families, their names are shown.
+    """
     families = list(dict.fromkeys(one.family for one in comparisons))
     rows: list[Comparison | str] = []
     for family in families:
@@ -80,7 +83,7 @@ def _interval(axis: Axes, interval: Interval, place: float, color: str, *, full:
 
 
 def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
-    """Write names above rows, from the left edge."""
+    """Write names above rows, aligned to the left."""
     for place, name, weight in names:
         axis.annotate(
             short(name, _LETTERS),
@@ -98,9 +101,9 @@ def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
 def accuracies(
     variants: Sequence[VariantResult], single: Mapping[str, Sequence[float]], metric: str, chance: float
 ) -> str:
-    """Draw each variant's accuracy with its interval, a dot per run (`single`), and the published value.
+    """Draw each variant's accuracy with its interval, a dot for each run in `single`, and the published value.
 
-    Chance, the accuracy of a constant guess, is marked if it is near the accuracies.
+    `chance` (the accuracy of a constant prediction) is marked if it is near the accuracies.
     """
     with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
         for place, variant in enumerate(variants):
@@ -133,7 +136,10 @@ def accuracies(
 
 
 def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
-    """Draw gains and losses by class, sorted (only the largest if there are many); None if no class has a value."""
+    """Draw the sorted differences by class; only the largest if there are many classes.
+
+    None if no class has a value.
+    """
     known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
     if not known:
         return None
@@ -154,9 +160,9 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
 
 
 def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], label: str) -> str:
-    """Draw a difference of two confusion matrices: rows true, columns predicted; colours show which side has more.
+    """Draw the difference of two confusion matrices `(K, K)`. Rows are true classes, columns are predicted classes.
 
-    The label is the text alternative of the figure.
+    Colours show which of the two matrices has more videos. `label` is the alternative text of the figure.
     """
     classes = len(names)
     most = max(1e-9, float(np.abs(counts_KK).max()))
@@ -185,11 +191,11 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
 
 
 def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str | None:
-    """Draw validation over the epochs: thin lines for runs, a thick one for the mean of a variant's runs.
+    """Draw validation metrics over the epochs: thin lines for runs, a thick line for the mean of a variant's runs.
 
-    Few variants share axes for accuracy and loss. If there are many variants, each has its own axes, with the
-    means of the others in the background. The rows of runs have `epoch` and any of `val_loss`, `val_top1`,
-    `val_map`; without values the result is None.
+    A few variants share the axes. If there are many variants, each variant has its own axes, with the means of the
+    other variants in the background. The rows of a run have `epoch` and any of `val_loss`, `val_top1` and `val_map`.
+    Without such values, the result is None.
     """
     labels = {
         "val_top1": "validation top-1 (%)",
@@ -246,7 +252,7 @@ def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, c
 
 
 def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
-    """Return the epochs that all runs with values share, and the means there."""
+    """Return the epochs that all runs with values have in common, and the mean value at each epoch."""
     scale = 1.0 if key.endswith("loss") else 100.0
     tables = [
         {row["epoch"]: scale * row[key] for row in run if key in row and "epoch" in row} for run in runs
@@ -259,9 +265,9 @@ def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list
 
 
 def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoint]]]:
-    """Return the axis label and points of each cost that at least two variants have.
+    """Return the axis label and the points for each cost that is known for at least two variants.
 
-    Multiply-adds are those of a whole video if the views of all variants are known, otherwise of a view.
+    Multiply-adds are per video if the number of views is known for all variants, otherwise per view.
     """
     costs = [(variant, variant.cost) for variant in variants if variant.cost is not None]
     whole = all(cost.views for _, cost in costs)
@@ -279,7 +285,7 @@ def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoi
 
 
 def pareto(variants: Sequence[VariantResult], metric: str) -> str | None:
-    """Draw accuracy against multiply-adds and latency with the Pareto front; None if costs are unknown."""
+    """Draw accuracy against multiply-adds and against latency, with the Pareto front; None if costs are unknown."""
     shown = cost_axes(variants)
     if not shown:
         return None

@@ -1,4 +1,4 @@
-"""The report of a study: a self-contained page, and the same content as Markdown, CSV, JSON and LaTeX."""
+"""The report of a study: a self-contained HTML page, and its content as Markdown, CSV, JSON and LaTeX."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from two_stream.studies.statistics.results import Comparison, StudyResult
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAIRS = 12
-"""Largest number of comparisons shown by class; significant and large ones come first."""
+"""Largest number of comparisons that are shown class by class."""
 _CELLS = 15
-"""Number of confusions to list if there are too many classes for a matrix."""
+"""Number of confusions that are listed if there are too many classes for a matrix."""
 _TEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -48,23 +48,24 @@ _TEX_MARKS = re.compile("|".join(re.escape(mark) for mark in _TEX))
 
 
 def write_study_report(result: StudyResult, out: Path) -> list[Path]:
-    """Write a study's report in every form; each file is written completely or not at all.
+    """Write a study's report in all formats. Each file is written completely or not at all.
 
     Args:
         result: The study's result.
-        out: The page. Files with the same stem are written next to it: `.md`, `.csv` (variants), `-comparisons.csv`
-            (if there are any), `.json` (everything; `read_result` reads it) and `.tex` (a booktabs table).
+        out: Path of the HTML page. Files with the same stem are written to the same folder: `.md`, `.csv` (variants),
+            `-comparisons.csv` (if there are comparisons), `.json` (the complete result, see `read_result`) and `.tex`
+            (a booktabs table).
 
     Returns:
-        The paths, the page first.
+        The paths of the written files, the page first.
 
     Raises:
-        SettingsError: The name does not end in .html.
+        SettingsError: The file name does not end in .html or .htm.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise SettingsError(
-            f"{out}: the page is HTML; use a file name ending in .html "
-            "(.json, .md, .csv and .tex are written next to it)"
+            f"{out}: the page is HTML; expected a file name ending in .html (.json, .md, .csv and .tex "
+            "files are written to the same folder)"
         )
     environment = page_templates(_TEMPLATES)
     environment.filters["tex"] = escape_tex
@@ -90,28 +91,29 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
 
 
 def read_result(path: Path) -> StudyResult:
-    """Read the JSON file of `write_study_report`.
+    """Read the JSON file that `write_study_report` wrote.
 
     Raises:
-        ScoreError: The file cannot be read or is not such a file.
+        ScoreError: The file cannot be read or is not the JSON file of a study's report.
     """
     try:
         return TypeAdapter(StudyResult).validate_json(path.read_bytes())
     except OSError as error:
         raise ScoreError(
-            f"{path}: cannot be read ({error.strerror}); expected the .json of a study's report"
+            f"{path}: cannot be read ({error.strerror}); expected the .json file of a study's report"
         ) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         where = f" at `{key}`" if key else ""
         raise ScoreError(
-            f"{path}: not the .json of a study's report{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            f"{path}: expected the .json file of a study's report, found an error{where}: "
+            f"{first['msg'][0].lower()}{first['msg'][1:]}"
         ) from None
 
 
 def escape_tex(text: object) -> str:
-    r"""Escape LaTeX's special characters; a line break becomes a space.
+    r"""Escape the special characters of LaTeX. Line breaks become spaces.
 
     LaTeX would read a bracket or star at the start as an option of the preceding `\\`; it gets braces.
     """
@@ -121,12 +123,12 @@ def escape_tex(text: object) -> str:
 
 
 def _tidy(markdown: str) -> str:
-    """Return Markdown without spaces at line ends and without double empty lines."""
+    """Return Markdown without trailing spaces and without repeated empty lines."""
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", markdown, flags=re.MULTILINE)).strip() + "\n"
 
 
 def _tables(result: StudyResult) -> dict[str, Any]:
-    """Return every table of the report by name; None without content."""
+    """Return the tables of the report by name; a table without content is None."""
     fusion, compared = result.fusion, result.comparisons
     return {
         "variants": tables.variants_table(result) if result.variants else None,
@@ -143,7 +145,7 @@ def _tables(result: StudyResult) -> dict[str, Any]:
 
 
 def _figures(result: StudyResult) -> dict[str, str | None]:
-    """Return the figures as SVG; None without content."""
+    """Return the figures of the report by name, as SVG; a figure without content is None."""
     single = {
         variant.name: [
             run.accuracy for run in result.runs if run.variant == variant.name and run.accuracy is not None
@@ -162,19 +164,19 @@ def _figures(result: StudyResult) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class ClassView:
-    """One comparison class by class."""
+    """A comparison of two variants, class by class."""
 
     title: str
     verdict: str
     classes: str | None
     confusion: str | None = None
-    """with few classes: SVG of the confusion matrix"""
+    """SVG of the difference of the confusion matrices, if there are few classes"""
     cells: Table | None = None
-    """with many classes: the confusions that differ most"""
+    """table of the confusions that differ most, if there are many classes"""
 
 
 def class_views(result: StudyResult) -> list[ClassView]:
-    """Return the views of the comparisons that have classes to show, significant and large differences first."""
+    """Return the views of the comparisons; significant differences come first, then large ones."""
     ordered = sorted(result.comparisons, key=lambda one: (not one.significant, -abs(one.difference.value)))
     views = [_view(result, one) for one in ordered[:_PAIRS]]
     return [view for view in views if view.classes or view.confusion or view.cells]
@@ -197,7 +199,7 @@ def _view(result: StudyResult, one: Comparison) -> ClassView:
 def _cells(
     names: Sequence[str], one: Comparison, first_KK: NDArray[np.float64], second_KK: NDArray[np.float64]
 ) -> Table:
-    """Return the confusions (off the diagonal) that differ most."""
+    """Return a table of the off-diagonal confusions that differ most."""
     gap_KK = first_KK - second_KK
     wrong = np.where(np.eye(len(gap_KK), dtype=bool), 0.0, gap_KK)
     order = np.argsort(-np.abs(wrong), axis=None, kind="stable")[:_CELLS]

@@ -1,4 +1,4 @@
-"""Tables of a study. Every form of the report (page, Markdown, LaTeX, terminal) uses them; CSV has plain numbers."""
+"""Tables of a study, for the page, the Markdown and LaTeX files and the terminal; CSV files are written separately."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from two_stream.studies.statistics.results import (
 Form = Literal["page", "paper", "terminal"]
 NO_DIFFERENCE = "no difference shown"
 _PER_RUN = ("name", "runs", "seed", "data.split")
-"""Settings that differ between the runs of one variant."""
+"""Settings that differ between the runs of a variant."""
 _VARIANTS = 6
-"""Largest number of variants in one table of settings; others are in further tables."""
+"""Largest number of variants in one table of settings; more variants get further tables."""
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """One cell: its text and its sort key."""
+    """A table cell with a text and a sort key."""
 
     text: str
     sort: float | str | None = None
-    """None: sorts last"""
+    """sort key; cells with None come last"""
     strong: bool = False
     shade: float | None = None
-    """0 to 1: colour intensity in a heat map"""
+    """colour intensity in a heat map, from 0 to 1; None for no colour"""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the row."""
+    """A table; the first column contains the names of the rows."""
 
     caption: str
     columns: list[str]
@@ -61,7 +61,7 @@ class Table:
         )
 
     def only(self, labels: Iterable[str]) -> Table:
-        """Return the table with these columns, in the order of the table."""
+        """Return the table with only these columns; their order does not change."""
         kept = set(labels)
         places = [place for place, label in enumerate(self.columns) if label in kept]
         return Table(
@@ -78,11 +78,11 @@ class Table:
 
 
 Column = tuple[str, bool, Callable[[Any], TableCell]]
-"""Label, whether it is numeric, and the cell of an item."""
+"""Label of a column, whether the column is numeric, and a function that returns the cell of an item."""
 
 
 def _table(caption: str, items: Iterable[Any], columns: Sequence[Column]) -> Table:
-    """Return a table with a row per item."""
+    """Return a table with one row for each item."""
     labels, numeric, cells = zip(*columns, strict=True)
     return Table(caption, list(labels), list(numeric), [[cell(item) for cell in cells] for item in items])
 
@@ -92,14 +92,14 @@ def _text(text: str, strong: bool = False) -> TableCell:
 
 
 def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: bool = False) -> TableCell:
-    """Return a number as a cell; a dash for None."""
+    """Return a cell with a number; a dash for None."""
     if value is None:
         return TableCell(DASH)
     return TableCell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
 
 
 def signed_text(value: float, digits: int = 1) -> str:
-    """Return a number with its sign and a true minus sign; a value that rounds to 0 has a plus."""
+    """Return a number with its sign, as a typographic minus or a plus; values that round to 0 get a plus."""
     return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 
@@ -108,13 +108,13 @@ def _p(p: float, strong: bool = False) -> TableCell:
 
 
 def _points(gap: Interval, strong: bool) -> TableCell:
-    """Return a difference of fractions with its interval, in points."""
+    """Return a cell with a difference of fractions and its interval, in percentage points."""
     ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
     return TableCell(f"{signed_text(100 * gap.value)} [{ends}]", gap.value, strong)
 
 
 def better_variants(result: StudyResult) -> set[str]:
-    """Return the variants that are significantly better than one they are compared with."""
+    """Return the variants that are significantly better than the variant they are compared with."""
     return {one.first for one in result.comparisons if _is_better(one)}
 
 
@@ -123,9 +123,10 @@ def _is_better(comparison: Comparison) -> bool:
 
 
 def variants_table(result: StudyResult, form: Form = "page") -> Table:
-    """Return a row per variant: accuracy, verdict and cost. Only significantly better variants are bold.
+    """Return a table with accuracy, verdict and cost of each variant. Only significantly better variants are bold.
 
-    A page shows all columns, `paper` those that fit, a terminal only accuracies with seeds and splits.
+    The form `page` has all columns, `paper` the columns that fit a page of LaTeX, and `terminal` only the accuracies,
+    seeds and splits.
     """
     better = better_variants(result)
     seconds = {one.second for one in result.comparisons}
@@ -165,24 +166,26 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
 
 
 def _paper_caption(result: StudyResult, level: str) -> str:
-    bold = " Bold: significantly better than what it is compared with." if result.comparisons else ""
+    bold = " Bold: significantly better than the variant it is compared with." if result.comparisons else ""
     return f"Brackets contain {level} intervals.{bold} {result.protocol}."
 
 
 def _variants_caption(result: StudyResult, level: str) -> str:
     parts = [f"Brackets contain {level} intervals."]
     if result.comparisons:
-        parts.append("Bold: significantly better than what it is compared with, after Holm's correction.")
+        parts.append(
+            "Bold: significantly better than the variant it is compared with, after Holm's correction."
+        )
     best = [one.name for one in result.variants if one.best]
     if best and len(result.variants) > 1:
         parts.append(f"Highest mean: {', '.join(best)}.")
     if result.metric == "top-1":
         parts.append(f"Always guessing the most frequent class: {percent(result.chance)} %.")
     if any(one.seed_interval for one in result.variants):
-        parts.append("Seeds alone: interval of the mean over training runs, on exactly these videos.")
+        parts.append("Seeds alone: interval of the mean over training runs, for exactly these videos.")
     devices = sorted({one.cost.device for one in result.variants if one.cost and one.cost.device})
     if devices:
-        parts.append(f"Time and memory of the forward pass of one view on {', '.join(devices)}.")
+        parts.append(f"Latency and memory: forward pass of one view on {', '.join(devices)}.")
     sources = sorted({one.published.source for one in result.variants if one.published})
     if sources:
         parts.append(f"Published: {'; '.join(sources)}.")
@@ -222,7 +225,7 @@ def _verdict(name: str, comparisons: Sequence[Comparison]) -> TableCell:
 
 
 def short_verdict(comparison: Comparison) -> str:
-    """Return the verdict on the first variant of a comparison in a few words."""
+    """Return a short verdict on the first variant of a comparison."""
     if not comparison.significant:
         return NO_DIFFERENCE
     better, worse = ("better", "worse") if comparison.seeds >= ENOUGH_TRAININGS else ("higher", "lower")
@@ -232,7 +235,7 @@ def short_verdict(comparison: Comparison) -> str:
 
 
 def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
-    """Return a row per comparison, first minus second; bold if the difference is significant."""
+    """Return a table of the comparisons (first minus second). Significant differences are bold."""
     families = len({one.family for one in result.comparisons}) > 1
     counted = result.metric == "top-1"  # a difference of mAP is not a number of clips
 
@@ -255,9 +258,15 @@ def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
         ("verdict", False, lambda one: _text(short_verdict(one), one.significant)),
     ]
     tests = sorted({one.test for one in result.comparisons})
-    caption = f"Test: {'; '.join(tests)}. Detectable: the smallest true difference found here with 80 % probability."
+    caption = (
+        f"Test: {'; '.join(tests)}. Detectable: the smallest true difference that would be found with 80 % "
+        "probability."
+    )
     if any(one.mcnemar for one in result.comparisons):
-        caption += " Only first : only second counts, over all runs, the videos that one of the two alone gets right."
+        caption += (
+            " The column 'only first : only second' counts the videos, over all runs, that only one of the "
+            "two variants gets right."
+        )
     table = _table(caption, result.comparisons, columns).filled()
     page_only = ("family", "only first : only second", "detectable (points)", "detectable (clips)")
     return table if form == "page" else table.only(set(table.columns) - set(page_only))
@@ -268,7 +277,7 @@ def _discordant(one: Comparison) -> tuple[int, int]:
 
 
 def mcnemar_table(result: StudyResult) -> Table:
-    """Return the exact McNemar test of every cell that two variants share."""
+    """Return a table of exact McNemar tests for all runs that two variants have in common."""
     return _table(
         "Exact two-sided McNemar tests of single runs, uncorrected.",
         [(one, test) for one in result.comparisons for test in one.mcnemar],
@@ -283,7 +292,7 @@ def mcnemar_table(result: StudyResult) -> Table:
 
 
 def fusion_matrix(fusion: FusionResult) -> Table:
-    """Return a row per RGB stream and a column per flow stream: accuracy fused and the gain over the better one."""
+    """Return a table with the fused accuracy and the gain for each RGB stream (rows) and flow stream (columns)."""
     firsts = list(dict.fromkeys(pair.first for pair in fusion.pairs))
     seconds = list(dict.fromkeys(pair.second for pair in fusion.pairs))
     found = {(pair.first, pair.second): pair for pair in fusion.pairs}
@@ -298,8 +307,8 @@ def fusion_matrix(fusion: FusionResult) -> Table:
         return TableCell(text, pair.accuracy.value, pair.gain.low > 0, shade)
 
     return Table(
-        f"Rule {fusion.rule}: accuracy (%) of each pair fused, in brackets the points over the better of the two "
-        "alone. Bold: the interval of the gain is above 0.",
+        f"Rule {fusion.rule}: accuracy (%) of each fused pair, with the gain over the better stream (points) in "
+        "brackets. Bold: the interval of the gain is above 0.",
         ["", *seconds],
         [False] + [True] * len(seconds),
         [[_text(one), *(fused(found.get((one, two))) for two in seconds)] for one in firsts],
@@ -307,10 +316,10 @@ def fusion_matrix(fusion: FusionResult) -> Table:
 
 
 def pairs_table(fusion: FusionResult) -> Table:
-    """Return a row per fused pair with the intervals."""
+    """Return a table of the fused pairs with their intervals."""
     return _table(
-        "Gain: fused minus the better one, paired. Agreement: videos with the same prediction. Oracle: videos that at "
-        "least one of the two gets right.",
+        "Gain: fused accuracy minus the accuracy of the better stream, paired. Agreement: videos for which both "
+        "streams predict the same class. Oracle: videos that at least one of the two streams gets right.",
         fusion.pairs,
         [
             ("streams", False, lambda pair: _text(f"{pair.first} + {pair.second}", pair.gain.low > 0)),
@@ -324,13 +333,13 @@ def pairs_table(fusion: FusionResult) -> Table:
 
 
 def contributions_table(result: StudyResult) -> Table:
-    """Return the contribution of each stream to the fusion of all."""
+    """Return a table of the contribution of each stream to the fusion of all streams."""
     fusion = result.fusion
     assert fusion is not None
     level, weights = 1 - result.level, fusion.weights
     source = f" Weights were found on {fusion.fitted_on}." if weights and fusion.fitted_on else ""
     return _table(
-        f"The fusion of all minus that without the stream.{source}",
+        f"Difference between the fusion of all streams and the fusion without this stream.{source}",
         fusion.contributions,
         [
             ("stream", False, lambda one: _text(one.stream, one.p_holm < level)),
@@ -343,9 +352,9 @@ def contributions_table(result: StudyResult) -> Table:
 
 
 def agreement_table(fusion: FusionResult) -> Table:
-    """Return the fraction of videos on which two streams predict the same class."""
+    """Return a table of the percentage of videos for which two streams predict the same class."""
     return Table(
-        "Videos (%) on which two streams predict the same class.",
+        "Videos (%) for which two streams predict the same class.",
         ["", *fusion.streams],
         [False] + [True] * len(fusion.streams),
         [
@@ -356,7 +365,7 @@ def agreement_table(fusion: FusionResult) -> Table:
 
 
 def settings_tables(result: StudyResult) -> list[Table]:
-    """Return the settings that differ between variants, a few variants to a table."""
+    """Return tables of the settings that differ between variants, with a few variants in each table."""
     differing = differing_settings(result)
     if not differing:
         return []
@@ -374,10 +383,10 @@ def settings_tables(result: StudyResult) -> list[Table]:
 
 
 def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
-    """Return the settings that differ: setting -> variant -> value, a dash if a variant has no such setting.
+    """Return `{setting: {variant: value}}` for settings that differ; a dash means that a variant lacks the setting.
 
-    A setting that only some variants have is left out if it has its default in all of them. Variants with unknown
-    settings are left out.
+    Variants with unknown settings are left out. Settings that only some variants have are left out if all these
+    variants use the default.
     """
     flat: dict[str, dict[str, str]] = {}
     chosen: set[str] = set()
@@ -399,7 +408,7 @@ def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
 
 
 def _not_default(mapping: dict[str, Any]) -> set[str]:
-    """Return the settings that differ from their defaults; all of them if this version cannot read them."""
+    """Return the settings that differ from their defaults; all settings if this version cannot read them."""
     try:
         return set(_flat(departures(validate_settings(Experiment, mapping, "settings"))))
     except SettingsError:
@@ -424,7 +433,7 @@ def _plain(value: Any) -> str:
 
 
 def runs_table(result: StudyResult) -> Table:
-    """Return a row per run of the study; the parent folder of all run folders is named once, in the caption."""
+    """Return a table of the runs. If all run folders have the same parent folder, only the caption shows it."""
     parents = {str(PurePath(one.run).parent) for one in result.runs if one.run}
     shared = len(parents) == 1
 
@@ -452,7 +461,7 @@ def runs_table(result: StudyResult) -> Table:
 
 
 def variants_csv(result: StudyResult) -> str:
-    """Return a row per variant. Accuracies are fractions (0 to 1); unknown values are empty."""
+    """Return the variants as CSV. Accuracies are fractions (0 to 1), and unknown values are empty."""
     better = better_variants(result)
     more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
     metric = result.metric.replace("-", "").lower()
@@ -477,7 +486,7 @@ def variants_csv(result: StudyResult) -> str:
 
 
 def comparisons_csv(result: StudyResult) -> str:
-    """Return a row per comparison, first minus second; differences are fractions (-1 to 1)."""
+    """Return the comparisons as CSV. Differences are fractions (-1 to 1), first minus second."""
     header = ["first", "second", "family", "difference", "low", "high", "clips", "p", "p_holm", "test"]
     header += ["significant", "mcnemar_first_only", "mcnemar_second_only"]
     header += ["detectable", "detectable_clips", "videos", "groups", "seeds", "verdict"]

@@ -1,4 +1,4 @@
-"""Prints a study at the terminal."""
+"""Prints the result of a study on the terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from two_stream.studies.statistics.comparison import p_text
 from two_stream.studies.statistics.results import FusionResult, StudyResult
 
 _NAMES = 8
-"""Largest number of settings named in one line."""
+"""Largest number of settings that are listed in one line."""
 
 
 def print_study(result: StudyResult) -> None:
-    """Print tables, protocol, notes and verdicts of a study."""
+    """Print the tables, protocol, notes and verdicts of a study."""
     _print(f"{result.metric} in %", variants_table(result, "terminal"))
     if result.comparisons:
         _print("differences in points", comparisons_table(result, "terminal"))
@@ -35,7 +35,7 @@ def print_study(result: StudyResult) -> None:
 
 
 def settings_line(result: StudyResult) -> str:
-    """Return the names of the settings that differ, in one line; empty if none differs."""
+    """Return one line with the names of the settings that differ between variants; empty if no setting differs."""
     names = list(differing_settings(result))
     more = f", … ({len(names)} in all)" if len(names) > _NAMES else ""
     return f"settings that differ: {', '.join(names[:_NAMES])}{more}" if names else ""
@@ -46,7 +46,7 @@ def _print(title: str, shown: Table) -> None:
 
 
 def _fusion_lines(fusion: FusionResult) -> list[str]:
-    """Return the fusion of all streams, what each stream adds, and the weights found on the holdout part."""
+    """Return lines on the fusion of all streams, the contribution of each stream, and the fitted weights."""
     lines = []
     if len(fusion.streams) > 2:
         lines.append(

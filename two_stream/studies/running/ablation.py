@@ -1,4 +1,4 @@
-"""Runs the missing cells of a study, with a live table."""
+"""Runs the missing cells of a study and shows a live table."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from two_stream.studies.running.stages import StudyStage, stages_of
 
 @dataclass(frozen=True)
 class StudyWorkers:
-    """The devices on which the cells of a study run, and how many run at the same time."""
+    """The devices on which the cells of a study run, and the number of cells that run at the same time."""
 
     jobs: int | None = None
-    """cells to run at the same time per device; None: one per GPU, on a CPU as many as its cores allow with the
-    settings' threads"""
+    """number of cells that run at the same time on each device; None: one per GPU, and on a CPU the number of cores
+    divided by `threads`"""
     devices: tuple[str, ...] = ()
-    """GPUs to use; empty: the device of the settings"""
+    """GPUs to use; if empty, the device of the settings"""
     ray: str | None = None
 
 
@@ -52,20 +52,20 @@ class Ran:
     study: Study
     cells: list[Cell]
     outcomes: list[StudyOutcome | None]
-    """outcome of each cell; None: not run"""
+    """outcome of each cell; None if the cell was not run"""
     jobs: list[StudyJob]
 
     @property
     def failed(self) -> int:
-        """Number of cells without a result."""
+        """Number of cells that have no result."""
         return sum(outcome is None or not outcome.done for outcome in self.outcomes)
 
 
 def prepare_data(study: Study, source: object = "study") -> None:
-    """Write the study's demo data set, if it has one; existing files are kept.
+    """Write the study's demo data set if the study has one. Existing files are kept.
 
     Raises:
-        SettingsError: The study is wrong; raised before anything is written.
+        SettingsError: The study is invalid; nothing has been written.
     """
     check_study(study, source)
     if study.demo is not None:
@@ -78,22 +78,23 @@ def demo_options(demo: DemoData) -> DemoOptions:
 
 
 def run_study(study: Study, places: StudyWorkers, *, source: object = "study", any_code: bool = False) -> Ran:
-    """Run the missing cells, and return the outcomes of all cells.
+    """Run the missing cells of a study and return the outcomes of all cells.
 
-    A cell that fails does not stop the others. An interrupted or killed study continues where it stopped. `any_code`
-    accepts cells made by a different version of the code; `source` names the study in messages.
+    If a cell fails, the other cells are still run. An interrupted or killed study continues where it stopped.
+    `any_code` accepts results of a different version of the code. `source` is the study's name in messages.
 
     Raises:
-        SettingsError: The study is wrong, or another process runs it.
-        DataError: Its data set cannot be read.
-        KeyboardInterrupt: It was interrupted; running cells are saved.
+        SettingsError: The study is invalid, or another process is running it.
+        DataError: The data set cannot be read.
+        KeyboardInterrupt: The study was interrupted; running cells have been saved.
     """
     for name in places.devices:
         try:
             pick_device(name)
         except SettingsError:
             raise SettingsError(
-                f"--devices names {name}, which this machine does not have; omit --devices to use the settings' device"
+                f"--devices names {name}, which this machine does not have; omit --devices to use the device of "
+                "the settings"
             ) from None
     prepare_data(study, source)
     keep_precision(study)
@@ -114,7 +115,7 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
 
 
 def read_progress(study: Study, *, source: object = "study", any_code: bool = False) -> Ran:
-    """Return the outcomes of a study's cells so far, without running anything."""
+    """Return the current outcomes of a study's cells without running any cell."""
     cells = plan_cells(study, source)
     stages = stages_of(study, cells, source)
     jobs = stages[-1].jobs
@@ -124,24 +125,28 @@ def read_progress(study: Study, *, source: object = "study", any_code: bool = Fa
 def _run_first(
     stages: Sequence[StudyStage], places: StudyWorkers, older: Mapping[str, StudyOutcome]
 ) -> dict[str, str]:
-    """Run the jobs that the cells need; return the folders of older results that replace the usual folders.
+    """Run the jobs that the cells depend on.
+
+    Returns `{usual folder: folder}` for results that are reused from older code.
 
     Raises:
-        SettingsError: A job that cells need has failed.
+        SettingsError: A job that cells depend on has failed.
     """
     moved: dict[str, str] = {}
     for stage in stages:
         jobs = [_moved(job, moved) for job in stage.jobs]
         for job, outcome in zip(jobs, _run_stage(replace(stage, jobs=jobs), places, older), strict=True):
             if not outcome.done:
-                raise SettingsError(f"{job.title} failed, and the study needs it: {outcome.reason}")
+                raise SettingsError(
+                    f"{job.title} failed, but the study requires its result: {outcome.reason}"
+                )
             if outcome.run != job.target:
                 moved[job.target] = outcome.run
     return moved
 
 
 def _moved(job: StudyJob, moved: Mapping[str, str]) -> StudyJob:
-    """Return a job that reads weights and stored features from their actual folders."""
+    """Return a job that reads weights and stored features from the folders that `_run_first` returned."""
     experiment = job.settings()
     init, features = (moved.get(str(path)) for path in (experiment.train.init, experiment.data.features))
     if init is None and features is None:
@@ -156,7 +161,7 @@ def _moved(job: StudyJob, moved: Mapping[str, str]) -> StudyJob:
 
 
 def _so_far(jobs: Sequence[StudyJob], older: Mapping[str, StudyOutcome]) -> list[StudyOutcome | None]:
-    """Return the outcomes of jobs; `older` are results of a different version of the code that may be used."""
+    """Return the current outcomes of jobs; `older` contains usable results of a different version of the code."""
     found = []
     for job in jobs:
         outcome = outcome_of(job)
@@ -172,15 +177,15 @@ def _note_outdated(
     count = sum(job.loose_key in older and known is None for job, known in zip(jobs, before, strict=True))
     if count:
         note(
-            f"{count} of {len(jobs)} cells come from a different version of the code and are run again "
-            "(--any-code uses them)"
+            f"{count} of {len(jobs)} cells come from a different version of the code and are run again (to reuse "
+            "them, add --any-code)"
         )
 
 
 def _run_stage(
     stage: StudyStage, places: StudyWorkers, older: Mapping[str, StudyOutcome]
 ) -> list[StudyOutcome]:
-    """Run the missing jobs of a stage; return the outcomes of all of them."""
+    """Run the missing jobs of a stage and return the outcomes of all its jobs."""
     slots = _slots(stage.jobs, places)
     board = LiveTable(f"study, {stage.what}", stage.rows, stage.jobs, len(slots))
     for index, outcome in enumerate(_so_far(stage.jobs, older)):
@@ -230,7 +235,7 @@ def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
 
 
 def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
-    """Return the results of other code versions in the folders of a study's jobs, by the key without the code."""
+    """Return results that other versions of the code left in the study's folders, by `loose_key`."""
     found: dict[str, StudyOutcome] = {}
     jobs = [job for stage in stages for job in stage.jobs]
     wanted, keys = {job.loose_key for job in jobs}, {job.key for job in jobs}
@@ -239,7 +244,7 @@ def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
             try:
                 outcome = StudyOutcome(**parse_json(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
-                warn(f"{path}: damaged and ignored")
+                warn(f"{path}: the file is damaged and is ignored")
                 continue
             if outcome.done and outcome.loose_key in wanted and outcome.key not in keys:
                 found[outcome.loose_key] = outcome
@@ -247,10 +252,10 @@ def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
 
 
 class LiveTable:
-    """Progress of a study's jobs: cells done, running and failed, and the remaining time."""
+    """Progress of a study's jobs: number of done, running and failed jobs, and the remaining time."""
 
     def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[StudyJob], slots: int) -> None:
-        """Create an empty table of jobs that run in `slots` slots; `rows` has the name of each job's row."""
+        """Create a table; `rows` contains the row name for each job, and `slots` is the number of jobs at a time."""
         self.what = what
         self.rows = list(rows)
         self.jobs = list(jobs)
@@ -261,13 +266,13 @@ class LiveTable:
         self._begin = time.monotonic()
 
     def end(self, index: int, outcome: StudyOutcome, *, fresh: bool = True) -> None:
-        """Record the outcome of a job; with `fresh`, its duration is used for the estimate."""
+        """Record the outcome of a job. If `fresh` is true, its duration is used to estimate the remaining time."""
         self.ended[index] = outcome
         if fresh and outcome.done:
             self._fresh.append(outcome.seconds)
 
     def left(self) -> float | None:
-        """Return the estimated seconds left; None before the first job has ended."""
+        """Return the estimated remaining time in seconds; None before the first job has ended."""
         if not self._fresh:
             return None
         usual = mean(self._fresh)
@@ -276,7 +281,7 @@ class LiveTable:
         return work / max(1, min(self.slots, len(open_jobs) or 1))
 
     def _progress(self, index: int) -> float:
-        """Return the fraction of a running job's epochs that are done."""
+        """Return the completed fraction of a running job's epochs."""
         job = self.jobs[index]
         if index not in self.running or not job.epochs:
             return 0.0
@@ -287,7 +292,7 @@ class LiveTable:
         return min(1.0, done / job.epochs)
 
     def line(self, index: int) -> str:
-        """Return the line for a job that has ended."""
+        """Return the message about a job that has ended."""
         outcome, job = self.ended[index], self.jobs[index]
         count = f"[{len(self.ended)}/{len(self.jobs)}]"
         if not outcome.done:
@@ -298,7 +303,7 @@ class LiveTable:
         return f"{count} {job.title}: {accuracy}{outcome.seconds:.0f} s{rest}"
 
     def table(self) -> Table:
-        """Return the table with a line per row."""
+        """Return the table to display."""
         left = self.left()
         rest = f", about {_span(left)} left" if left else ""
         passed = _span(time.monotonic() - self._begin)
@@ -335,7 +340,7 @@ def _span(seconds: float) -> str:
 
 @contextmanager
 def _shown(board: LiveTable) -> Iterator[None]:
-    """Show a live table while jobs run; show nothing if the output is not a terminal."""
+    """Context manager that shows a live table while jobs run, if the output is a terminal."""
     if not err.is_terminal:
         yield
         return

@@ -1,7 +1,7 @@
-"""The jobs of a study, and their outcomes.
+"""The jobs of a study and their outcomes.
 
-`<study>/cells/<run>.json` stores the outcome of a cell. A cell counts as done only while the score files named
-in it are unchanged. A job whose process was killed is resumed.
+The outcome of a cell is stored in `<study>/cells/<run>.json`. A cell is done only as long as its score files are
+unchanged. If the process of a job was killed, the job is resumed.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ Kind = Literal["train", "features"]
 
 @dataclass(frozen=True)
 class StudyJob:
-    """Work for a separate process, as plain values that can be sent to it."""
+    """Work for a separate process, as plain values that can be sent to the process."""
 
     title: str
     experiment: str
     """settings as YAML"""
     record: str
-    """file for its outcome"""
+    """path of the file for the job's outcome"""
     log: str
     key: str
     loose_key: str = ""
-    """like `key`, but without the hash of the code"""
+    """like `key`, but computed without the hash of the code"""
     kind: Kind = "train"
     parts: tuple[Part, ...] = ("test",)
     """parts of the data on which a trained run is scored"""
     epochs: int = 0
-    """number of training epochs; 0: not counted"""
+    """number of training epochs for the progress display; 0 for no progress"""
     run: str = ""
     out: str = ""
-    """folder for features"""
+    """folder for stored features"""
     train_views: int = 1
     maps: bool = False
     threads: int = 0
     device: str = ""
-    """device to run on; empty: the device in the settings"""
+    """device to run on; if empty, the device in the settings"""
 
     @property
     def target(self) -> str:
-        """The folder that the job writes."""
+        """The folder that the job writes to."""
         return self.out or self.run
 
     def settings(self) -> Experiment:
-        """Return the experiment, with the device and threads of the job."""
+        """Return the settings with the device and the threads of the job."""
         experiment = validate_settings(Experiment, parse_yaml(self.experiment, self.title), self.title)
         given: dict[str, Any] = {"device": self.device} if self.device else {}
         if self.threads and not experiment.threads:
@@ -76,22 +76,22 @@ class StudyOutcome:
     accuracy: float | None = None
     """accuracy on the first part that was scored"""
     scores: dict[str, list[str]] = field(default_factory=dict)
-    """part -> score file and its SHA-256"""
+    """`{part: [score file, SHA-256 of the file]}`"""
     evaluate: str = ""
     """evaluation settings as JSON"""
     model_sha256: str = ""
-    """SHA-256 of the trained weights, or of the weights whose features were stored"""
+    """SHA-256 of the trained weights, or of the weights that computed the stored features"""
     loose_key: str = ""
     run: str = ""
 
     @property
     def done(self) -> bool:
-        """Whether there is a result."""
+        """Whether the job has a result."""
         return self.state == "done"
 
 
 def job_of(experiment: Experiment, study: Path, **facts: Any) -> StudyJob:
-    """Return the job of a run; `facts` are the other fields of `StudyJob`."""
+    """Return the job that computes a run; `facts` contains the other fields of `StudyJob`."""
     return StudyJob(
         experiment=dump(experiment),
         record=str(study / "cells" / f"{experiment.name}.json"),
@@ -103,10 +103,10 @@ def job_of(experiment: Experiment, study: Path, **facts: Any) -> StudyJob:
 
 
 def outcome_of(job: StudyJob) -> StudyOutcome | None:
-    """Return the outcome of a job; None if it has to be run.
+    """Return the stored outcome of a job; None if the job must be run.
 
-    It has to be run again if its score files are missing or changed, if it was scored differently, or if its
-    settings, data or code have changed.
+    A job must be run again if its settings, data or code have changed, if its score files are missing or changed, or if
+    its evaluation settings have changed.
     """
     try:
         outcome = StudyOutcome(**json.loads(Path(job.record).read_text(encoding="utf-8")))
@@ -117,7 +117,7 @@ def outcome_of(job: StudyJob) -> StudyOutcome | None:
 
 
 def is_complete(job: StudyJob, outcome: StudyOutcome) -> bool:
-    """Whether a result exists unchanged: score files of the job's evaluation, or undamaged stored features."""
+    """Return whether the score files or stored features of a result exist, are unchanged and fit the job's settings."""
     if job.kind == "features":
         return _stored(job, outcome)
     if outcome.evaluate != _scoring(job.settings()) or set(job.parts) - set(outcome.scores):
@@ -142,10 +142,10 @@ def _scoring(experiment: Experiment) -> str:
 
 
 def run_job(job: StudyJob) -> StudyOutcome:
-    """Run a job in this process and store its outcome; an error becomes its outcome.
+    """Run a job in this process and store its outcome. If the job raises an error, the outcome is "failed".
 
     Raises:
-        KeyboardInterrupt: It was interrupted; its progress is saved.
+        KeyboardInterrupt: The job was interrupted; its progress has been saved.
     """
     begin = time.monotonic()
     try:
@@ -205,10 +205,11 @@ def _trained(job: StudyJob) -> StudyOutcome:
 
 
 def _resumed(experiment: Experiment, paths: RunPaths) -> Experiment | None:
-    """Return the settings to resume a run; None if it has to start over.
+    """Return the settings that resume a run; None if the run must start from the beginning.
 
-    A different evaluation of a head needs other stored features. The training resumes with those it started with, which
-    contain the same clips (its key guarantees this); if they are missing it restarts.
+    If the evaluation settings have changed, the study stores new features in another folder. The training still resumes
+    with the features it started with, which contain the same training clips. If these features are missing, the
+    training starts from the beginning.
     """
     if not paths.experiment.is_file():
         return None
@@ -239,10 +240,10 @@ def _features(job: StudyJob) -> StudyOutcome:
 
 
 def to_wire(value: StudyJob | StudyOutcome) -> bytes:
-    """Return a job or an outcome as one line."""
+    """Encode a job or an outcome as one line."""
     return json.dumps(asdict(value)).encode() + b"\n"
 
 
 def job_from(values: Mapping[str, Any]) -> StudyJob:
-    """Return the job from the values of a line."""
+    """Return the job from the decoded values of a line."""
     return StudyJob(**{**values, "parts": tuple(values["parts"])})

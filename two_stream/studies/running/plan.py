@@ -1,7 +1,7 @@
-"""The cells of a study: every variant on every split with every seed, each with its key.
+"""The cells of a study (every variant on every split with every seed) and their keys.
 
-A key is the hash of everything that determines a cell's weights: its settings, the code and the lists of the data set.
-Settings that do not change the weights (device, threads, folders, evaluation) are not part of it.
+The key of a cell is the hash of everything that determines its weights: the settings, the code and the lists of the
+data set. Settings that do not change the weights, such as the device or the evaluation, are not part of the key.
 """
 
 from __future__ import annotations
@@ -42,22 +42,23 @@ from two_stream.video.extraction.one_video import extraction_settings
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
 _RUNS = ("train.init", "compress.source", "compress.teachers")
 _FREE = (*FREE_ON_RESUME, "name", "train.log_images", *_RUNS, *_PLACES)
-"""settings that are not part of a key: no effect on the weights, or the key has the hash of what they name"""
+"""settings that are not part of a key: they do not affect the weights, or the key contains the hash of the files that
+they refer to"""
 _SHARED = {
     "data": ("dataset", "settings_root", "source", "shards", "backend", "flow", "on_error", "workers"),
     "": ("device", "threads", "deterministic"),
 }
-"""settings of a study's base that its baseline shares: videos, how they are read, and where it runs"""
+"""settings that the baseline takes from the study's base: the videos, how they are read, and the device"""
 PRECISION = "precision.txt"
-"""file in a study's folder: the precision that `evaluate.precision: auto` stands for"""
+"""file in a study's folder with the precision that replaces `evaluate.precision: auto`"""
 _LISTS: tuple[Part, Part] = ("train", "test")
 _OF_FEATURES = ("model.head", "model.dropout", "model.dense")
-"""settings of a variant's model that do not affect its frozen backbone"""
+"""settings of a model that do not affect its frozen backbone"""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study."""
+    """A run of a study: one variant on one split with one seed."""
 
     variant: str
     split: int
@@ -73,15 +74,15 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """Name of the cell in messages."""
+        """Title of the cell in messages."""
         return f"{self.variant}, split {self.split}, seed {self.seed}"
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study file; a relative `base` is searched for next to it, then in the working directory.
+    """Read a study file. A relative path `base` is searched in the folder of the file, then in the working directory.
 
     Raises:
-        SettingsError: The file is invalid; the message names the file, the key, the value and what was expected.
+        SettingsError: The file is invalid.
     """
     path = Path(path)
     study = validate_settings(Study, read_yaml(path), path)
@@ -97,7 +98,7 @@ def folder_of(study: Study) -> Path:
 
 
 def base_settings(study: Study) -> dict[str, Any]:
-    """Return the nested settings that all variants are based on."""
+    """Return the nested settings that all variants start from."""
     settings = read_yaml(study.base) if study.base is not None else {}
     settings = merge_settings(settings, nest_settings(study.settings))
     if study.demo is not None:
@@ -112,9 +113,9 @@ def base_settings(study: Study) -> dict[str, Any]:
 
 
 def keep_precision(study: Study) -> None:
-    """Store once which precision `auto` stands for on the machine that creates the study.
+    """Store the precision that `auto` resolves to on the first machine that runs the study.
 
-    Its cells are then scored in one precision on every machine of a cluster; CPUs without bf16 are slower.
+    All machines of a cluster then score the study's cells with the same precision.
     """
     stored = folder_of(study) / PRECISION
     if not stored.is_file():
@@ -123,11 +124,11 @@ def keep_precision(study: Study) -> None:
 
 
 def plan_cells(study: Study, source: object = "study") -> list[Cell]:
-    """Return the cells of a study, seed by seed, so that every variant has its first result early.
+    """Return the cells of a study, ordered by seed so that every variant has a first result early.
 
     Raises:
-        SettingsError: A variant's settings are wrong; the message names it and the source.
-        DataError: The lists of a data set cannot be read.
+        SettingsError: The settings of a variant are invalid.
+        DataError: The split lists of the data set cannot be read.
     """
     variants = check_study(study, source)
     return [
@@ -139,13 +140,13 @@ def plan_cells(study: Study, source: object = "study") -> list[Cell]:
 
 
 def check_study(study: Study, source: object = "study") -> list[Variant]:
-    """Return a study's variants after checking everything that needs no data.
+    """Check the settings and comparisons of a study without reading data, and return its variants.
 
     Raises:
-        SettingsError: Settings or comparisons are wrong; the message names source and variant.
+        SettingsError: The settings or the comparisons are invalid.
     """
     if set(study.name) == {"."}:
-        raise SettingsError(f"{source}: `name` is {study.name!r}: expected a valid folder name")
+        raise SettingsError(f"{source}: `name` is {study.name!r}; expected a valid folder name")
     with _naming(source):
         variants = variants_of(study)
     for variant in variants:
@@ -167,10 +168,10 @@ def _naming(source: object) -> Iterator[None]:
 
 
 def variant_experiment(study: Study, variant: Variant, split: int, seed: int, source: object) -> Experiment:
-    """Return the settings of a variant on a split with a seed, without reading data.
+    """Return the settings of a variant for a split and a seed, without reading data.
 
     Raises:
-        SettingsError: The settings are wrong; the message names source and variant.
+        SettingsError: The settings are invalid.
     """
     where = f"{source}: variant {variant.name!r}"
     return _experiment(study, _settings_of(study, variant), split, seed, where)
@@ -188,7 +189,7 @@ def _settings_of(study: Study, variant: Variant) -> dict[str, Any]:
 
 
 def _of_baseline(base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the baseline's probe for the base's modality on the base's data."""
+    """Return the settings of a baseline probe with the modality and the data of the study's base."""
     settings = baseline_settings((base.get("model") or {}).get("modality", "rgb"))
     for section, names in _SHARED.items():
         given = base.get(section) or {} if section else base
@@ -212,9 +213,9 @@ def _cell(study: Study, variant: Variant, split: int, seed: int, source: object)
 
 
 def backbone_cell(study: Study, variant: Variant, split: int, source: object) -> Cell:
-    """Return the run that trains a variant's frozen backbone with the study's first seed.
+    """Return the cell that trains the backbone of a variant with the study's first seed.
 
-    Variants with the same backbone share it.
+    Variants with the same backbone share the cell.
     """
     assert study.features is not None
     changes = _without(variant.changes, _OF_FEATURES)
@@ -229,7 +230,7 @@ def backbone_cell(study: Study, variant: Variant, split: int, source: object) ->
 
 
 def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
-    """Return nested settings without some dotted keys."""
+    """Return nested settings without the given dotted keys."""
     made = merge_settings({}, settings)
     for name in names:
         *path, last = name.split(".")
@@ -244,7 +245,10 @@ def _experiment(study: Study, settings: Mapping[str, Any], split: int, seed: int
     folder = {"runs": str(folder_of(study) / "runs"), "seed": seed, "data": {"split": split}}
     experiment = validate_settings(Experiment, merge_settings(settings, folder), where)
     if study.part == "val" and experiment.train.selection == "paper":
-        raise SettingsError(f"{where}: `part: val` is the test part under `train.selection: paper`")
+        raise SettingsError(
+            f"{where}: `part: val` cannot be used with `train.selection: paper`, which validates "
+            "on the test part; set `part: test`, or another `train.selection`"
+        )
     return experiment
 
 
@@ -257,10 +261,10 @@ def name_cell(
     start: tuple[str, str] = ("", ""),
     extra: Any = None,
 ) -> Cell:
-    """Return a cell with its key; its experiment is named after it.
+    """Return a cell with its key; the name of its experiment contains the key.
 
-    `start` are the hashes of the weights that it starts from, with and without the code that made them; `extra` are
-    other values that determine its weights.
+    `start` contains two hashes of the initial weights, with and without the code that trained them. `extra` contains
+    other values that determine the cell's weights.
     """
     data = experiment.data
     lists = _digest(
@@ -275,14 +279,14 @@ def name_cell(
 
 
 def digest_of(facts: Any) -> str:
-    """Return the hash of plain values."""
+    """Return the SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings that determine a run's weights and differ from the defaults.
+    """Return the settings that determine a run's weights and differ from their defaults.
 
-    A new option of a later version therefore does not change the key while it has its default.
+    New options of a later version therefore do not change the key as long as they have their defaults.
     """
     settings = flatten(departures(experiment))
     return {
@@ -293,10 +297,10 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def start_digest(experiment: Experiment) -> str:
-    """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without weights.
+    """Return the hash of a run's initial weights (a file, or the best weights of a run folder); empty without weights.
 
     Raises:
-        SettingsError: The file or run does not exist.
+        SettingsError: The file or run folder does not exist.
     """
     name, init = "train.init", experiment.train.init
     if init is None:
@@ -307,7 +311,7 @@ def start_digest(experiment: Experiment) -> str:
 
 
 def _taught_by(experiment: Experiment) -> list[str]:
-    """Return the hashes of the teachers' weights; empty without distillation."""
+    """Return the hashes of the teachers' weights; an empty list without distillation."""
     teachers = getattr(experiment.compress, "teachers", ())
     return [_weights_digest("compress.teachers", teacher) for teacher in teachers]
 
@@ -319,12 +323,12 @@ def _weights_digest(name: str, where: Path) -> str:
         weights = complete_folder(where / folder) / "model.safetensors"
         if weights.is_file():
             return sha256(weights)
-    raise SettingsError(f"`{name}` is {where}: neither a file nor a run folder with weights")
+    raise SettingsError(f"`{name}`: {where} is neither a file nor a run folder with weights")
 
 
 @cache
 def _digest(dataset: str, root: Path, modality: Modality, split: int, source: str, shards: str | None) -> str:
-    """Return the hash of a data set's lists and of how its frames were extracted."""
+    """Return the hash of a data set's split lists and of the extraction settings of its frames."""
     record = load_record(dataset, root)
     train, test = (load_part(record, modality, split, part, selection="paper") for part in _LISTS)
     made = (

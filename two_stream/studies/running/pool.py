@@ -1,6 +1,6 @@
-"""Runs jobs in processes of this machine: one after another, several at once, or one or more per GPU.
+"""Runs jobs in processes on this machine: one at a time, several at a time, or one or more per GPU.
 
-A job that crashes its process is a failed job; the next one gets a new process.
+If a job crashes its process, the job has failed, and the next job gets a new process.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ _SAVING = 60.0
 
 @dataclass
 class Slot:
-    """A worker process, which runs one job at a time."""
+    """A place for a worker process that runs one job at a time."""
 
     device: str = ""
-    """device of the process; empty: the device in the job's settings"""
+    """device of the process; if empty, the device in the job's settings"""
     threads: int = 0
-    """CPU threads; 0: as in the job's settings"""
+    """number of CPU threads; 0 for the number in the job's settings"""
     job: int | None = None
     process: subprocess.Popen[bytes] | None = None
     received: bytes = b""
 
 
 _Received = tuple[Slot, subprocess.Popen[bytes], bytes]
-"""output of a process; empty: its output has ended"""
+"""a slot, its process and output of the process; empty output means that the process has closed it"""
 _KILLED = 9
 """number of SIGKILL; Windows has no `signal.SIGKILL`"""
 Event = tuple[int, StudyOutcome] | None
-"""A job and its outcome; None: nothing happened for a moment."""
+"""The index of a job and its outcome; None if no job has ended within `TICK` seconds."""
 
 
 def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int]) -> Generator[Event]:
-    """Run jobs in their order and yield (index, outcome) as they end, and None from time to time.
+    """Run jobs in order. Yields `(index, outcome)` when a job ends, and None about every `TICK` seconds.
 
-    `running` is updated with the indices of running jobs. Closing the generator stops the processes, which save their
-    training runs first.
+    The set `running` is updated with the indices of running jobs. Closing the generator stops the processes; they save
+    their training runs first.
     """
     waiting = deque(jobs)
     received: queue.Queue[_Received] = queue.Queue()
@@ -99,7 +99,10 @@ def _started() -> subprocess.Popen[bytes]:
 
 
 def _listen(slot: Slot, process: subprocess.Popen[bytes], received: queue.Queue[_Received]) -> None:
-    """Forward the output of a process; on Windows only threads can wait for several pipes."""
+    """Forward the output of a process.
+
+    This runs in a thread, because Windows cannot wait for several pipes otherwise.
+    """
     with _pipe(process.stdout) as output:
         while part := os.read(output.fileno(), 1 << 16):
             received.put((slot, process, part))
@@ -114,7 +117,7 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 def _ended(
     jobs: Mapping[int, StudyJob], received: queue.Queue[_Received]
 ) -> Generator[tuple[int, StudyOutcome]]:
-    """Wait a moment and yield the jobs that ended, with an answer or with their process."""
+    """Wait for output and yield a job that has ended, either with an outcome or because its process ended."""
     with suppress(queue.Empty):
         slot, process, output = received.get(timeout=TICK)
         if slot.process is process:
@@ -140,7 +143,7 @@ def _death(process: subprocess.Popen[bytes], job: StudyJob) -> str:
 
 
 def _stop(slots: Sequence[Slot]) -> None:
-    """Stop the processes: training runs are saved first; those that do not stop in time are killed."""
+    """Ask the processes to save their training runs and exit, and kill those that do not exit in time."""
     alive = [slot.process for slot in slots if slot.process is not None and slot.process.poll() is None]
     for process in alive:
         with suppress(BrokenPipeError):
@@ -155,9 +158,9 @@ def _stop(slots: Sequence[Slot]) -> None:
 
 
 def slots_for(devices: Sequence[str], jobs: int, cores: int) -> list[Slot]:
-    """Return the slots of a study: `jobs` per device, sharing the processor's cores.
+    """Return `jobs` slots for each device; the slots share the CPU cores equally.
 
-    Without devices each job runs on the device of its settings.
+    If `devices` is empty, each job runs on the device in its settings.
     """
     names = list(devices) or [""]
     threads = max(1, cores // (jobs * len(names))) if jobs * len(names) > 1 else 0

@@ -1,6 +1,6 @@
-"""Runs the jobs of a study on a Ray cluster, with the same files as the local processes.
+"""Runs the jobs of a study on a Ray cluster; the files are the same as for local processes.
 
-All machines must have access to the study's folder and the data under the same paths.
+All machines must be able to access the study's folder and the data at the same paths.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from two_stream.video.extraction.ray_pool import (
 def run_on_ray(
     jobs: Mapping[int, StudyJob], address: str, running: set[int], *, per_gpu: int = 1
 ) -> Generator[Event]:
-    """Run jobs on a cluster in their order and yield (index, outcome) as they end, and None from time to time.
+    """Run jobs on a cluster in order. Yields `(index, outcome)` when a job ends, and None about every `TICK` seconds.
 
-    Closing the generator interrupts the tasks, which save their training runs. The address is `host:port`, `auto`,
-    `ray://…` or `local`; `per_gpu` jobs share a GPU, if the cluster has GPUs.
+    Closing the generator interrupts the tasks; they save their training runs first. `address` is `host:port`, `auto`,
+    `ray://…` or `local`. If the cluster has GPUs, `per_gpu` jobs share one GPU.
 
     Raises:
-        SettingsError: Ray is not installed, or the cluster is not reachable.
+        SettingsError: Ray is not installed, or the cluster cannot be reached.
     """
     ray = import_ray()
     with connect_ray(ray, address, None):
@@ -63,7 +63,7 @@ def run_on_ray(
 
 
 def _room(ray: Any, gpus: float) -> int:
-    """Return how many tasks may run; the cluster may have grown."""
+    """Return the number of tasks that can run at the same time with the cluster's current resources."""
     found = ray.cluster_resources()
     return max(1, int(found.get("GPU", 0) / gpus) if gpus else int(found.get("CPU", 1)))
 
@@ -77,18 +77,20 @@ def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
 
 
 def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
-    """Body of a Ray task: run a job in the study's working directory, with one thread unless the settings have more.
+    """Body of a Ray task: run a job in the study's working directory, with one thread unless the job has more.
 
     Raises:
         DataError: This machine has a different version of the code or cannot access the study's folder.
     """
     if source_digest() != code:
         raise DataError(
-            "a machine of the cluster has a different version of two-stream; install the same version on all machines"
+            "a machine of the cluster has another version of two-stream than this machine; install the same "
+            "version on all machines"
         )
     os.chdir(folder)
     if not Path(job.record).parent.parent.is_dir():
         raise DataError(
-            f"a machine of the cluster cannot access {Path(job.record).parent.parent.absolute()}; share the folder"
+            f"a machine of the cluster cannot access {Path(job.record).parent.parent.absolute()}; put the study "
+            "on storage that all machines share"
         )
     return run_job(replace(job, threads=job.threads or 1))

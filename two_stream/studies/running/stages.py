@@ -1,4 +1,4 @@
-"""The jobs of a study in the order of their dependencies: backbones, stored features, cells."""
+"""The jobs of a study, ordered by their dependencies: backbones, stored features, cells."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _OF_WEIGHTS = (
     "precision",
     "freeze_until",
 )
-"""training settings that determine the frozen backbone and its precision"""
+"""training settings that determine the weights and the precision of a frozen backbone"""
 
 
 @dataclass(frozen=True)
 class StudyStage:
-    """Jobs that do not depend on each other."""
+    """Jobs of a study that do not depend on each other."""
 
     what: str
     jobs: list[StudyJob]
     rows: list[str]
-    """name of each job's row in the live table"""
+    """row name in the live table for each job"""
 
 
 def parts_of(study: Study, experiment: Experiment) -> tuple[Part, ...]:
-    """Return the parts that a cell is scored on: the compared one, and the holdout if streams are fused."""
+    """Return the parts that a cell is scored on: the part to compare, and the holdout if streams are fused."""
     holdout = experiment.train.selection == "holdout" and study.fusion != "none" and study.part != "val"
     return (study.part, "val") if holdout else (study.part,)
 
 
 def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[StudyStage]:
-    """Return all jobs for these cells, done or not."""
+    """Return all jobs that the cells require, finished or not."""
     folder = folder_of(study)
     if study.features is None:
         return [_cells(study, cells, [cell.experiment for cell in cells], folder)]
@@ -55,9 +55,7 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Study
     caches: dict[str, StudyJob] = {}
     ready: list[Experiment] = []
     for cell in cells:
-        if variants[
-            cell.variant
-        ].baseline:  # the baseline has its own backbone, which runs once per cell anyway
+        if variants[cell.variant].baseline:  # the baseline does not use stored features
             ready.append(cell.experiment)
             continue
         backbone, cache, experiment = _frozen(study, variants[cell.variant], cell, source)
@@ -73,10 +71,10 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Study
 
 
 def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
-    """Check before anything is computed that no head needs feature maps if only tokens are stored.
+    """Check that no head requires feature maps if the study stores only tokens.
 
     Raises:
-        SettingsError: A head needs them; the message names the variant.
+        SettingsError: A head requires feature maps.
     """
     if study.features is None or study.features.maps:
         return
@@ -84,7 +82,7 @@ def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
     for name, model in options.items():
         if any(getattr(head, "needs_maps", False) for head in meta_model(model, 2).heads):
             raise SettingsError(
-                f"{source}: variant {name!r}: its head needs feature maps, but only tokens are stored; "
+                f"{source}: variant {name!r}: the head requires feature maps, but the study stores only tokens; "
                 "set `features: {maps: true}`"
             )
 
@@ -112,7 +110,7 @@ def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], fol
 def _frozen(
     study: Study, variant: Variant, cell: Cell, source: object
 ) -> tuple[StudyJob | None, StudyJob, Experiment]:
-    """Return the jobs for the backbone and features of a cell, and the cell's settings with them."""
+    """Return the job of a cell's backbone (if it is trained), the job of its features, and settings that use them."""
     assert study.features is not None
     folder, options = folder_of(study), study.features
     train = cell.experiment.train
@@ -137,7 +135,7 @@ def _frozen(
 
 
 def _cache(study: Study, experiment: Experiment, split: int, start: tuple[str, str]) -> StudyJob:
-    """Return the job that stores the features of a backbone, for all heads and seeds."""
+    """Return the job that stores the features of a backbone; all heads and seeds share these features."""
     assert study.features is not None
     plain = experiment.model.model_copy(
         update={"head": type(experiment.model)().head, "dropout": 0.0, "standardize": False}

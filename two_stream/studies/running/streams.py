@@ -1,4 +1,4 @@
-"""Trains and scores one stream; finished steps of an earlier call are kept."""
+"""Trains and scores one stream; steps that an earlier call finished are skipped."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from two_stream.types import Part, RunPaths
 def train_and_score(
     experiment: Experiment, parts: Sequence[Part] = ("test", "val"), command: str = "the same command"
 ) -> Path:
-    """Train a run to its end, score parts of its data set, and return its folder; a new call does only missing steps.
+    """Train a run, score parts of its data set and return its folder. Steps that an earlier call finished are skipped.
 
-    Messages name `command` as the one that resumes after an interruption.
+    After an interruption, the message suggests `command` to resume.
 
     Raises:
-        KeyboardInterrupt: A signal stopped the training; its progress is saved.
-        TwoStreamError: As for training and evaluation.
+        KeyboardInterrupt: A signal stopped the training; its progress has been saved.
+        TwoStreamError: The training or the evaluation failed.
     """
     if experiment.compress.kind != "none":
         from two_stream import compression  # noqa: F401 - registers the training extensions
@@ -34,7 +34,7 @@ def train_and_score(
     begun = paths.experiment.is_file()
     with results_as_notes():
         if not _is_finished(paths) and train(experiment, resume=begun).interrupted is not None:
-            note(f"saved; resume with {command}")
+            note(f"the run is saved; resume with {command}")
             raise KeyboardInterrupt
         for part in parts:
             if not _is_scored(paths, part):
@@ -47,7 +47,7 @@ def _is_finished(paths: RunPaths) -> bool:
 
 
 def _is_scored(paths: RunPaths, part: Part) -> bool:
-    """Whether the newest scores of a part were computed with the run's weights."""
+    """Return whether the newest scores of a part were computed with the run's best weights."""
     try:
         found = read_scores(newest_scores(paths.root, part))
     except ScoreError:

@@ -1,4 +1,4 @@
-"""The variants of a study, and the pairs that are compared."""
+"""The variants of a study, and the pairs of variants that are compared."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ from two_stream.config.study import SEPARATOR, Against, Changes, Study
 from two_stream.errors import SettingsError
 
 VARIANT = "variant"
-"""Factor whose levels are the named `variants`."""
+"""Name of the factor whose levels are the entries of `variants`."""
 BASELINE = "baseline"
-"""Variant of a study with `baseline: true`, and its level of every factor."""
+"""Name of the baseline variant (`baseline: true`), also used as its level of every factor."""
 MOST_TRAININGS = 10_000
 """largest number of training runs of one study"""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run the base experiment."""
+    """A variant of the study's base experiment."""
 
     name: str
     levels: dict[str, str]
     changes: dict[str, Any] = field(default_factory=dict)
     """nested settings that override the study's base"""
     baseline: bool = False
-    """whether it is the baseline, which does not use the study's base settings"""
+    """whether this is the baseline, which uses its own settings instead of the study's base"""
 
 
 def variants_of(study: Study) -> list[Variant]:
-    """Return every combination of the study's levels, without the excluded ones.
+    """Return all combinations of the study's levels, except the excluded ones.
 
     Raises:
-        SettingsError: There are too many, two have the same name, or an excluded one does not exist.
+        SettingsError: There are too many variants, two variants have the same name, or an excluded variant does not
+            exist.
     """
     factors: dict[str, dict[str, Changes]] = {VARIANT: study.variants} if study.variants else {}
     factors |= {factor: _levels(factor, given) for factor, given in study.grid.items()}
     number = math.prod(map(len, factors.values())) * len(study.seeds) * len(study.splits)
     if number > MOST_TRAININGS:
         raise SettingsError(
-            f"the study has {number:,} training runs (variants × seeds × splits); expected {MOST_TRAININGS:,} at most"
+            f"the study has {number:,} training runs (variants × seeds × splits); expected at most "
+            f"{MOST_TRAININGS:,}; use fewer variants, seeds or splits"
         )
     found = []
     for combination in itertools.product(*(levels.items() for levels in factors.values())):
@@ -66,20 +68,29 @@ def variants_of(study: Study) -> list[Variant]:
     kept = [variant for variant in found if variant.name not in study.exclude]
     twice = next((name for name in known if known.count(name) > 1), None)
     if twice is not None:
-        raise SettingsError(f"two variants are called {twice!r}; rename their levels")
+        raise SettingsError(
+            f"two variants have the same name, {twice!r}; expected unique names; rename their levels"
+        )
     if not kept:
-        raise SettingsError("`exclude` leaves no variant")
+        raise SettingsError(
+            "`exclude` removes all variants; expected at least one variant that is not excluded"
+        )
     return kept
 
 
 def _levels(factor: str, given: Mapping[str, Changes] | Sequence[Any]) -> dict[str, Changes]:
-    """Return the levels of a factor by name; the values of a dotted setting are their own names."""
+    """Return the levels of a factor by name.
+
+    If the levels are listed as values of a setting, their names are the values.
+    """
     if isinstance(given, Mapping):
         return dict(given)
     names = [_shown(value) for value in given]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise SettingsError(f"`grid.{factor}` has the level {twice!r} twice; remove one")
+        raise SettingsError(
+            f"`grid.{factor}` has the level {twice!r} twice; expected unique levels; remove one of them"
+        )
     return {name: {factor: value} for name, value in zip(names, given)}
 
 
@@ -92,10 +103,10 @@ def _shown(value: Any) -> str:
 
 
 def nest_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with dotted keys (`model.head.kind: lstm`) as nested ones.
+    """Convert settings with dotted keys (`model.head.kind: lstm`) into nested settings.
 
     Raises:
-        SettingsError: A key occurs both dotted and nested.
+        SettingsError: A key occurs twice, for example both dotted and nested.
     """
     made: dict[str, Any] = {}
     for key, value in changes.items():
@@ -105,16 +116,18 @@ def nest_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
             inner = {part: inner}
         twice = sorted(flatten(made).keys() & flatten(inner).keys())
         if twice:
-            raise SettingsError(f"`{twice[0]}` is set twice, dotted and nested; remove one")
+            raise SettingsError(
+                f"`{twice[0]}` is set twice, as a dotted key and as a nested key; remove one of them"
+            )
         made = merge_settings(made, inner)
     return made
 
 
 def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with changes applied.
+    """Return nested settings with the changes applied.
 
-    A section with a different `kind` replaces the old section entirely, because the settings of the old section
-    belong to the old kind. Sections are merged if one of them has no `kind`.
+    A section whose `kind` changes is replaced completely, because its other settings belong to the old kind. All other
+    sections are merged.
     """
     made = dict(copy.deepcopy(dict(base)))
     for key, value in changes.items():
@@ -128,14 +141,14 @@ def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def pairs_of(study: Study, variants: Sequence[Variant]) -> list[tuple[str, str, str]]:
-    """Return (family, first, second) of every comparison of the study.
+    """Return `(family, first, second)` for each comparison of the study.
 
     Raises:
-        SettingsError: A family names an unknown variant, factor or level, or has no pairs.
+        SettingsError: A family has no pairs, or contains an unknown variant, factor or level.
     """
     if len(variants) < 2:
         raise SettingsError(
-            f"there is only one variant ({variants[0].name}), so nothing to compare; add another"
+            f"there is only one variant ({variants[0].name}), so nothing to compare; add another variant"
         )
     families = study.compare or [Against(baseline=variants[0].name)]
     found = []
@@ -170,7 +183,9 @@ def _pairs(family: Against, variants: Sequence[Variant], where: str) -> list[tup
     else:
         found = _along(family, chosen, where)
     if not found:
-        raise SettingsError(f"`{where}` has nothing to compare: there is no second variant")
+        raise SettingsError(
+            f"`{where}` selects fewer than two variants, so it has nothing to compare; expected two or more"
+        )
     return found
 
 
@@ -188,7 +203,7 @@ def _within(family: Against, variants: Sequence[Variant], where: str) -> list[Va
 
 
 def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tuple[str, str]]:
-    """Return the pairs of variants that differ only in the factor of a family."""
+    """Return the pairs of variants that differ only in the factor of the family."""
     factor = family.factor or ""
     _known(factor, list(variants[0].levels), f"{where}.factor")
     levels = list(dict.fromkeys(variant.levels[factor] for variant in variants))
@@ -205,13 +220,13 @@ def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tup
 
 def _known(name: str, known: list[str], where: str) -> None:
     if name not in known:
-        raise SettingsError(f"`{where}` names {name!r}, which does not exist{nearest(name, known)}")
+        raise SettingsError(f"`{where}`: {name!r} does not exist{nearest(name, known)}")
 
 
 SETTINGS = Path(__file__).with_name("baseline.yaml")
 
 
 def baseline_settings(stream: str) -> dict[str, Any]:
-    """Return the nested settings of a stream of the baseline."""
+    """Return the nested settings of a baseline stream."""
     every = read_yaml(SETTINGS)
     return merge_settings(every["common"], every[stream])

@@ -1,7 +1,7 @@
-"""A worker process of a study: a job per input line, an outcome per output line, other output in the job's log.
+"""A worker process of a study: it reads one job per input line and writes one outcome per output line.
 
-Started as `python -m two_stream.studies.running.worker`. Its input ends when the study's process exits, for whatever
-reason. The worker then saves its training and exits.
+It is started as `python -m two_stream.studies.running.worker`. The output of a job goes to the job's log. When the
+study's process exits, the input ends; the worker then saves its training run and exits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SAVING = 4.0
 
 
 def main() -> int:
-    """Run jobs until the input ends."""
+    """Run jobs until the input ends, and return the exit code."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     jobs: queue.Queue[StudyJob | None] = queue.Queue()
     threading.Thread(target=_listen, args=(_input(), jobs, os.getppid()), daemon=True).start()
@@ -42,9 +42,10 @@ def main() -> int:
 
 
 def _input() -> int:
-    """Return a private descriptor of the input.
+    """Move standard input to a private file descriptor and return the descriptor.
 
-    A forked loader process closes `sys.stdin` and would wait forever for its lock, which the listening thread holds.
+    Forked loader processes close `sys.stdin`. If the listening thread read `sys.stdin`, they would wait for its lock
+    forever.
     """
     own = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -54,7 +55,7 @@ def _input() -> int:
 
 
 def _listen(source: int, jobs: queue.Queue[StudyJob | None], parent: int) -> None:
-    """Forward jobs; when the input ends, stop the current job and exit soon after."""
+    """Forward jobs from the input. When the input ends, stop the current job and exit."""
     received = b""
     while part := os.read(source, 1 << 16):
         *lines, received = (received + part).split(b"\n")
@@ -72,7 +73,7 @@ def _listen(source: int, jobs: queue.Queue[StudyJob | None], parent: int) -> Non
 
 
 def _logged(job: StudyJob) -> StudyOutcome:
-    """Run a job with standard output and error redirected to its log."""
+    """Run a job with its standard output and standard error redirected to its log."""
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     with Path(job.log).open("ab", buffering=0) as log:
         sys.stdout.flush()

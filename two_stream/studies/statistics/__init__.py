@@ -1,1 +1,1 @@
-"""Statistics of a study: panels, comparisons, fusions, remarks."""
+"""Statistics of a study: panels, comparisons, fusions and notes."""

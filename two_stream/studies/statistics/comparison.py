@@ -1,4 +1,4 @@
-"""Comparison of two variants on the same videos: tests and verdicts."""
+"""Comparisons of two variants on the same videos: tests and verdicts."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from two_stream.studies.statistics.panel import Panel, pair_panels
 from two_stream.studies.statistics.results import Comparison, McNemar
 
 ENOUGH_TRAININGS = 3
-"""smallest number of training runs of a variant for a test that also holds for further training runs of it"""
+"""least number of training runs of a variant for a test whose result also applies to further training runs"""
 
 
 @dataclass(frozen=True)
 class MainTest:
-    """The test that decides a comparison."""
+    """The test of a comparison."""
 
     first: Panel
     second: Panel
-    """the same cells, videos and rows as the first"""
+    """panel with the same cells, videos and rows as `first`"""
     estimate: statistics.Estimate
     interval: Interval
     p: float
     cells: list[McNemar]
-    """empty for a multi-label set"""
+    """McNemar's test of each cell; empty for a multi-label data set"""
     exact: bool
-    """whether it is McNemar's exact test, not the t test"""
+    """whether `p` is from McNemar's exact test; otherwise it is from a t test"""
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A comparison before the correction within its family."""
+    """A comparison whose p value is not yet corrected within its family."""
 
     names: tuple[str, str]
     family: str
@@ -43,11 +43,12 @@ class Tested:
 
 
 def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
-    """Test whether the first variant is better than the second on the cells and videos that both have.
+    """Test whether two variants differ, on the cells and videos that both variants have.
 
-    Several training runs: t test of the mean difference over units (source videos, otherwise videos) and training
-    runs, both random. One training run of videos with known sources: t test over units. One training run of
-    independent videos: McNemar's exact test. The mAP of a multi-label set is always tested by the t test.
+    With several training runs, this is a t test of the mean difference over units and training runs, both random. Units
+    are the source videos or, if the sources are unknown, the videos. With one training run, it is a t test over units
+    if the sources are known, and otherwise McNemar's exact test. The mAP of a multi-label data set is always tested
+    with the t test.
 
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.
@@ -64,14 +65,15 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
 def compare_panels(
     names: tuple[str, str], panels: tuple[Panel, Panel], *, family: str = "", level: float = LEVEL
 ) -> Tested:
-    """Return the main test of two variants, to be corrected with those of its family; see `main_test`."""
+    """Return the comparison of two variants with the test of `main_test`; see also `correct_families`."""
     return Tested(names, family, main_test(names, panels, level))
 
 
 def correct_families(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
-    """Return comparisons with verdicts, their p values corrected within each family by Holm's procedure.
+    """Correct the p values within each family by Holm's procedure, and return the comparisons with verdicts.
 
-    The detectable difference is computed for the strictest step of the procedure, (1 - level) / size of the family.
+    The detectable difference is computed for the smallest significance level of the procedure, (1 - level) / number of
+    tests.
     """
     found: dict[int, Comparison] = {}
     for family in dict.fromkeys(item.family for item in tested):
@@ -112,7 +114,7 @@ def _comparison(item: Tested, p_holm: float, size: int, level: float) -> Compari
 
 
 def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
-    """Return one sentence that claims no more than the corrected test shows."""
+    """Return a sentence on the result of the corrected test."""
     gap, top1 = comparison.difference, bool(comparison.mcnemar)
     p = f"p {p_text(comparison.p_holm, sign=True)}" + (" after correction" if size > 1 else "")
     unit = "points" if top1 else "points of mAP"
@@ -137,14 +139,14 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     if identical:
         found = f"they are right on the same clips (0 of {comparison.videos} differ)"
     if comparison.detectable >= 1:
-        return f"{start}: {found}; no difference could have been detected here, however large"
+        return f"{start}: {found}; with these data, not even a large difference could have been detected"
     missed = f"{100 * comparison.detectable:.1f} {unit}"
     missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
     return f"{start}: {found}; a difference below about {missed} would be missed here"
 
 
 def p_text(p: float, *, sign: bool = False) -> str:
-    """Return a p value with three decimals, never as 0; with `sign`, it starts with "=" or "<"."""
+    """Return a p value with three decimals, or "< 0.001". If `sign` is true, other values start with "="."""
     if p < 0.001:
         return "< 0.001"
     return f"= {p:.3f}" if sign else f"{p:.3f}"
@@ -176,7 +178,10 @@ def _mcnemar(first: Panel, second: Panel) -> list[McNemar]:
 
 
 def class_means(panel: Panel) -> list[float | None]:
-    """Return the accuracy (multi-label: average precision) by class, a mean over cells; None without a video."""
+    """Return the accuracy of each class (for a multi-label data set, the average precision) as a mean over cells.
+
+    It is None for classes without videos.
+    """
     rows = [[row.accuracy for row in per_class(table)] for table in panel.tables.values()]
     return [_mean_known(column) for column in zip(*rows, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Fusion studies: gains of fused streams, and the contribution of each stream."""
+"""Fusion studies: gains from fusing streams, and the contribution of each stream."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from two_stream.types import ScoreTable
 
 @dataclass(frozen=True)
 class _Streams:
-    """The streams' score tables of the cells that all streams have, joined by video id."""
+    """Score tables of the cells that all streams have, joined by video id."""
 
     names: list[str]
     by_cell: dict[Cell, list[ScoreTable]]
-    """in the order of `names`"""
+    """the tables of the streams for each cell, in the order of `names`"""
     rule: str
     level: float
 
     def panel(self, chosen: Sequence[int], rule: str | None = None) -> Panel:
-        """Return the panel of some streams fused cell by cell, or of a single stream."""
+        """Return the panel of some streams, fused separately in each cell, or of a single stream."""
         names = " + ".join(self.names[index] for index in chosen)
         return panel_of(
             names,
@@ -44,7 +44,7 @@ class _Streams:
         )
 
     def agreement(self, one: int, two: int) -> float:
-        """Return the fraction of videos with the same predicted class, a mean over cells."""
+        """Return the fraction of videos for which two streams predict the same class, as a mean over cells."""
         shares = [
             (tables[one].logits.argmax(axis=1) == tables[two].logits.argmax(axis=1)).mean()
             for tables in self.by_cell.values()
@@ -52,7 +52,7 @@ class _Streams:
         return float(np.mean(shares))
 
     def oracle(self, chosen: Sequence[int]) -> float:
-        """Return the fraction of videos that at least one of the streams gets right, a mean over cells."""
+        """Return the fraction of videos that at least one of the streams gets right, as a mean over cells."""
         shares = [
             np.any([table_ranks(tables[index]) == 0 for index in chosen], axis=0).mean()
             for tables in self.by_cell.values()
@@ -67,25 +67,29 @@ def fusion_study(
     fit: Mapping[str, Tables] | None = None,
     level: float = LEVEL,
 ) -> FusionResult:
-    """Fuse streams, separately for each training run: every RGB × flow pair, all streams, and all but one stream.
+    """Fuse every RGB × flow pair, all streams, and all streams but one (for each stream left out).
 
     Args:
-        streams: Score tables by stream and (split, seed). Without an RGB or a flow stream, every two are paired.
+        streams: Score tables by stream and `(split, seed)`. Streams are fused separately for each `(split, seed)`. If
+            there is no RGB or no flow stream, all pairs of streams are fused.
         rule: Fusion rule other than `learned`, with equal weights.
-        fit: Scores of the holdout part by the same models. Weights of all streams are searched there for each
-            training, and the fusion with them is reported as `tuned`. Nothing is fitted on the compared part.
-        level: Coverage of intervals.
+        fit: Scores of the same models on the holdout part. The weights of all streams are fitted to these scores for
+            each training run, and the result of fusing with these weights is `tuned`.
+        level: Coverage of the intervals.
 
     Raises:
-        ScoreError: Fewer than two streams, no common split, tables that do not join, or `fit` is from a different
-            part or from different models.
+        ScoreError: There are fewer than two streams or no common split, the score tables do not join, or `fit` is from
+            a different part or different models.
     """
     if len(streams) < 2:
-        raise ScoreError(f"a fusion study needs two or more streams, got {len(streams)}")
+        raise ScoreError(f"a fusion study requires two or more streams, found {len(streams)}")
     names = list(streams)
     cells = match_cells(list(streams.values()))
     if not cells[0]:
-        raise ScoreError(f"the streams {', '.join(names)} share no split, so they cannot be fused")
+        raise ScoreError(
+            f"the streams {', '.join(names)} have no split in common, so they cannot be fused; "
+            "evaluate them on the same split"
+        )
     by_cell = {cell: join([tables[cell] for tables in cells]) for cell in cells[0]}
     found = _Streams(names, by_cell, rule, level)
     everything = found.panel(range(len(names)))
@@ -131,7 +135,7 @@ def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) ->
 
 
 def _contributions(found: _Streams, everything: Panel) -> list[Contribution]:
-    """Return the contribution of each stream, tests corrected together."""
+    """Return the contribution of each stream; Holm's procedure corrects all tests together."""
     places = range(len(found.names))
     tests = [
         main_test(
@@ -151,10 +155,13 @@ def _contributions(found: _Streams, everything: Panel) -> list[Contribution]:
 def _tuned(
     found: _Streams, cells: Sequence[Tables], fit: Mapping[str, Tables]
 ) -> tuple[dict[str, float], Panel]:
-    """Return weights, a mean over training runs, and the panel fused by each training run's own weights."""
+    """Fit weights for each training run; return their means and the panel fused with the weights of each run."""
     lacking = [name for name in found.names if not fit.get(name)]
     if lacking:
-        raise ScoreError(f"no scores of the holdout part for {', '.join(lacking)}; weights need all")
+        raise ScoreError(
+            f"no scores of the holdout part found for {', '.join(lacking)}; fitting weights requires "
+            "the holdout scores of all streams"
+        )
     fused, weights = {}, []
     for cell, tables in found.by_cell.items():
         holdout = [_holdout_of(fit[name], own[cell], name) for name, own in zip(found.names, cells)]
@@ -165,13 +172,16 @@ def _tuned(
 
 
 def _holdout_of(tables: Tables, scored: ScoreTable, name: str) -> ScoreTable:
-    """Return the holdout scores of a table's model, found by its checksum, otherwise by split and seed."""
+    """Return the holdout scores of the model that computed a table, found by checksum or else by split and seed."""
     for table in tables.values():
         if table.meta.get("model_sha256") and table.meta["model_sha256"] == scored.meta.get("model_sha256"):
             return table
     cell = (int(scored.meta.get("split", 1)), int(scored.meta.get("seed", 0)))
     if cell not in tables:
-        raise ScoreError(f"{name}: no scores of the holdout part for split {cell[0]}, seed {cell[1]}")
+        raise ScoreError(
+            f"{name}: no scores of the holdout part found for split {cell[0]}, seed {cell[1]}; write "
+            "them with `two-stream evaluate RUN --part val`"
+        )
     return tables[cell]
 
 

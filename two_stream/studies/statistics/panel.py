@@ -1,4 +1,4 @@
-"""Panels: the scores of a variant as arrays with a row per video of a split and a column per training run."""
+"""Panels: the scores of a variant as arrays, with one row per video of a split and one column per training run."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Tables = Mapping[Cell, ScoreTable]
 
 @dataclass(frozen=True)
 class Panel:
-    """One variant's score tables, split × seed, every split with the same training runs; rows ordered by split and id.
+    """Score tables of a variant for all combinations of splits and seeds. Rows are ordered by split and id.
 
-    A training run belongs to one split. The training runs of all splits with one seed are one column and count as one
-    replicate, whose value is the mean over splits.
+    The training runs of all splits with the same seed form one column. They count as one replicate, whose value is the
+    mean over splits.
     """
 
     tables: dict[Cell, ScoreTable]
     splits: list[int]
     seeds: list[int]
     unit: NDArray[np.int64]
-    """`(V,)`: source video of each row; one source in several splits is one unit"""
+    """source video of each row, `(V,)`; a source that occurs in several splits is one unit"""
     groups: int | None
-    """source videos; None when unknown, then every video is a unit"""
+    """number of source videos; None if unknown, in which case every video is a unit"""
 
     @cached_property
     def hits(self) -> NDArray[np.float64]:
-        """`(V, S)`: 1 where the video's highest score is right."""
+        """Array `(V, S)` for V rows and S training runs: 1 if the prediction is right, otherwise 0."""
         columns = [
             np.concatenate([table_ranks(self.tables[split, seed]) == 0 for split in self.splits])
             for seed in self.seeds
@@ -48,32 +48,32 @@ class Panel:
 
     @property
     def first(self) -> ScoreTable:
-        """The table of the first cell."""
+        """The score table of the first cell."""
         return self.tables[self.splits[0], self.seeds[0]]
 
     @property
     def multi_label(self) -> bool:
-        """Whether values are mAP instead of top-1."""
+        """Whether the metric is mAP instead of top-1."""
         return self.first.targets is not None
 
     @property
     def units(self) -> int:
-        """Number of independent units."""
+        """Number of independent units: source videos, or videos if the sources are unknown."""
         return int(self.unit.max()) + 1
 
     @cached_property
     def stratum(self) -> NDArray[np.int64]:
-        """0-based split of each row."""
+        """Index of the split of each row, from 0."""
         return np.repeat(np.arange(len(self.splits)), self._sizes)
 
     @cached_property
     def weight(self) -> NDArray[np.float64]:
-        """Weight of each row: equal for splits, and for videos within a split; they sum to 1."""
+        """Weight of each row. Splits have equal weights, and so do the videos of a split; all weights sum to 1."""
         return 1.0 / (len(self.splits) * np.asarray(self._sizes, dtype=np.float64)[self.stratum])
 
     @property
     def videos(self) -> float:
-        """Number of videos per split, averaged over the splits."""
+        """Mean number of videos per split."""
         return len(self.unit) / len(self.splits)
 
     @property
@@ -82,24 +82,24 @@ class Panel:
 
     @cached_property
     def cell_values(self) -> dict[Cell, float]:
-        """Top-1 or mAP of each cell."""
+        """Top-1 accuracy or mAP of each cell."""
         return {cell: main_value(table.logits, table) for cell, table in self.tables.items()}
 
     @property
     def by_training(self) -> list[float]:
-        """Mean over splits for each training run."""
+        """Top-1 accuracy or mAP of each training run, as a mean over splits."""
         return [
             float(np.mean([self.cell_values[split, seed] for split in self.splits])) for seed in self.seeds
         ]
 
     @property
     def sample(self) -> Sample:
-        """Weights, strata and units of the rows."""
+        """Weights, strata (splits) and units of the rows."""
         return Sample(self.weight, self.stratum, self.unit)
 
     @cached_property
     def pseudo_values(self) -> NDArray[np.float64]:
-        """Values `(G, S)` per unit and training run of a multi-label set, whose means over units are `by_training`."""
+        """Values `(G, S)` of G units and S training runs for mAP; the means over units are `by_training`."""
         found = []
         for seed in self.seeds:
             own = []
@@ -111,27 +111,30 @@ class Panel:
         return np.stack(found, axis=1)
 
     def estimate(self) -> Estimate:
-        """Return the accuracy (or mAP) with its standard error over units and training runs."""
+        """Return the accuracy (or mAP) with its standard error for random units and training runs."""
         if not self.multi_label:
             return estimate_mean(self.hits, self.sample)
         return metrics.estimate_map(self.pseudo_values, self.unit)
 
     def interval(self, level: float) -> Interval:
-        """Return the accuracy (or mAP) with its interval over units and training runs."""
+        """Return the accuracy (or mAP) with its interval for random units and training runs."""
         return self.estimate().share_interval(level)
 
 
 def panel_of(name: str, tables: Tables) -> Panel:
-    """Build a variant's panel from its score tables by (split, seed).
+    """Build the panel of a variant from its score tables.
 
-    It has the training runs whose seeds all splits share. If no seed is in all splits, the first, second, … seed
-    of each split form a column, named by the seeds of the first split.
+    Only seeds that occur in all splits are used. If no seed occurs in all splits, the first seeds of all splits form
+    the first column, the second seeds the second column, and so on. The columns then have the seeds of the first split.
 
     Raises:
-        ScoreError: No table, fewer than two videos, or the tables of a split have different videos.
+        ScoreError: There are no tables or fewer than two videos, or the tables of a split have different videos.
     """
     if not tables:
-        raise ScoreError(f"{name}: no scores, so there is nothing to compare")
+        raise ScoreError(
+            f"{name}: no scores found, so there is nothing to compare; write scores with "
+            "`two-stream evaluate RUN`"
+        )
     kept = _rectangle(tables)
     splits, seeds = sorted({split for split, _ in kept}), sorted({seed for _, seed in kept})
     made: dict[Cell, ScoreTable] = {}
@@ -142,7 +145,7 @@ def panel_of(name: str, tables: Tables) -> Panel:
     heads = [made[split, seeds[0]] for split in splits]
     ids = [video for table in heads for video in table.ids]
     if len(set(ids)) < 2:
-        raise ScoreError(f"{name_of(heads[0])}: {len(set(ids))} video; statistics need two or more")
+        raise ScoreError(f"{name_of(heads[0])}: found {len(set(ids))} video; statistics require two or more")
     groups = [group for table in heads for group in table.groups or [""] * len(table.ids)]
     known = any(groups)
     unit = source_units(ids, groups if known else [""] * len(ids))
@@ -150,17 +153,17 @@ def panel_of(name: str, tables: Tables) -> Panel:
 
 
 def _refuse_other_holdouts(tables: Sequence[ScoreTable]) -> None:
-    """Explain why training runs have different holdout videos, before `join` names a missing one."""
+    """Raise an error that explains why the training runs have different holdout videos."""
     other = next((table for table in tables[1:] if set(table.ids) != set(tables[0].ids)), None)
     if other is not None and tables[0].meta.get("part") == "val":
         raise ScoreError(
-            f"{name_of(other)}: different videos from {name_of(tables[0])}, since every seed has its own holdout part; "
-            "compare several training runs on the test part, or one seed at a time"
+            f"{name_of(other)}: the videos differ from those in {name_of(tables[0])}, because each seed has its "
+            "own holdout part; compare the training runs on the test part, or compare one seed at a time"
         )
 
 
 def _rectangle(tables: Tables) -> dict[Cell, ScoreTable]:
-    """Return the tables of the training runs that all splits have."""
+    """Return the tables of the seeds that occur in all splits; see `panel_of`."""
     seeds = seeds_by_split(tables)
     common = sorted(set.intersection(*map(set, seeds.values())))
     if common:
@@ -174,10 +177,11 @@ def _rectangle(tables: Tables) -> dict[Cell, ScoreTable]:
 
 
 def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
-    """Return the cells that all variants have, for a paired comparison; empty if they share no split.
+    """Return the cells that all variants have, for a paired comparison; empty if they have no split in common.
 
-    Within a split, equal seeds are paired. Without a common seed, the first, second, … training of each are paired
-    under the first variant's seeds: training runs are independent draws, whatever their seeds.
+    Within a split, cells with the same seed are paired. If the variants have no seed in common, the first training runs
+    of all variants are paired, then the second ones, and so on. This is valid because training runs are independent of
+    each other. The pairs then have the seeds of the first variant.
     """
     seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]
@@ -192,15 +196,16 @@ def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
 
 
 def pair_panels(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Panel, Panel]:
-    """Return two panels of the same cells and the same videos, row by row.
+    """Reduce two panels to the same cells, so that their rows are the same videos.
 
     Raises:
-        ScoreError: The panels share no split, or the videos of a split differ.
+        ScoreError: The panels have no split in common, or the videos of a split differ.
     """
     cells = match_cells([first.tables, second.tables])
     if not cells[0]:
         raise ScoreError(
-            f"{names[0]} and {names[1]} share no split: {_listed(first.splits)} against {_listed(second.splits)}"
+            f"{names[0]} and {names[1]} have no split in common, found splits {_listed(first.splits)} and "
+            f"{_listed(second.splits)}; evaluate both on the same split"
         )
     for cell, table in cells[0].items():
         join([table, cells[1][cell]])
@@ -208,21 +213,21 @@ def pair_panels(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Pa
         panel if _has_tables(panel, tables) else panel_of(name, tables)
         for name, panel, tables in zip(names, (first, second), cells, strict=True)
     )
-    if (one.groups is None) != (two.groups is None):  # only one knows the sources: they hold for both
+    if (one.groups is None) != (two.groups is None):  # if only one panel knows the sources, use them for both
         known = one if one.groups is not None else two
         one, two = (replace(panel, unit=known.unit, groups=known.groups) for panel in (one, two))
     return one, two
 
 
 def _has_tables(panel: Panel, tables: Tables) -> bool:
-    """Whether a panel consists of exactly these tables."""
+    """Return whether a panel consists of exactly these tables."""
     return panel.tables.keys() == tables.keys() and all(
         panel.tables[cell] is table for cell, table in tables.items()
     )
 
 
 def seeds_by_split(cells: Iterable[Cell]) -> dict[int, list[int]]:
-    """Return the seeds of each split, both ascending."""
+    """Return the seeds of each split; splits and seeds are in ascending order."""
     found: dict[int, list[int]] = {}
     for split, seed in sorted(cells):
         found.setdefault(split, []).append(seed)

@@ -1,7 +1,7 @@
-"""The result of a study as plain values, written by the statistics and read by every form of the report.
+"""The result of a study as plain values. All formats of the report are written from it.
 
-Accuracies are fractions (0 to 1); differences are first minus second. A *cell* is one run: a variant on one split
-with one seed.
+Accuracies are fractions (0 to 1). Differences are first variant minus second variant. A *cell* is one run: a variant on
+one split with one seed.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ class RunRow:
     state: State
     run: str = ""
     key: str = ""
-    """hash of resolved settings, code and data"""
+    """hash of the resolved settings, the code and the data"""
     accuracy: float | None = None
-    """top-1 accuracy on the evaluated part (mAP for a multi-label set)"""
+    """top-1 accuracy on the evaluated part (mAP for a multi-label data set)"""
     reason: str = ""
     seconds: float | None = None
-    """duration of training and evaluation"""
+    """duration of the training and the evaluation"""
     scores: str = ""
     model_sha256: str = ""
 
 
 @dataclass(frozen=True)
 class VariantCost:
-    """Cost of one view, measured on one machine for all variants."""
+    """Cost of one view of a variant."""
 
     parameters: int
     multiply_adds: int
-    """multiply-adds of one view"""
+    """multiply-adds for one view"""
     views: float | None
-    """views per video, as evaluated"""
+    """number of views per video in the evaluation"""
     latency_ms: float | None
-    """median forward pass of one view"""
+    """median duration of the forward pass of one view"""
     memory_mib: float | None
-    """peak of the forward pass above the memory in use before"""
+    """peak memory of the forward pass, minus the memory in use before it"""
     device: str = ""
 
 
@@ -55,43 +55,45 @@ class Published:
     """A published accuracy for comparison."""
 
     value: float
-    """fraction, from 0 to 1"""
+    """published accuracy as a fraction, from 0 to 1"""
     source: str
 
 
 @dataclass(frozen=True)
 class VariantResult:
-    """One variant over its cells."""
+    """Result of a variant over all its cells."""
 
     name: str
     levels: dict[str, str]
-    """its level of every factor of the study's grid"""
+    """level of the variant for each factor of the study's grid"""
     changes: dict[str, Any]
-    """dotted setting -> value, where it differs from the study's base"""
+    """`{dotted setting: value}` for the settings that differ from the study's base"""
     accuracy: Interval
-    """mean over splits and seeds; 95 % interval over source videos and, with several seeds, training runs"""
+    """mean over splits and seeds, with its interval over source videos and, if there are several seeds, training
+    runs"""
     seed_interval: Interval | None
-    """95 % t interval of the mean over seeds alone, on these videos; None with one seed"""
+    """t interval of the mean over seeds, for exactly these videos; None with one seed"""
     sd: float | None
     seeds: list[int]
     splits: list[int]
     more: dict[str, float | None] = field(default_factory=dict)
-    """other measures by name (top-5, mean class, ECE), means over cells"""
+    """other metrics by name (top-5, mean class, ECE), as means over cells"""
     per_class: list[float | None] = field(default_factory=list)
-    """accuracy (multi-label: average precision) by class, mean over cells; None if a class has no video"""
+    """accuracy of each class (average precision for a multi-label data set), as a mean over cells; None for a class
+    without videos"""
     confusion: list[list[float]] | None = None
-    """mean counts over cells, row true, column predicted; None: multi-label"""
+    """confusion matrix as mean counts over cells (rows true, columns predicted); None for a multi-label data set"""
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    """by cell ("split 1, seed 2"): the rows of `metrics.jsonl`"""
+    """rows of `metrics.jsonl` for each cell, with keys such as `split 1, seed 2`"""
     cost: VariantCost | None = None
     published: Published | None = None
     best: bool = False
-    """whether no variant has a higher mean; not a test"""
+    """whether no variant has a higher mean; this is not a test"""
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Discordant videos of one cell and the exact two-sided test."""
+    """McNemar's exact two-sided test of one cell, with the numbers of videos that only one variant gets right."""
 
     cell: str
     first_only: int
@@ -101,29 +103,29 @@ class McNemar:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One pair of variants on the same videos, first minus second."""
+    """Comparison of two variants on the same videos, first minus second."""
 
     first: str
     second: str
     family: str
-    """comparisons of one family share Holm's correction"""
+    """comparisons of one family are corrected together by Holm's procedure"""
     difference: Interval
     clips: float
-    """the difference in videos of a split's part; 0 for a multi-label set"""
+    """the difference as a number of videos of a split; 0 for a multi-label data set"""
     p: float
-    """p value of the main test, uncorrected"""
+    """p value before the correction"""
     p_holm: float
     test: str
     significant: bool
-    """whether p_holm is below 1 - level and 0 outside the interval"""
+    """whether `p_holm` is below 1 - `level` and the interval does not contain 0"""
     verdict: str
     mcnemar: list[McNemar]
-    """per shared cell; empty for a multi-label set"""
+    """test of each cell that both variants have; empty for a multi-label data set"""
     detectable: float
-    """smallest true difference that would be detected with 80 % probability"""
+    """smallest true difference that the test would detect with 80 % probability"""
     detectable_clips: int
     videos: int
-    """number of videos of a split's part, averaged over splits"""
+    """mean number of videos per split"""
     groups: int | None
     seeds: int
     per_class: list[float | None] = field(default_factory=list)
@@ -131,23 +133,23 @@ class Comparison:
 
 @dataclass(frozen=True)
 class FusedPair:
-    """An RGB and a flow variant fused."""
+    """The fusion of two streams, usually RGB and flow."""
 
     first: str
     second: str
     accuracy: Interval
     better: str
-    """the better of the two alone"""
+    """name of the stream that is better alone"""
     gain: Interval
-    """fused minus the better one, paired"""
+    """accuracy of the fusion minus that of the better stream, on the same videos"""
     agreement: float
     oracle: float
-    """fraction of videos that at least one gets right"""
+    """fraction of videos that at least one of the two streams gets right"""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """Contribution of a stream: the fusion of all minus that without it."""
+    """Contribution of a stream: the fusion of all streams minus the fusion without this stream."""
 
     stream: str
     difference: Interval
@@ -157,7 +159,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class FusionResult:
-    """Streams fused: every RGB × flow pair, or N given streams."""
+    """Results of fusing streams."""
 
     rule: str
     streams: list[str]
@@ -165,15 +167,15 @@ class FusionResult:
     contributions: list[Contribution] = field(default_factory=list)
     all_streams: Interval | None = None
     oracle: float | None = None
-    """fraction of videos that at least one of all streams gets right"""
+    """fraction of videos that at least one stream gets right"""
     weights: dict[str, float] = field(default_factory=dict)
-    """by stream, found on the holdout part (a mean over training runs); empty: equal"""
+    """weight of each stream, fitted on the holdout part (mean over training runs); empty if the weights are equal"""
     fitted_on: str = ""
-    """videos that the weights were fitted on"""
+    """description of the videos that the weights were fitted on"""
     tuned: Interval | None = None
-    """accuracy with those weights on the evaluated part"""
+    """accuracy of the fusion with these weights on the evaluated part"""
     agreement: list[list[float]] = field(default_factory=list)
-    """fraction of videos on which two streams predict the same class, in the order of `streams`"""
+    """fraction of videos for which two streams predict the same class, as a matrix in the order of `streams`"""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class StudyResult:
     name: str
     question: str
     protocol: str
-    """data, part, views, selection, videos, seeds, kind of interval: one line"""
+    """one line with the data, the part, the views, the selection, the videos, the seeds and the kind of interval"""
     metric: str
     """`top-1` or `mAP`"""
     part: str
@@ -196,15 +198,15 @@ class StudyResult:
     comparisons: list[Comparison]
     runs: list[RunRow]
     answer: str
-    """answer of the tests, in one to three sentences"""
+    """result of the tests, in one to three sentences"""
     notes: list[str] = field(default_factory=list)
-    """caveats, one sentence each (failed cells, few sources, test-selected, mixed code versions …)"""
+    """caveats in one or two sentences each, for example about failed cells, few sources or mixed code versions"""
     fusion: FusionResult | None = None
     settings: dict[str, str] = field(default_factory=dict)
-    """by variant: resolved settings of its first cell, as YAML"""
+    """resolved settings of each variant's first cell, as YAML"""
     command: str = ""
     definition: str = ""
-    """the study file's text; empty for `two-stream compare`"""
+    """text of the study file; empty for `two-stream compare`"""
     environment: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     created: str = ""

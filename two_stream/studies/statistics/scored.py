@@ -1,4 +1,4 @@
-"""Score files with their runs: which of them form a variant, and which variants may be compared."""
+"""Score files with their runs: grouping into variants, and checks that variants can be compared."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.types import RunPaths, ScoreTable
 
 _MARKS = "_. -"
-"""Separators in the name of a run."""
+"""Characters that separate words in the name of a run."""
 REPLICATE = ("name", "seed", "data.split", "data.settings_root", "data.features", *FREE_ON_RESUME)
-"""Settings (and everything below them) in which runs of one variant may differ."""
+"""Settings (with everything below them) in which runs of the same variant may differ."""
 _PROTOCOL = {
     "dataset": "data sets",
     "part": "parts",
@@ -38,12 +38,12 @@ _PROTOCOL = {
     "frame_order": "frame order",
     "selection": "selection of the checkpoint",
 }
-"""Facts of a score file that must agree before two accuracies are compared, and their names in messages."""
+"""Facts of a score file that must agree if two accuracies are compared, and their names in messages."""
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A score file and its run."""
+    """A score file with its run."""
 
     table: ScoreTable
     run: RunPaths | None
@@ -56,15 +56,15 @@ class ScoredRun:
 
     @property
     def cell(self) -> Cell:
-        """Split and seed; 1 and 0 if the file does not contain them."""
+        """Split and seed of the scores; if the file does not contain them, split 1 and seed 0."""
         split, seed = self.table.meta.get("split"), self.table.meta.get("seed")
         return split if isinstance(split, int) else 1, seed if isinstance(seed, int) else 0
 
     @property
     def key(self) -> str:
-        """Equal for runs that differ only in seed, split and settings that do not change a result.
+        """Key that is equal for all runs of a variant: these differ only in seed, split and settings without effect.
 
-        A file without its run's settings, and a fusion, is a separate variant.
+        A fusion, or a file whose run has no readable settings, is a separate variant.
         """
         if self.experiment is None or self.table.meta.get("kind") == "fused":
             return self.file
@@ -77,12 +77,12 @@ class ScoredRun:
 
     @property
     def protocol(self) -> str:
-        """Equal for score files of one leaderboard, whatever their splits."""
+        """Key that is equal for score files of the same leaderboard; it does not depend on the splits."""
         return json.dumps([stated_fact(self.table.meta, key) for key in (*_PROTOCOL, "precision")])
 
 
 def _variant_settings(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings in which variants may differ, dotted."""
+    """Return the dotted settings in which variants can differ."""
     return {
         key: value
         for key, value in flatten(experiment.model_dump(mode="json")).items()
@@ -91,7 +91,7 @@ def _variant_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
-    """Read a score file, or the newest one of a run folder, with the settings of its run if available.
+    """Read a score file, or the newest one of a run folder, together with the settings of its run if available.
 
     Raises:
         ScoreError: The file or folder does not exist or is damaged.
@@ -104,13 +104,14 @@ def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
 def group_variants(
     found: Sequence[ScoredRun], groups: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, list[ScoredRun]]:
-    """Group runs with the same settings but another seed or split by the name of their variant.
+    """Group runs into variants: the runs of a variant have the same settings except for the seed and the split.
 
-    Two files with the same settings, split and seed (another protocol, a repetition) are two variants, and so are heads
-    on the features of two backbones. `groups` are given variants, name -> indices in `found`.
+    Two files with the same settings, split and seed (for example with different evaluation protocols) are two variants.
+    Heads that were trained on the features of different backbones are different variants too. `groups` defines variants
+    explicitly: `{name: indices in found}`.
 
     Raises:
-        ScoreError: A given variant contains a split and seed twice.
+        ScoreError: A variant in `groups` contains the same split and seed twice.
     """
     variants: dict[str, list[ScoredRun]] = {}
     for name, places in (groups or {}).items():
@@ -135,7 +136,7 @@ def group_variants(
 
 
 def _may_join(item: ScoredRun, member: ScoredRun) -> bool:
-    """Whether two files may be runs of one variant: within a split their features come from one backbone."""
+    """Return whether two files can be runs of one variant; in the same split, the backbone must be the same."""
     return item.cell != member.cell and (item.cell[0] != member.cell[0] or item.backbone == member.backbone)
 
 
@@ -146,12 +147,13 @@ def _check_cells(name: str, members: Sequence[ScoredRun]) -> None:
         if first is not item:
             split, seed = item.cell
             raise ScoreError(
-                f"group {name!r}: {item.file} and {first.file} are both split {split}, seed {seed}; expected each once"
+                f"group {name!r}: {item.file} and {first.file} both have split {split}, seed {seed}; expected one "
+                "file for each split and seed"
             )
 
 
 def variant_names(variants: Sequence[Sequence[ScoredRun]], taken: Sequence[str] = ()) -> list[str]:
-    """Return a unique name for each variant: the name of its runs or files, with file name and number if needed."""
+    """Return a unique name for each variant: the name of its runs, with the file name and a number if needed."""
     plain = [_common_name(members) for members in variants]
     found: list[str] = []
     for name, members in zip(plain, variants, strict=True):
@@ -163,7 +165,7 @@ def variant_names(variants: Sequence[Sequence[ScoredRun]], taken: Sequence[str] 
 
 
 def _common_name(members: Sequence[ScoredRun]) -> str:
-    """Return the name of a single run, or the common start of several names."""
+    """Return the name of a single run, or the common start of the names of several runs."""
     names = [_own_name(item) for item in members]
     if len(names) == 1:
         return names[0]
@@ -184,29 +186,29 @@ def _own_name(item: ScoredRun) -> str:
 
 
 def stated_fact(meta: Mapping[str, Any], key: str) -> str:
-    """Return a fact of a score file; for a fusion that lacks it, the fact of its streams."""
+    """Return a fact of a score file. If a fusion does not record the fact, return that of its streams."""
     if key in meta or not meta.get("sources"):
         return str(meta.get(key))
     return " / ".join(dict.fromkeys(stated_fact(source, key) for source in meta["sources"]))
 
 
 def check_comparable(variants: Mapping[str, Sequence[ScoredRun]], *, anyway: bool = False) -> list[str]:
-    """Return notes on differences between variants that `anyway` allows.
+    """Check that the accuracies of variants can be compared. If `anyway` is true, return notes on the differences.
 
     Raises:
-        ScoreError: Data set, part, splits or protocol differ and `anyway` is false; names the difference and the files.
+        ScoreError: The data set, part, splits or protocol differ and `anyway` is false.
     """
     found = _differences(variants)
     if found and not anyway:
         raise ScoreError(
-            f"{'; '.join(found)}; such accuracies cannot be compared: evaluate the runs in the same way, or compare "
-            "them with --anyway"
+            f"{'; '.join(found)}; these accuracies cannot be compared; evaluate the runs in the same way, or add "
+            "--anyway"
         )
-    return [f"Compared despite {line}." for line in found]
+    return [f"The variants are compared despite {line}." for line in found]
 
 
 def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
-    """Return the differences that prevent a comparison, with the files."""
+    """Return a description of each difference that prevents a comparison."""
     found = []
     for key, label in _PROTOCOL.items():
         values: dict[str, ScoredRun] = {}
@@ -226,10 +228,14 @@ def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
 
 
 def unknown_settings(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
-    """Return a note for every score file of a single run whose settings are unknown."""
+    """Return a note for each score file whose settings are unknown, except fusions."""
     return [
-        f"Settings unknown for {item.file}: "
-        + ("it is not in a run folder." if item.run is None else f"{item.run.experiment} cannot be read.")
+        f"The settings of {item.file} are unknown: "
+        + (
+            "the file is not in a run folder."
+            if item.run is None
+            else f"{item.run.experiment} cannot be read."
+        )
         for members in variants.values()
         for item in members
         if item.experiment is None and item.table.meta.get("kind") != "fused"
@@ -239,10 +245,10 @@ def unknown_settings(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
 def runs_of_variants(
     groups: Mapping[str, Sequence[ScoredRun]], *, with_holdout: bool = False
 ) -> list[VariantRuns]:
-    """Return the runs of each variant for the statistics; `with_holdout` also reads the newest holdout scores.
+    """Return the runs of each variant for the statistics. `with_holdout` also reads the newest holdout scores.
 
     Raises:
-        ScoreError: A run has no holdout scores, or a file has no run.
+        ScoreError: A run has no holdout scores, or a score file is not in a run folder.
     """
     settings = {
         name: _variant_settings(members[0].experiment)
@@ -278,13 +284,14 @@ def runs_of_variants(
 def _holdout(item: ScoredRun) -> ScoreTable:
     if item.run is None:
         raise ScoreError(
-            f"{item.file}: not in a run folder, so its holdout scores are unknown; run without --fit"
+            f"{item.file}: the file is not in a run folder, so its holdout scores are unknown; omit --fit, or use "
+            "score files in run folders"
         )
     return read_scores(newest_scores(item.run.root, "val"))
 
 
 def run_rows(groups: Mapping[str, Sequence[ScoredRun]]) -> list[RunRow]:
-    """Return the list of runs for a report."""
+    """Return the rows of a report's list of runs."""
     return [
         RunRow(
             variant=name,

@@ -1,4 +1,4 @@
-"""Computes a study's result from the score tables of its variants: statistics, notes and answer."""
+"""Computes the result of a study from the score tables of its variants: statistics, notes and answer."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ from two_stream.types import ScoreTable
 Pair = tuple[str, str, str]
 """(family, first, second)"""
 FEW_SOURCES = 20
-"""With fewer sources than this, a note says so: a single one then weighs more than 5 %."""
+"""With fewer sources than this, a note is added, because a single source has a weight of more than 5 %."""
 MANY_TESTS = 10
 _ENVIRONMENT = {"torch": "torch", "cpu": "CPU", "device": "device", "gpu": "GPU", "two-stream": "code"}
-"""Facts of `environment.json` that a note names if they differ."""
+"""Facts of `environment.json` that are compared, and their names in a note."""
 
 
 @dataclass(frozen=True)
 class VariantRuns:
-    """The runs of one variant, before any statistics."""
+    """The runs of a variant, as input of the statistics."""
 
     name: str
     levels: dict[str, str]
-    """its level of every factor of the grid"""
+    """level of the variant for each factor of the study's grid"""
     changes: dict[str, Any]
-    """dotted setting -> value, where it differs from the base"""
+    """`{dotted setting: value}` for the settings that differ from the study's base"""
     tables: dict[Cell, ScoreTable]
-    """scores of the compared part by (split, seed)"""
+    """scores of the compared part by `(split, seed)`"""
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    """rows of `metrics.jsonl` by cell ("split 1, seed 2")"""
+    """rows of `metrics.jsonl` for each cell, with keys such as `split 1, seed 2`"""
     cost: VariantCost | None = None
     published: Published | None = None
     settings: str = ""
-    """resolved settings of its first cell, as YAML"""
+    """resolved settings of the variant's first cell, as YAML"""
     holdout: dict[Cell, ScoreTable] = field(default_factory=dict)
-    """scores of the holdout part by (split, seed), for the search of fusion weights"""
+    """scores of the holdout part by `(split, seed)`, on which fusion weights are fitted"""
     baseline: bool = False
-    """whether it is the baseline, which is not fused with others"""
+    """whether this is the baseline, which is not fused with other variants"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Question:
     name: str
     question: str
     fusion_rule: str | None = None
-    """rule for fusing every RGB with every flow variant; None: no fusion"""
+    """rule for fusing each RGB variant with each flow variant; None for no fusion"""
     level: float = LEVEL
     command: str = ""
     """command line that reproduces the study"""
@@ -86,15 +86,16 @@ def study_result(
     """Compute the statistics of a study.
 
     Args:
-        question: Name, question, fusion rule, level.
-        variants: Their scores; variants without scores are named in the notes and left out, with their comparisons.
-        pairs: Comparisons as (family, first, second).
-        runs: The cells, for the report's list.
-        notes: Further caveats, shown first.
+        question: Name, question, fusion rule and level of the study.
+        variants: The runs of the variants. Variants without scores, and their comparisons, are left out and mentioned
+            in the notes.
+        pairs: Comparisons as `(family, first, second)`.
+        runs: The rows of the report's list of runs.
+        notes: Further caveats, which come first.
 
     Raises:
-        ScoreError: No variant has scores, two variants share a name, a pair names an unknown variant, or score tables
-            do not join.
+        ScoreError: No variant has scores, two variants have the same name, a pair contains an unknown variant, or score
+            tables do not join.
     """
     _check_names(variants, pairs)
     panels = {variant.name: panel_of(variant.name, variant.tables) for variant in variants if variant.tables}
@@ -128,7 +129,7 @@ def study_result(
             streams, question.fusion_rule, fit=fit if complete else None, level=question.level
         )
     elif question.fusion_rule is not None:
-        remarks.append("Fusion was requested, but only one variant has scores.")
+        remarks.append("The study requests a fusion, but only one variant has scores.")
     return StudyResult(
         name=question.name,
         question=question.question,
@@ -159,10 +160,12 @@ def _check_names(variants: Sequence[VariantRuns], pairs: Sequence[Pair]) -> None
     names = [variant.name for variant in variants]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise ScoreError(f"two variants are called {doubled[0]!r}; use unique names")
+        raise ScoreError(f"two variants have the same name, {doubled[0]!r}; use unique names")
     unknown = next((name for _, *both in pairs for name in both if name not in names), None)
     if unknown is not None:
-        raise ScoreError(f"a comparison names {unknown!r}; known variants: {', '.join(names)}")
+        raise ScoreError(
+            f"a comparison contains {unknown!r}, which is not a variant; known variants: {', '.join(names)}"
+        )
 
 
 def _variant(variant: VariantRuns, panel: Panel, level: float) -> VariantResult:
@@ -191,7 +194,7 @@ def _variant(variant: VariantRuns, panel: Panel, level: float) -> VariantResult:
 
 
 def _more(panel: Panel) -> dict[str, float | None]:
-    """Return further measures, as means over cells; None where a measure is undefined."""
+    """Return further metrics as means over cells; undefined metrics are None."""
     found: dict[str, list[float]] = {"top-5": [], "mean class": [], "ECE": []}
     for table in panel.tables.values():
         if len(table.class_names) > 5:
@@ -214,13 +217,13 @@ def _confusion(panel: Panel) -> list[list[float]] | None:
 
 
 def _chance(panel: Panel) -> float:
-    """Return the accuracy of a constant guess: the fraction of the most frequent class, a mean over splits."""
+    """Return the accuracy of a constant prediction: the fraction of the most frequent class, as a mean over splits."""
     shares = [metrics.chance(panel.tables[split, panel.seeds[0]]) for split in panel.splits]
     return float(np.mean(shares))
 
 
 def _protocol(panels: Mapping[str, Panel], level: float) -> str:
-    """Return the protocol line: data, part, views, selection, videos, seeds, interval."""
+    """Return one line on the data, the part, the views, the selection, the videos, the seeds and the interval."""
     lead = next(iter(panels.values()))
     splits = sorted({split for panel in panels.values() for split in panel.splits})
     several = len(splits) > 1
@@ -241,14 +244,14 @@ def _protocol(panels: Mapping[str, Panel], level: float) -> str:
 
 
 def _unused(variants: Sequence[VariantRuns], panels: Mapping[str, Panel]) -> list[str]:
-    """Return a note on each variant with training runs that not every split has."""
+    """Return a note for each variant that has training runs whose seed does not occur in all splits."""
     found = []
     for variant in variants:
         left = len(variant.tables) - len(panels[variant.name].tables) if variant.tables else 0
         if left:
             found.append(
-                f"{variant.name}: {left} of {len(variant.tables)} runs are not counted, because not every split has "
-                "a run with their seed."
+                f"{variant.name}: {left} of {len(variant.tables)} runs are not used, because their seeds do not "
+                "occur in all splits."
             )
     return found
 
@@ -259,19 +262,19 @@ def _remarks(
     pairs: Sequence[Pair],
     comparisons: Sequence[Comparison],
 ) -> list[str]:
-    """Return the caveats of a study, one sentence each."""
+    """Return the caveats of a study."""
     without = [variant.name for variant in variants if not variant.tables]
-    found = [f"{name} has no scores: it is in no table and no comparison." for name in without]
+    found = [f"{name} has no scores, so it is missing in the tables and comparisons." for name in without]
     lost = [f"{one} – {two}" for _, one, two in pairs if one in without or two in without]
     if lost:
-        found.append(f"Not compared, for lack of scores: {', '.join(lost)}.")
+        found.append(f"Not compared, because scores are missing: {', '.join(lost)}.")
     found += [*_about_cells(panels), *_about_pairing(panels, comparisons), *_about_data(panels)]
     by_family = [comparison.family for comparison in comparisons]
     largest = max((by_family.count(family) for family in by_family), default=0)
     if largest > MANY_TESTS:
         found.append(
-            f"{largest} comparisons are corrected together, so each test is strict and real differences may be missed. "
-            "Fewer comparisons give more sensitive tests."
+            f"{largest} comparisons are corrected together, so each test is strict and may miss real differences. "
+            "Fewer comparisons would give more sensitive tests."
         )
     return found
 
@@ -281,17 +284,26 @@ def _about_cells(panels: Mapping[str, Panel]) -> list[str]:
     single = [name for name, panel in panels.items() if len(panel.seeds) == 1]
     if single and len(single) == len(panels):
         found.append(
-            "One training run each: the intervals do not include the spread between runs, and another seed may "
-            "reverse a difference."
+            "Each variant has only one training run: the intervals do not include the spread between runs, and "
+            "another seed may reverse a difference."
         )
     elif single:
-        found.append(f"One training run only, so its spread is unknown: {', '.join(single)}.")
+        found.append(
+            f"Variants with only one training run, so that the spread between runs is unknown: "
+            f"{', '.join(single)}."
+        )
     if len({tuple(panel.seeds) for panel in panels.values()}) > 1:
         seeds = "; ".join(f"{name}: {', '.join(map(str, panel.seeds))}" for name, panel in panels.items())
-        found.append(f"The variants have different seeds ({seeds}); comparisons use as many as both have.")
+        found.append(
+            f"The variants have different seeds ({seeds}); each comparison uses the same number of "
+            "training runs of both variants."
+        )
     if len({tuple(panel.splits) for panel in panels.values()}) > 1:
         splits = "; ".join(f"{name}: {', '.join(map(str, panel.splits))}" for name, panel in panels.items())
-        found.append(f"The variants cover different splits ({splits}); comparisons use those both have.")
+        found.append(
+            f"The variants cover different splits ({splits}); each comparison uses the splits that both "
+            "variants have."
+        )
     return found
 
 
@@ -304,7 +316,7 @@ def _about_pairing(panels: Mapping[str, Panel], comparisons: Sequence[Comparison
             swapped.append(f"{comparison.first} – {comparison.second}")
     if not swapped:
         return []
-    return [f"No seed in common, so training runs are paired in their order: {', '.join(swapped)}."]
+    return [f"Variants without a common seed, whose training runs are paired in order: {', '.join(swapped)}."]
 
 
 def _about_data(panels: Mapping[str, Panel]) -> list[str]:
@@ -312,19 +324,19 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
     lead = next(iter(panels.values()))
     if lead.units < FEW_SOURCES:
         unit = "source videos" if lead.groups is not None else "videos"
-        found.append(f"Only {lead.units} {unit}: a single one changes the accuracy considerably.")
+        found.append(f"Only {lead.units} {unit}: a single one of them changes the accuracy considerably.")
     if lead.groups is None:
         found.append(
-            "The sources of the videos are unknown: clips of one source count as independent, so the intervals may be "
-            "too narrow."
+            "The sources of the videos are unknown. Clips of the same source are treated as independent, so the "
+            "intervals may be too narrow."
         )
     if "paper" in _distinct(panels, "selection"):
         found.append(
-            "Test-selected: checkpoints were picked on the test split, so accuracies are optimistic."
+            "Test-selected: the checkpoints were selected on the test split, so the accuracies are optimistic."
         )
     for key, text in (
-        ("protocol", "The runs were scored by different protocols"),
-        ("precision", "The runs were scored in different precision"),
+        ("protocol", "The runs were scored with different protocols"),
+        ("precision", "The runs were scored with different precision"),
         ("code_version", "The runs were scored by different versions of the code"),
         ("selection", "The runs selected their checkpoints in different ways"),
     ):
@@ -343,7 +355,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
 
 
 def _about_lists(panels: Mapping[str, Panel]) -> list[str]:
-    """Return a note if runs of one split had different training lists; older runs do not record their lists."""
+    """Return a note if runs of the same split were trained on different lists. Older runs do not record their lists."""
     for number in sorted({split for panel in panels.values() for split, _ in panel.tables}):
         videos: dict[str, str] = {}
         names: dict[str, list[str]] = {}
@@ -362,7 +374,7 @@ def _about_lists(panels: Mapping[str, Panel]) -> list[str]:
 
 
 def _about_environments(runs: Sequence[RunRow]) -> list[str]:
-    """Return a note on what differs between the machines and versions that trained the runs."""
+    """Return a note on differences between the machines and versions that trained the runs."""
     known = [facts for one in runs if one.run and (facts := environment_of(Path(one.run)))]
     found = []
     for key, label in _ENVIRONMENT.items():
@@ -373,13 +385,13 @@ def _about_environments(runs: Sequence[RunRow]) -> list[str]:
 
 
 def _distinct(panels: Mapping[str, Panel], key: str) -> list[str]:
-    """Return the different values of a fact of the score files."""
+    """Return the distinct values of a fact in the score files."""
     tables = [table for panel in panels.values() for table in panel.tables.values()]
     return list(dict.fromkeys(str(table.meta[key]) for table in tables if table.meta.get(key) is not None))
 
 
 def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]) -> str:
-    """Return the answer of the tests, in one to three sentences."""
+    """Return the result of the tests in one to three sentences."""
     if not comparisons:
         return "Nothing was compared."
     if len(comparisons) == 1:
@@ -393,7 +405,7 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
             "which may be chance."
         )
         if min(missed) >= 1:
-            return f"{start} No difference could have been detected here, however large."
+            return f"{start} With these data, not even a large difference could have been detected."
         low, high = (f"{100 * end:.1f}" for end in (min(missed), max(missed)))
         sizes = f"{low} points" if low == high else f"{low} to {high} points, by comparison,"
         return f"{start} Differences below about {sizes} would be missed here."
@@ -408,7 +420,7 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
 
 
 def _sentence(verdict: str) -> str:
-    """Return a verdict as a sentence; names of variants keep their case."""
+    """Return a verdict as a sentence; variant names keep their case."""
     starts_plain = verdict.startswith("no difference")
     return (verdict[0].upper() + verdict[1:] if starts_plain else verdict) + "."
 

@@ -1,1 +1,1 @@
-"""Training in several processes: DDP, FSDP2, BatchNorm across processes."""
+"""Training in several processes: DDP, FSDP2 and BatchNorm across processes."""

@@ -1,7 +1,8 @@
-"""How the processes of a run make one optimizer step: a single process, replicas (DDP) or shards (FSDP2).
+"""One optimizer step by the processes of a run: a single process, replicas (DDP) or shards (FSDP2).
 
-The gradients of a step are exchanged once, in the last row of micro-batches. A process without a micro-batch in that
-row takes part with a gradient of zero, so no process waits at an uneven end of an epoch or for an unreadable clip.
+In a *row*, each process computes one micro-batch; a step consists of one or more rows. Gradients are exchanged once per
+step, in the last row. If a process has no micro-batch in that row (at the end of an epoch, or because of unreadable
+clips), it contributes a gradient of zero, so that the other processes do not wait.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Parallel:
 
     world = 1
     lockstep = False
-    """whether all processes must take part in every forward pass"""
+    """whether every forward pass requires all processes"""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model = model
@@ -31,29 +32,29 @@ class Parallel:
         return logits
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Take part without a micro-batch: return a loss of zero for the backward pass, or None."""
+        """Run a row without a micro-batch. Returns a loss of zero for the backward pass, or None if none is needed."""
         del last
         return None
 
     @contextmanager
     def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
-        """Context for forward and backward pass of a row, in which `active` processes have a micro-batch."""
+        """Context manager for the forward and backward pass of a row in which `active` processes have a micro-batch."""
         del active, last
         yield
 
     def end_step(self) -> None:
-        """Synchronise what the step changed on each process."""
+        """Synchronise the buffers that the step changed differently in each process."""
 
     def gather(self, tree: Any) -> Any:
-        """Return a state dict with full tensors; a collective call."""
+        """Return a state dict with full tensors. All processes must call this."""
         return tree
 
     def full_model(self, model: nn.Module) -> nn.Module:
-        """Return the model with full tensors; a collective call."""
+        """Return the model with full tensors. All processes must call this."""
         return model
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
-        """Load full weights into the model.
+        """Load a state dict with full tensors into the model.
 
         Raises:
             RuntimeError: The weights do not fit the model.
@@ -61,13 +62,13 @@ class Parallel:
         self.model.load_state_dict(weights)
 
     def shard(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return this process's part of a full optimizer state."""
+        """Return this process's shard of a full optimizer state."""
         del optimizer
         return state
 
 
 def clip_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """Return `(C, T, H, W)` of a model's clips; None if it has no `spec`."""
+    """Return the shape `(C, T, H, W)` of a model's input clips; None if the model has no `spec`."""
     spec = getattr(model, "spec", None)
     return None if spec is None else (spec.channels, spec.clip_length, *spec.size)
 

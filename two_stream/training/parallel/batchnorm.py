@@ -1,10 +1,10 @@
-"""BatchNorm in several processes: running statistics of a single process, or statistics over all clips.
+"""BatchNorm in several processes: the running statistics of a single process, or statistics over all clips.
 
-By default each process normalises by its own micro-batch, as a single process does with one micro-batch after another.
-The single process would update its running statistics by `r <- (1 - m) r + m s` once per micro-batch. For a row of q
-micro-batches, one per process, this is the same as letting every process use the momentum `p = 1 - (1 - m)^q` and then
-averaging their statistics with the weights `m (1 - m)^(q - 1 - rank) / p`, which sum to one. The average is linear, so
-it may be taken after several rows; the result differs from that of a single process by rounding only.
+By default each process normalises with the statistics s of its own micro-batch, as a single process does. A single
+process updates its running statistics r with momentum m after each micro-batch: `r <- (1 - m) r + m s`. To get the same
+result for a row of q micro-batches, one per process, every process uses the momentum `p = 1 - (1 - m)^q`. The running
+statistics are then averaged over the processes with the weights `m (1 - m)^(q - 1 - rank) / p`, which sum to one.
+Because the average is linear, it can be taken after several rows. Only rounding differs from a single process.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from two_stream.runtime.distributed import rank
 
 
 class RunningStatistics:
-    """Keeps the running statistics of BatchNorm equal to those of a single process."""
+    """Keeps the running statistics of BatchNorm equal to those that a single process would have."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.active = 0
-        """processes with a micro-batch in the current row; 0 between steps"""
+        """number of processes with a micro-batch in the current row; 0 between steps"""
         self._norms: list[_BatchNorm] = []
         self._momenta: list[float] = []
         self._counted: torch.Tensor | None = None
 
     def begin_micro_step(self, active: int) -> None:
-        """Prepare a row in which the first `active` processes have a micro-batch; a collective call."""
+        """Prepare a row in which the first `active` processes have a micro-batch. All processes must call this."""
         if active == self.active:
             return
         if self.active:
@@ -45,7 +45,7 @@ class RunningStatistics:
             norm.momentum = 1.0 - (1.0 - momentum) ** active
 
     def end_step(self) -> None:
-        """Average the statistics of all processes; a collective call."""
+        """Average the running statistics of all processes. All processes must call this."""
         self._average()
         self.active = 0
         for norm, momentum in zip(self._norms, self._momenta, strict=True):
@@ -77,7 +77,7 @@ class RunningStatistics:
 
 
 def _moves(norm: _BatchNorm) -> bool:
-    """Whether training updates the running statistics; a frozen layer is in evaluation mode."""
+    """Return whether training updates the running statistics; a frozen layer is in evaluation mode."""
     return norm.training and bool(norm.momentum) and norm.num_batches_tracked is not None
 
 
@@ -87,9 +87,12 @@ def _counts(norms: Iterable[_BatchNorm]) -> torch.Tensor:
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every BatchNorm by one with statistics over all processes; names and weights do not change.
+    """Replace every BatchNorm with one that normalises over the clips of all processes.
 
-    On a GPU it is torch's SyncBatchNorm, elsewhere `SpanningBatchNorm`. timm's norms keep their activation.
+    Names and weights do not change.
+
+    The replacement is `torch.nn.SyncBatchNorm` on a GPU and `SpanningBatchNorm` elsewhere. The norms of timm keep their
+    activation.
     """
     if device.type == "cuda":
         if any(isinstance(part, _BatchNorm) and _inner_modules(part) for part in model.modules()):
@@ -108,16 +111,16 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _inner_modules(norm: _BatchNorm) -> list[tuple[str, nn.Module]]:
-    """Return the modules that a norm of timm applies after itself: dropout, then activation."""
+    """Return the modules that a norm of timm contains and applies last: dropout, then activation."""
     return list(norm.named_children())
 
 
 class SpanningBatchNorm(_BatchNorm):
-    """BatchNorm over the clips of all processes, written in plain torch operations; a process may have no clip."""
+    """BatchNorm over the clips of all processes, for any device; a process can have no clip."""
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> SpanningBatchNorm:
-        """Return a copy with the same weights, statistics and mode."""
+        """Return a layer that shares the weights and running statistics of `norm` and has the same mode."""
         new = cls(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
         )
@@ -132,7 +135,7 @@ class SpanningBatchNorm(_BatchNorm):
         del input
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, C, …)`, then apply the modules that belong to the norm (dropout, activation)."""
+        """Normalise input of shape `(B, C, …)`, then apply the norm's own dropout and activation, if it has them."""
         out = self._normalised(input) if self.training else super().forward(input)
         for part in self.children():
             out = part(out)
@@ -158,7 +161,7 @@ class SpanningBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _move(self, mean: torch.Tensor, variance: torch.Tensor, count: float) -> None:
-        """Update the running statistics with the unbiased variance, as torch does."""
+        """Update the running statistics; as in torch, the variance is the unbiased one."""
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:  # None when a stage is recomputed in the backward pass
@@ -171,7 +174,10 @@ class SpanningBatchNorm(_BatchNorm):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes. Each process's result depends on all of them, so the gradient is summed as well."""
+    """Sum over the processes.
+
+    The results of all processes depend on each input, so the gradients are summed as well.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:

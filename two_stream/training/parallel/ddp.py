@@ -1,4 +1,4 @@
-"""DDP: one copy of the network per process. Also chooses between a single process, DDP and FSDP2."""
+"""DDP: one copy of the network per process; also the choice between a single process, DDP and FSDP2."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Replicas(Parallel):
         return logits
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Take part in the exchange of gradients and of statistics that span the processes."""
+        """Run a row without a micro-batch: take part in the exchange of gradients and of BatchNorm statistics."""
         if self.spanning:  # the other processes wait in each BatchNorm
             return self.forward(blank_clips(self._shape, 0, self.device)).sum()
         return cast(torch.Tensor, self._wrapped(None)) if last else None
 
     @contextmanager
     def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
-        """Exchange gradients in the last row only."""
+        """Context manager for a row; gradients are exchanged in the last row only."""
         if self.statistics is not None:
             self.statistics.begin_micro_step(active)
         if last:
@@ -64,13 +64,16 @@ class Replicas(Parallel):
             yield
 
     def end_step(self) -> None:
-        """Average BatchNorm's running statistics."""
+        """Average the running statistics of BatchNorm over the processes."""
         if self.statistics is not None:
             self.statistics.end_step()
 
 
 class _Entry(nn.Module):
-    """The module that DDP wraps: the model, or without clips a zero that depends on every weight."""
+    """The module that DDP wraps.
+
+    With clips it returns the logits, without clips a zero that depends on every weight.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -85,7 +88,7 @@ class _Entry(nn.Module):
 
 
 def build_parallel(model: nn.Module, options: TrainOptions, device: torch.device) -> Parallel:
-    """Wrap a model on its device for the number of processes and the strategy of the settings."""
+    """Wrap a model for the current number of processes and `train.strategy`. The model must be on `device`."""
     if distributed.world_size() == 1:
         return Parallel(model, device)
     spanning = options.sync_batchnorm

@@ -1,7 +1,7 @@
-"""FSDP2: weights, gradients and optimizer state are sharded over the processes, for networks too large for one GPU.
+"""FSDP2 for networks too large for one GPU: weights, gradients and optimizer state are sharded over the processes.
 
-Each stage of the backbone is one shard group, head and classifier another, so a process gathers one stage at a time.
-Checkpoints hold full tensors, so any strategy can continue them.
+Each stage of the backbone is one shard group; the head and the classifier form another group. A process gathers the
+weights of one group at a time. Checkpoints contain full tensors, so a run can resume with any `train.strategy`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from two_stream.training.parallel.batchnorm import RunningStatistics
 
 
 class Sharded(Parallel):
-    """Every forward pass gathers the weights stage by stage, so all processes must run it together."""
+    """Model with sharded weights.
+
+    A forward pass gathers the weights stage by stage, so all processes must run it together.
+    """
 
     lockstep = True
 
@@ -48,7 +51,7 @@ class Sharded(Parallel):
         return super().forward(clips)
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Gather and reduce with the others; a blank clip must not change the BatchNorm statistics."""
+        """Run a row without a micro-batch: compute a blank clip without changing the BatchNorm statistics."""
         del last
         if self.spanning:
             return self.forward(blank_clips(self._shape, 0, self.device)).sum()
@@ -63,19 +66,19 @@ class Sharded(Parallel):
 
     @contextmanager
     def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
-        """Reduce gradients across processes in the last row of micro-batches only."""
+        """Context manager for a row; gradients are reduced across processes in the last row only."""
         if self.statistics is not None:
             self.statistics.begin_micro_step(active)
         cast(FSDPModule, self.model).set_requires_gradient_sync(last)
         yield
 
     def end_step(self) -> None:
-        """Average BatchNorm's running statistics."""
+        """Average the running statistics of BatchNorm over the processes."""
         if self.statistics is not None:
             self.statistics.end_step()
 
     def gather(self, tree: Any) -> Any:
-        """Return a state dict with full tensors in main memory; a collective call."""
+        """Return a state dict with full tensors on the CPU. All processes must call this."""
         if isinstance(tree, DTensor):
             return tree.full_tensor().cpu()
         if isinstance(tree, torch.Tensor):
@@ -87,12 +90,12 @@ class Sharded(Parallel):
         return tree
 
     def full_model(self, model: nn.Module) -> nn.Module:
-        """Return a copy of the model with full weights; a collective call."""
+        """Return a copy of the model with full tensors. All processes must call this."""
         weights = self.gather(model.state_dict())
         return self._filled(weights)
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
-        """Shard weights and load them into the model.
+        """Shard a state dict of full tensors and load it into the model.
 
         Raises:
             RuntimeError: The weights do not fit the model.
@@ -107,7 +110,7 @@ class Sharded(Parallel):
         return twin
 
     def shard(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return this process's part of a full optimizer state."""
+        """Return this process's shard of a full optimizer state."""
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         sharded = {}
         for index, values in state["state"].items():
@@ -120,7 +123,10 @@ class Sharded(Parallel):
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the shard groups; a `ModuleList` is never called, so it belongs to the root group."""
+    """Yield the shard groups.
+
+    A `ModuleList` has no forward pass of its own, so its weights are left to the root group.
+    """
     for _, stage in cast(Any, model).stages()[:-1]:
         if not isinstance(stage, nn.ModuleList) and next(stage.parameters(), None) is not None:
             yield stage

@@ -233,7 +233,7 @@ def test_meta_says_where_scores_come_from(world: Path, tmp_path: Path) -> None:
     [
         ({"crops": "three"}, "`evaluate.crops` ten (here three)"),
         ({"views": "uniform"}, "`evaluate.views` multi (here uniform)"),
-        ({"precision": "bf16"}, "computed in fp32 and `evaluate.precision` is bf16"),
+        ({"precision": "bf16"}, "computed in fp32, but `evaluate.precision` is bf16"),
     ],
 )
 def test_other_views_than_stored_are_refused(

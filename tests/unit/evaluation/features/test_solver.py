@@ -290,7 +290,7 @@ def test_folds_learn_from_the_whole_list_and_score_it_by_what_has_not_seen_it(
     path.unlink()
     assert main(["evaluate", runs[0], "--part", "val"]) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
-    assert "val_folds.npz: no such file; the run was trained on every video" in told
+    assert "val_folds.npz: no such file; `train.selection: folds` trains on every video" in told
 
 
 def test_folds_belong_to_the_solved_probe(world: Path, tmp_path: Path) -> None:
@@ -303,6 +303,7 @@ def test_folds_of_one_source_are_refused(tmp_path: Path) -> None:
     record = world / "settings" / "toy" / "dataset.yaml"
     record.write_text(record.read_text().replace(r"_(g\d)$", r"/(v)_g\d$"))
     with pytest.raises(
-        TrainingError, match=r"^`train.selection: folds` needs two source videos .*, which has one; .*$"
+        TrainingError,
+        match=r"^`train.selection: folds` requires at least two source videos .*, found one; .*$",
     ):
         train(start(world, tmp_path, train=FOLDS))

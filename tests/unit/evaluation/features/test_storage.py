@@ -153,7 +153,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: ((folder / "features.json").write_text("{"), _sums(folder)),
         r"features\.json: missing or damaged",
     ),
-    "newer format": (_edit(lambda facts: facts.update(format=2)), "has format 2, but this version reads 1"),
+    "newer format": (
+        _edit(lambda facts: facts.update(format=2)),
+        "found format 2, but this version of two-stream reads format 1",
+    ),
     "wrong key": (_edit(lambda facts: facts.update(seed="x")), "`seed` is 'x'"),
     "other rows": (
         _edit(lambda facts: facts["parts"]["train"].update(rows=26)),
@@ -205,9 +208,9 @@ def test_lists_that_changed_are_refused(made: tuple[Experiment, Recognizer, Path
     part = cache.part("train")
     assert stored_video(cache, part, video) is not None
     for change, words in (
-        ({"id": "left/new"}, "is not in its train part"),
-        ({"num_frames": 99}, "7 frames and labels .0., the list says 99"),
-        ({"label": 1}, r"the list says 7 and \[1\]"),
+        ({"id": "left/new"}, "is not in the train part"),
+        ({"num_frames": 99}, "7 frames and labels .0., but the split list says 99"),
+        ({"label": 1}, r"the split list says 7 frames and labels \[1\]"),
     ):
         with pytest.raises(DataError, match=words):
             stored_video(cache, part, replace(video, **change))
@@ -238,7 +241,7 @@ def test_settings_that_differ_are_named(made: tuple[Experiment, Recognizer, Path
     with pytest.raises(SettingsError, match=r"`model\.input\.segments` \d+ \(here 0\)"):
         cache.check_settings(settings, record.classes)
     del cache.facts.settings["model.input.segments"]
-    with pytest.raises(SettingsError, match="another data set or list of classes"):
+    with pytest.raises(SettingsError, match="another data set or another list of classes"):
         cache.check_settings(settings, record.classes[::-1])
 
 
@@ -273,10 +276,10 @@ def test_interrupted_writing_leaves_nothing_or_what_was_there(
 
 def test_folder_in_use_is_left_alone(made: tuple[Experiment, Recognizer, Path], tmp_path: Path) -> None:
     experiment, model, out = made
-    with pytest.raises(SettingsError, match=r"already has stored features.*--overwrite"):
+    with pytest.raises(SettingsError, match=r"already contains stored features.*--overwrite"):
         write_features(model, experiment, out)
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SettingsError, match="not empty and not a folder of stored features"):
+    with pytest.raises(SettingsError, match="exists but is not a folder of stored features"):
         write_features(model, experiment, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -290,7 +293,7 @@ def test_full_disk_is_told_before_anything_is_written(
         free = writing._SPARE + 4000
 
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: Full)
-    with pytest.raises(SettingsError, match=r"stored features need .* only 0\.0 MB are free"):
+    with pytest.raises(SettingsError, match=r"stored features require .* only 0\.0 MB are free"):
         write_features(model, experiment, tmp_path / "deep" / "cache")
     assert not (tmp_path / "deep").exists()
 
