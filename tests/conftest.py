@@ -88,7 +88,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
     if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in grouped):
-        raise pytest.UsageError("this pytest-xdist does not group tests under this pytest; install the pinned versions")
+        raise pytest.UsageError(
+            "this pytest-xdist does not group tests under this pytest; install the pinned versions"
+        )
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

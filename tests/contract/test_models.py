@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import torch
 
+from tests.helpers.models import DIVISIBLE, SMALL_BACKBONES
 from two_stream.backbones import BACKBONES
 from two_stream.config.backbones import ResNet3d, ResNeXt3d
 from two_stream.config.heads import HeadOptions
@@ -21,38 +22,6 @@ from two_stream.recognizer import Recognizer
 from two_stream.zoo import records
 
 FRAMES, SIDE, CLASSES = 8, 32, 3
-DIVISIBLE = {"motion_grid": {"rows": 4}}
-"""A width that BERT's 8 heads divide where the usual one is none (36)."""
-SMALL = {
-    **DIVISIBLE,
-    "resnet3d": {"depth": 10, "width": 0.25, "temporal_stride": 4},
-    "resnext3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
-    "mobilenetv2_3d": {"width": 0.2, "temporal_stride": 4},
-    "i3d": {"width": 0.25, "temporal_stride": 4},
-    "mobilenet_3d": {"width": 0.25, "temporal_stride": 4},
-    "shufflenet_3d": {"groups": 1, "width": 0.2832, "temporal_stride": 4},
-    "shufflenetv2_3d": {"width": 0.25, "temporal_stride": 4},
-    "squeezenet_3d": {"width": 0.25, "temporal_stride": 4},
-    "c3d": {"width": 0.0625, "temporal_stride": 2, "side": 2},
-    "csn": {"depth": 26, "width": 0.25, "temporal_stride": 4},
-    "densenet3d": {"growth": 4, "temporal_stride": 4},
-    "x3d": {"depth": 0.5, "width": 0.7},
-    "slow": {"width": 0.125},
-    "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
-    "r2plus1d": {"depth": 18, "width": 0.125, "temporal_stride": 4},
-    "timm": {"name": "test_resnet", "temporal_stride": 4},
-    "hf_video": {
-        "config": {
-            "image_size": SIDE,
-            "num_frames": FRAMES,
-            "hidden_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 96,
-        }
-    },
-}
-"""Settings that make a kind small; a kind without an entry is swept as it is."""
 SMALL_HEADS = {"concat": {"features": 24}, "nonlocal": {"features": 24}, "lstm": {"hidden": 16}}
 
 REDUCTIONS, MODALITIES = ("none", "frab", "frmb"), ("rgb", "flow")
@@ -75,7 +44,7 @@ def part(union: object, kind: str) -> type:
 def options_of(backbone: str, head: str, reduction: str, modality: str) -> ModelOptions:
     return ModelOptions.model_validate(
         {
-            "backbone": {"kind": backbone, **SMALL.get(backbone, {})},
+            "backbone": {"kind": backbone, **SMALL_BACKBONES.get(backbone, {})},
             "head": {"kind": head, **SMALL_HEADS.get(head, {})},
             "reduction": reduction,
             "reduced_channels": 64,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.models import SMALL_BACKBONES
 from two_stream.backbones import BACKBONES
 from two_stream.config.augment import AugmentOptions
 from two_stream.config.backbones import MobileNetV2
@@ -27,31 +28,6 @@ from two_stream.runtime.inference import fold_batchnorm
 from two_stream.types import InputSpec
 
 CPU = torch.device("cpu")
-SMALL = {
-    "resnet3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
-    "resnext3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
-    "mobilenetv2_3d": {"width": 0.2, "temporal_stride": 4},
-    "i3d": {"width": 0.25, "temporal_stride": 4},
-    "mobilenet_3d": {"width": 0.25, "temporal_stride": 4},
-    "shufflenet_3d": {"groups": 1, "width": 0.2832, "temporal_stride": 4},
-    "shufflenetv2_3d": {"width": 0.25, "temporal_stride": 4},
-    "squeezenet_3d": {"width": 0.25, "temporal_stride": 4},
-    "c3d": {"width": 0.0625, "temporal_stride": 2, "side": 2},
-    "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
-    "r2plus1d": {"depth": 50, "width": 0.125, "temporal_stride": 4},
-    "timm": {"name": "test_resnet", "temporal_stride": 4},
-    "hf_video": {
-        "config": {
-            "image_size": 48,
-            "num_frames": 8,
-            "hidden_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 96,
-        }
-    },
-}
-"""Settings that make a kind small; a kind without an entry is swept as it is."""
 NORM_FIRST = {"densenet3d"}
 """A norm before its convolution, with a ReLU in between, stays."""
 
@@ -72,8 +48,8 @@ def lived_in(model: nn.Module) -> None:
 
 def network(kind: str, **other: object) -> Recognizer:
     torch.manual_seed(0)
-    backbone = {"kind": kind, **SMALL.get(kind, {})}
-    shape = {"clip_length": 8, "crop": 48, "resize": (48, 60)}
+    backbone = {"kind": kind, **SMALL_BACKBONES.get(kind, {})}
+    shape = {"clip_length": 8, "crop": 32, "resize": (32, 40)}
     model = create_model(ModelOptions.model_validate({"backbone": backbone, "input": shape, **other}), 5)
     lived_in(model)
     return model.eval()
@@ -81,7 +57,7 @@ def network(kind: str, **other: object) -> Recognizer:
 
 def clips(model: Recognizer) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    shape = (2, model.spec.channels, 8, 48, 48)
+    shape = (2, model.spec.channels, 8, 32, 32)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
@@ -96,9 +72,15 @@ def norms(model: nn.Module) -> int:
 CONVOLVING = sorted(kind for kind in BACKBONES if kind != "motion_grid")
 
 
+FEW = [(kind, "none") for kind in CONVOLVING] + [("slowfast", "frab"), ("resnet3d", "frmb")]
+ALL = [(kind, reduction) for kind in CONVOLVING for reduction in ("none", "frab", "frmb")]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("reduction", ["none", "frab", "frmb"])
-@pytest.mark.parametrize("kind", CONVOLVING)
+@pytest.mark.parametrize(
+    ("kind", "reduction"),
+    [each if each in FEW else pytest.param(*each, marks=pytest.mark.slow) for each in ALL],
+)
 def test_every_backbone_folds_whole_and_gives_the_same_logits(kind, reduction):
     model = network(kind, reduction=reduction, reduced_channels=64)
     made = prepare_for_inference(model, EvaluateOptions())

@@ -34,7 +34,7 @@ def test_a_window_of_tokens(name: str) -> None:
     model = small(head=HEADS[name])
     if "nonlocal" in name:
         torch.nn.init.ones_(model.head.block.norm.weight)  # type: ignore[union-attr,arg-type]
-    frames = frames_of(model, 160, batch=2)
+    frames = frames_of(model, 96, side=16, batch=2)
     stream = convert(model)
     found = torch.cat([*(stream.step(part) for part in frames.split(1, 2)), stream.finish()], 1)
     assert_near(found, clip_predictions(model, frames))
@@ -43,7 +43,7 @@ def test_a_window_of_tokens(name: str) -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_an_lstm_has_seen_every_token_so_far(layers: int) -> None:
     model = small(head={"kind": "lstm", "hidden": 8, "layers": layers})
-    frames = frames_of(model, 160, batch=2)
+    frames = frames_of(model, 96, side=16, batch=2)
     stream = convert(model)
     found = torch.cat([*(stream.step(part) for part in frames.split(5, 2)), stream.finish()], 1)
     with torch.inference_mode():
