@@ -108,6 +108,13 @@ FAMILIES = [
     "compressed__resnet18_B_c101",
     "compressed__resnet50_B_c101",
 ]
+LIKE_OTHERS = {
+    "rgb_r2plus1d_64f_34_bert10",
+    "flow_I3D64f_bert2_FRAB",
+    "flow_I3D64f_bert2_FRMB",
+    "flow_resneXt3D64f101_bert10_FRAB",
+}
+"""Networks of which the default tests compare another length or the other stream."""
 QUICK_FAMILIES = {
     *(f"co3d__{name}_small" for name in ("x3d_s", "slow_8x8_r50", "i3d_8x8_r50", "slowfast_4x16_r50")),
     "3dresnets__preresnet50",
@@ -185,7 +192,9 @@ def test_zoo_has_the_published_names():
     assert {r.alias for r in zoo.records("late_temporal/*")} == set(LATE_TEMPORAL)
 
 
-@pytest.mark.parametrize("name", LATE_TEMPORAL)
+@pytest.mark.parametrize(
+    "name", [n if n not in LIKE_OTHERS else pytest.param(n, marks=pytest.mark.slow) for n in LATE_TEMPORAL]
+)
 def test_late_temporal(name, shared, deterministic, tmp_path, parity):
     path = shared / "fixtures" / "late_temporal" / "models" / f"{name}.json.gz"
     fixture, model = load(deterministic, path, tmp_path)

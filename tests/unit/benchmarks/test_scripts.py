@@ -11,17 +11,17 @@ import torch
 
 SCRIPTS = {
     "attention": "quick",
-    "evaluation": "quick",
+    "evaluation": "slow",
     "exports": "slow",
     "extraction": "quick",
     "gpu": "slow",
     "head_study": "slow",
-    "loading": "quick",
+    "loading": "slow",
     "memory_format": "quick",
     "quantisation": "quick",
     "roofline": "slow",
     "start_up": "slow",
-    "streaming": "quick",
+    "streaming": "slow",
     "training_step": "integration",
     "video_reading": "quick",
 }

@@ -67,8 +67,8 @@ def test_a_few_fusions_boards_and_independent_videos_are_covered(
     monkeypatch.setattr(coverage, "SOURCES", (0, 20))
     monkeypatch.setattr(coverage, "SHAPES", ("equal", "Pareto"))
     monkeypatch.setattr(coverage, "ACCURACIES", (0.67,))
-    assert check(coverage.fusion(200)) == 6
-    assert check(coverage.independent(200)) == 6
+    assert check(coverage.fusion(100)) == 6
+    assert check(coverage.independent(100)) == 6
     assert check(coverage.mean_class(40)) == 8
 
 

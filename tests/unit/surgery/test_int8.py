@@ -68,7 +68,7 @@ def built(backbone: dict[str, Any], head: dict[str, Any] | None = None, crop: in
     return model.eval()
 
 
-def clips(model: Recognizer, count: int = 3) -> torch.Tensor:
+def clips(model: Recognizer, count: int = 2) -> torch.Tensor:
     """Return smooth clips, uint8."""
     spec = model.spec
     noise = torch.randint(0, 256, (count, 3, 4, 6, 6), generator=torch.Generator().manual_seed(1)).float()
