@@ -33,12 +33,11 @@ from two_stream.config.model import ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.export import export_run
-from two_stream.export.writing import BareModel
 from two_stream.export.card import Target
-from two_stream.export.verifying import noise_clips
-from two_stream.export.graph import Exportable, capture_graph, silence_torch, error_line
+from two_stream.export.graph import Exportable, capture_graph, error_line, silence_torch
 from two_stream.export.onnx_format import to_onnx_model
-from two_stream.export.writing import batch_axis
+from two_stream.export.verifying import noise_clips
+from two_stream.export.writing import BareModel, batch_axis
 from two_stream.heads import HEADS as EVERY_HEAD
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import write_text
@@ -253,7 +252,9 @@ def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]
 
     def ours(options: dict[str, Any], name: str, *, stream: bool = False) -> torch.export.ExportedProgram:
         model = (
-            create_model(validate_settings(ModelOptions, options, name), num_classes=5).eval().requires_grad_(False)
+            create_model(validate_settings(ModelOptions, options, name), num_classes=5)
+            .eval()
+            .requires_grad_(False)
         )
         if not stream:
             return capture_graph(Exportable(model, (noise_clips(model.spec, 2),), ("clip",), ("logits",)))

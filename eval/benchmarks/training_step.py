@@ -33,7 +33,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.training.losses import Labels
 from two_stream.training.optim import Schedule, build_optimizer
-from two_stream.training.parallel.ddp import build_parallel
+from two_stream.training.parallel import build_parallel
 from two_stream.training.step import Position, Stepper, protect_short_maps
 from two_stream.types import Batch
 

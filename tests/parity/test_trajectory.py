@@ -17,7 +17,7 @@ from two_stream.config.schema import TrainOptions
 from two_stream.pretrained.layouts import recognise_layout
 from two_stream.training.losses import Labels
 from two_stream.training.optim import Schedule, build_optimizer
-from two_stream.training.parallel.base import Parallel
+from two_stream.training.parallel import Parallel
 from two_stream.training.step import Position, Stepper
 from two_stream.types import Batch
 

@@ -29,8 +29,8 @@ from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast, pick_device
 from two_stream.runtime.seeding import derive
 from two_stream.training.data import TrainingData
-from two_stream.training.extension import EXTENSIONS, Extension
 from two_stream.training.losses import Loss
+from two_stream.training.step import EXTENSIONS, Extension
 from two_stream.types import Batch, FeatureMap, InputSpec
 
 

@@ -16,7 +16,7 @@ from two_stream.config.compress import Prune
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.training.extension import EXTENSIONS, Extension
+from two_stream.training.step import EXTENSIONS, Extension
 
 Masks = dict[str, torch.Tensor]
 """True where a weight stays, by the name of its layer."""

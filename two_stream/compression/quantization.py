@@ -26,8 +26,8 @@ from two_stream.runtime.files import complete_folder, replaced_folder, sha256
 from two_stream.runtime.seeding import rng
 from two_stream.surgery import alter
 from two_stream.surgery.int8 import Int8, check_torch_ao
-from two_stream.training.extension import EXTENSIONS, Extension
 from two_stream.training.run_folder import begin_run, check_run, record_environment
+from two_stream.training.step import EXTENSIONS, Extension
 from two_stream.types import RunPaths, VideoRecord
 
 TRAINED = "trained"

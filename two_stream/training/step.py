@@ -11,24 +11,213 @@ equals that of one process that accumulates 6 micro-batches, except for random d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import sqrt
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from two_stream.config.schema import TrainOptions
+from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.errors import TrainingError
+from two_stream.registry import Registry
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
-from two_stream.runtime.seeding import derive
-from two_stream.training.extension import Extension
+from two_stream.runtime.seeding import derive, rng
 from two_stream.training.losses import Labels, build_loss, hits
-from two_stream.training.mixup import mix_batch
 from two_stream.training.optim import Schedule
-from two_stream.training.parallel.base import Parallel
+from two_stream.training.parallel import Parallel
 from two_stream.types import Batch
+
+if TYPE_CHECKING:
+    from two_stream.recognizer import Recognizer
+    from two_stream.training.data import TrainingData
+    from two_stream.training.losses import Loss
+    from two_stream.types import Batch, RunPaths
+
+
+EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression")
+"""Functions that build an extension, by `compress.kind`; importing `two_stream.compression` registers them."""
+
+
+class Extension:
+    """Base class of all extensions. Its methods change nothing."""
+
+    def start(self, model: Recognizer, *, resumed: bool) -> None:
+        """Change the network in place before the optimizer is built.
+
+        Args:
+            model: The network with its initial weights, on the CPU, before it is frozen, compiled or sharded.
+            resumed: Whether a checkpoint of this run is loaded afterwards. If so, the layers must fit the checkpoint.
+        """
+
+    def data(self, data: TrainingData) -> TrainingData:
+        """Return the training data, to whose batches the extension may add clips (`Batch.beside`)."""
+        return data
+
+    def set_epoch_length(self, steps_per_epoch: int) -> None:
+        """Store the number of optimizer steps per epoch. The trainer calls this before the first step."""
+
+    def restored(self, models: Sequence[nn.Module]) -> None:
+        """Update the extension after a checkpoint has been loaded into `models` (see `stepped`)."""
+
+    def counts(self, epoch: int) -> bool:
+        """Return whether an epoch (from 0) may become the best one and counts for early stopping."""
+        del epoch
+        return True
+
+    def loss(self, plain: Loss, logits_BK: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the training loss, summed over the clips of a micro-batch.
+
+        Args:
+            plain: The training loss of the settings.
+            logits_BK: Logits of the network, float32 or float64.
+            targets: Class indices `(B,)`, or class probabilities `(B, K)` after mixup.
+            batch: The micro-batch. Its `clips` are on the device, after mixup; its `beside` is unchanged since loading.
+        """
+        del batch
+        return plain(logits_BK, targets)
+
+    def stepped(self, models: Sequence[nn.Module], step: int) -> None:
+        """Change the weights after an optimizer step, for example to keep pruned weights at 0.
+
+        Args:
+            models: The trained network and, if there is one, its moving average.
+            step: Number of the step, counted from 0 since the run began.
+        """
+
+    def extra_parameters(self, device: torch.device) -> list[nn.Parameter]:
+        """Return trained parameters that are not part of the network, on the device; `state` must contain them."""
+        del device
+        return []
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that the extension saves in a checkpoint."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore the tensors that `state` returned."""
+
+    def finished(self, paths: RunPaths) -> None:
+        """Process the folder of a finished run, also if the run had finished before this call."""
+
+    def facts(self) -> dict[str, str]:
+        """Return entries for the run's `environment.json`."""
+        return {}
+
+
+def build_extension(experiment: Experiment) -> Extension:
+    """Return the extension that an experiment's `compress` section selects."""
+    kind = experiment.compress.kind
+    return Extension() if kind == "none" else EXTENSIONS[kind](experiment)
+
+
+def mix_batch(
+    clips_BCTHW: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    options: TrainOptions,
+    *,
+    key: tuple[object, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply mixup or CutMix to a batch, or return the batch unchanged. The choice is random.
+
+    Args:
+        clips_BCTHW: Pixel values 0..255, uint8 or float.
+        labels: Class indices, int64 `(B,)`; for a multi-label data set, float `(B, K)`.
+        num_classes: Number of classes K.
+        options: Settings; `mixup`, `cutmix`, `mix_prob` and `mix_switch` are used.
+        key: Values that seed the random numbers, such as the seed, the epoch and the batch number.
+
+    Returns:
+        Clips and targets. If the clips were mixed, the targets are class probabilities `(B, K)`.
+    """
+    both = options.mixup and options.cutmix
+    whether, which = rng("mix", *key).random(2)
+    if not (options.mixup or options.cutmix) or whether >= options.mix_prob:
+        return clips_BCTHW, labels
+    if options.cutmix and (not both or which < options.mix_switch):
+        return cut_mix(clips_BCTHW, labels, num_classes, options.cutmix, key=key)
+    return mix(clips_BCTHW, labels, num_classes, options.mixup, key=key)
+
+
+def mix(
+    clips_BCTHW: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    alpha: float,
+    *,
+    key: tuple[object, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix each clip with a random clip of the batch. For the other arguments see `mix_batch`.
+
+    λ is drawn from Beta(alpha, alpha) for each clip; the clip's own weight is max(λ, 1 - λ).
+
+    Returns:
+        Float clips with pixel values 0..255, and class probabilities `(B, K)`.
+    """
+    draw = rng("mixup", *key)
+    count = len(labels)
+    share = draw.beta(alpha, alpha, size=count)
+    own = torch.as_tensor(share, dtype=torch.float32).to(clips_BCTHW.device)
+    own_B = torch.maximum(own, 1.0 - own)
+    partner = torch.as_tensor(draw.permutation(count)).to(clips_BCTHW.device)
+    pixels = clips_BCTHW.float()
+    own_B1111 = own_B.view(-1, 1, 1, 1, 1)
+    return (
+        pixels * own_B1111 + pixels[partner] * (1.0 - own_B1111),
+        _mixed_targets(labels, partner, own_B, num_classes),
+    )
+
+
+def cut_mix(
+    clips_BCTHW: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    alpha: float,
+    *,
+    key: tuple[object, ...],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Paste a box from a random clip of the batch into each clip, at the same position in every frame.
+
+    The box has the aspect ratio of the frame and covers min(λ, 1 - λ) of its area, with λ as in `mix`. Its centre is
+    random, and parts outside the frame are cut off. Labels are mixed in proportion to the pixels.
+
+    Returns:
+        Clips with the dtype of the input, and class probabilities `(B, K)`.
+    """
+    draw = rng("cutmix", *key)
+    count, (height, width) = len(labels), clips_BCTHW.shape[-2:]
+    share = draw.beta(alpha, alpha, size=count)
+    partner = draw.permutation(count)
+    mixed = clips_BCTHW.clone()
+    own = []
+    for index, lam in enumerate(share):
+        side = sqrt(min(lam, 1.0 - lam))
+        centre_y, centre_x = draw.random(2)
+        top, bottom = _span(centre_y, side, height)
+        left, right = _span(centre_x, side, width)
+        box = (slice(None), slice(None), slice(top, bottom), slice(left, right))
+        mixed[index][box] = clips_BCTHW[int(partner[index])][box]
+        own.append(1.0 - (bottom - top) * (right - left) / (height * width))
+    own_B = torch.tensor(own, device=clips_BCTHW.device)
+    return mixed, _mixed_targets(labels, torch.as_tensor(partner).to(own_B.device), own_B, num_classes)
+
+
+def _span(centre: float, share: float, length: int) -> tuple[int, int]:
+    start = round((centre - share / 2) * length)
+    return max(0, start), min(length, start + round(share * length))
+
+
+def _mixed_targets(
+    labels: torch.Tensor, partner: torch.Tensor, own_B: torch.Tensor, num_classes: int
+) -> torch.Tensor:
+    targets_BK = (F.one_hot(labels, num_classes) if labels.ndim == 1 else labels).float()
+    own_B1 = own_B.view(-1, 1)
+    return targets_BK * own_B1 + targets_BK[partner] * (1.0 - own_B1)
+
 
 SMALLEST_SCALE = 2.0**-20
 """smallest fp16 loss scale; if gradients overflow at this scale, the scale is not the cause"""

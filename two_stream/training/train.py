@@ -35,11 +35,10 @@ from two_stream.runtime.device import autocast, pick_device, set_deterministic, 
 from two_stream.runtime.files import complete_folder, room_for
 from two_stream.runtime.inference import missing_compiler
 from two_stream.runtime.seeding import seed_everything
+from two_stream.training.batchnorm import synchronise_batchnorm
 from two_stream.training.data import TrainingData, training_data, with_progress
-from two_stream.training.extension import build_extension
 from two_stream.training.losses import build_loss
 from two_stream.training.optim import parameter_groups
-from two_stream.training.parallel.batchnorm import synchronise_batchnorm
 from two_stream.training.regression import channel_scales
 from two_stream.training.run_folder import (
     began_here,
@@ -49,6 +48,7 @@ from two_stream.training.run_folder import (
     lock_run,
     record_environment,
 )
+from two_stream.training.step import build_extension
 from two_stream.training.trainer import Trainer, TrainResult
 from two_stream.types import RunPaths
 from two_stream.video.decoding.reader import backend_version

@@ -27,12 +27,11 @@ from two_stream.runtime.interrupt import StopRequest
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.data import EpochLoader, TrainingData
-from two_stream.training.extension import Extension
 from two_stream.training.losses import Labels
 from two_stream.training.optim import Schedule, build_optimizer, restore_optimizer, update_rule
-from two_stream.training.parallel.ddp import build_parallel
+from two_stream.training.parallel import build_parallel
 from two_stream.training.run_folder import WriteModel, load_newest, save_checkpoint
-from two_stream.training.step import Position, Stepper, StepResult, protect_short_maps
+from two_stream.training.step import Extension, Position, Stepper, StepResult, protect_short_maps
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.validate import Validation, validate
 from two_stream.types import Batch, RunPaths

@@ -15,7 +15,7 @@ from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
 from two_stream.runtime.device import autocast
 from two_stream.training.losses import evaluation_loss
-from two_stream.training.parallel.base import blank_clips, clip_shape
+from two_stream.training.parallel import blank_clips, clip_shape
 from two_stream.types import Batch
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from tests.helpers.processes import Outcome, in_processes
 from tests.helpers.training import CLASSES, Clips, TinyNet, trainer_over
-from two_stream.training.parallel.batchnorm import SpanningBatchNorm, synchronise_batchnorm
+from two_stream.training.batchnorm import SpanningBatchNorm, synchronise_batchnorm
 from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 

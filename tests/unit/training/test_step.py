@@ -14,10 +14,9 @@ from tests.helpers.training import CLASSES, TinyNet
 from two_stream.config.schema import TrainOptions
 from two_stream.errors import TrainingError
 from two_stream.training.losses import Labels
-from two_stream.training.mixup import cut_mix, mix, mix_batch
 from two_stream.training.optim import Schedule, build_optimizer
-from two_stream.training.parallel.base import Parallel
-from two_stream.training.step import Position, Stepper
+from two_stream.training.parallel import Parallel
+from two_stream.training.step import Position, Stepper, cut_mix, mix, mix_batch
 from two_stream.types import Batch
 
 CPU = torch.device("cpu")

@@ -1,1 +1,0 @@
-"""Training in several processes: DDP, FSDP2 and BatchNorm across processes."""
