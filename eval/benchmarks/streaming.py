@@ -20,7 +20,7 @@ from torch import nn
 from two_stream import create_model
 from two_stream.evaluation.scoring.network import example_clip
 from two_stream.profiling.costs import multiply_adds
-from two_stream.profiling.memory import PeakMemory
+from two_stream.profiling.timing import PeakMemory
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.inference import fold_batchnorm
 from two_stream.streaming import convert, multiply_adds_per_prediction

@@ -173,8 +173,8 @@ for module in pkgutil.walk_packages(two_stream.__path__, "two_stream."):
         importlib.import_module(module.name)
 from pathlib import Path
 import torch
-from two_stream.profiling import memory
-from two_stream.runtime.locks import lock_worker, study_lock
+from two_stream.profiling import timing as memory
+from two_stream.runtime.files import lock_worker, study_lock
 with study_lock(Path(sys.argv[1])):
     lock_worker(Path(sys.argv[1]))
 memory._reset_mark = lambda: False

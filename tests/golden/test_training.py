@@ -22,7 +22,7 @@ import torch
 from two_stream.config.schema import Experiment
 from two_stream.pretrained import write_model
 from two_stream.recognizer import create_model
-from two_stream.runtime.seeding import seed_everything
+from two_stream.runtime.device import seed_everything
 from two_stream.training.data import TrainingData
 from two_stream.training.trainer import Trainer
 from two_stream.types import Batch, RunPaths

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from two_stream import create_model
-from two_stream.config.optimization import AdamW, Constant, Sgd
-from two_stream.config.schema import TrainOptions
+from two_stream.config.schema import AdamW, Constant, Sgd, TrainOptions
 from two_stream.pretrained.layouts import recognise_layout
 from two_stream.training.losses import Labels
 from two_stream.training.optim import Schedule, build_optimizer

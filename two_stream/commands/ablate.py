@@ -95,7 +95,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _report(ran: Ran, source: Path, command: str) -> None:
     """Print the results of the study and write its report to its folder."""
     from two_stream.studies.report.study_report import write_study_report
-    from two_stream.studies.report.terminal import print_study
+    from two_stream.studies.report.tables import print_study
     from two_stream.studies.result import failures, summarize_study
     from two_stream.studies.running.plan import folder_of
 

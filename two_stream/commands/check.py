@@ -135,8 +135,7 @@ def _frame_folders(
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
     """Find the frame folders below a folder from the names and contents of their files."""
     from two_stream.data.catalog import MODALITIES
-    from two_stream.video.extraction.one_video import read_extraction_manifest
-    from two_stream.video.frames import names_by_number
+    from two_stream.video.frames import names_by_number, read_extraction_manifest
     from two_stream.video.sources import walk_folders
 
     groups: dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]] = {}

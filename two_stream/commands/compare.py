@@ -62,7 +62,7 @@ def main(args: list[str]) -> int:
     if flags.json:
         print_json(asdict(result))
     else:
-        from two_stream.studies.report.terminal import print_study, settings_line
+        from two_stream.studies.report.tables import print_study, settings_line
 
         print_study(result)
         line = settings_line(result)

@@ -111,7 +111,7 @@ def main(args: list[str]) -> int:
 def _measure(options: _Flags, model: Recognizer, device: torch.device) -> list[Speed]:
     from two_stream.profiling.peak import gemm_rate
     from two_stream.profiling.timing import Work, measure_speed
-    from two_stream.runtime.precision import native_bf16
+    from two_stream.runtime.device import native_bf16
 
     precisions = options.precision or (("fp32", "bf16") if native_bf16(device) else ("fp32",))
     works: tuple[Work, ...] = ("forward", "training") if options.training or options.data else ("forward",)

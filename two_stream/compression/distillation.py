@@ -26,8 +26,7 @@ from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.heads.base import space_mean
 from two_stream.recognizer import Recognizer, input_spec
 from two_stream.runtime import distributed
-from two_stream.runtime.device import autocast, pick_device
-from two_stream.runtime.seeding import derive
+from two_stream.runtime.device import autocast, derive, pick_device
 from two_stream.training.data import TrainingData
 from two_stream.training.losses import Loss
 from two_stream.training.step import EXTENSIONS, Extension

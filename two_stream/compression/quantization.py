@@ -22,8 +22,8 @@ from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress
+from two_stream.runtime.device import rng
 from two_stream.runtime.files import complete_folder, replaced_folder, sha256
-from two_stream.runtime.seeding import rng
 from two_stream.surgery import alter
 from two_stream.surgery.int8 import Int8, check_torch_ao
 from two_stream.training.run_folder import begin_run, check_run, record_environment

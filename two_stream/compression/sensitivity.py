@@ -30,12 +30,12 @@ from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scores import metrics
 from two_stream.profiling.costs import multiply_adds
-from two_stream.profiling.network_cost import forward_of, nonzero_parameters, time_in_turns
+from two_stream.profiling.timing import forward_of, nonzero_parameters, time_in_turns
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import progress
+from two_stream.runtime.device import rng
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
-from two_stream.runtime.seeding import rng
 from two_stream.training.losses import evaluation_loss
 from two_stream.types import Batch, Part
 

@@ -7,12 +7,223 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from two_stream.config.augment import AugmentOptions
 from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt
 from two_stream.config.compress import CompressOptions, NoCompression
-from two_stream.config.losses import AutoLoss, LossOptions
 from two_stream.config.model import ModelOptions
-from two_stream.config.optimization import Cosine, Logistic, OptimizerOptions, ScheduleOptions, Sgd
+
+
+class Sgd(Options):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.01
+    """learning rate"""
+    momentum: Fraction = 0.9
+    dampening: Fraction = 0.0
+    """dampening of the momentum; the paper uses 0.9"""
+    nesterov: bool = False
+    weight_decay: NonNegative = 1e-3
+    decay_all: bool = False
+    """apply weight decay also to norms, biases and positions, as the published code does"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sgd:
+        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
+            raise ValueError("`nesterov` requires `momentum` above 0 and `dampening: 0`")
+        return self
+
+
+class AdamW(Options):
+    """Adam with decoupled weight decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-5
+    """learning rate"""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 1e-3
+    decay_all: bool = False
+    """apply weight decay also to norms, biases and positions, as the published code does"""
+
+
+class Logistic(Options):
+    """Logistic regression on a frozen network's features, solved exactly; cross-validation chooses the penalty."""
+
+    kind: Literal["logistic"] = "logistic"
+    cs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+        1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0,
+    )  # fmt: skip
+    """candidate weights of the loss relative to the penalty `|w|² / 2`, from which cross-validation selects one; the
+    inputs are standardised, so that a value has the same effect for every network"""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """number of folds of the cross-validation, at most one per source video; all clips of a source video are in one
+    fold"""
+    repeats: PositiveInt = 3
+    """number of cross-validations with different folds; their losses are averaged"""
+    balanced: bool = True
+    """give equal weight to all classes; false: to all videos"""
+    views: Annotated[int, Field(ge=0)] | None = None
+    """number of augmented clips per training video in addition to the centred clip; together, the clips have the weight
+    of one video; none: all clips in `data.features`, or 0 without stored features"""
+
+
+class Constant(Options):
+    """A constant learning rate."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Plateau(Options):
+    """Reduce the rate when the validation loss stops falling (as in the paper)."""
+
+    kind: Literal["plateau"] = "plateau"
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    patience: Annotated[int, Field(ge=0)] = 5
+    """number of epochs without a better validation loss before the rate is reduced"""
+    min_lr: NonNegative = 0.0
+
+
+class MultiStep(Options):
+    """Reduce the rate at given epochs."""
+
+    kind: Literal["multistep"] = "multistep"
+    milestones: tuple[PositiveInt, ...] = (15, 25)
+    """epochs after which the rate is reduced"""
+    gamma: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+
+
+class Cosine(Options):
+    """Linear warm-up, then half a cosine down to `min_lr`; the rate changes at every optimizer step."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    min_lr: NonNegative = 0.0
+
+
+OptimizerOptions = Annotated[Sgd | AdamW | Logistic, Field(discriminator="kind")]
+ScheduleOptions = Annotated[Constant | Plateau | MultiStep | Cosine, Field(discriminator="kind")]
+
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+COLOURS = ("brightness", "contrast", "saturation", "hue", "grayscale", "rand_augment")
+"""settings that change colours, for RGB only"""
+
+
+class AugmentOptions(Options):
+    """Augmentation of training clips; all frames of a clip are changed in the same way."""
+
+    clip: Literal["random", "center", "begin"] = "random"
+    """position of the training clip in the video (`train_t_crop` of 3D-ResNets)"""
+    crop: Literal[
+        "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
+    ] = "multiscale"
+    """multiscale: corner crops of several scales (as in the paper); random: the largest box at a random position;
+    corner: a box of one of `scales` in a corner or the centre; multiscale_random: a box of one of `scales` at a random
+    position; resized: a box with random `area` and `ratio`; short_side: a random position after scaling the short side
+    by `short_sides`; full: the full frame resized to the network's input, also in validation and centred views"""
+    scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
+    """sizes of multi-scale and corner crops, relative to the largest box in the resized frame that has the aspect ratio
+    of the input (for a square input, relative to the frame's short side)"""
+    area: tuple[Share, Share] = (0.25, 1.0)
+    """smallest and largest area of a resized crop relative to the frame"""
+    ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
+    """smallest and largest ratio of width to height of a resized crop, relative to the ratio of the network's input"""
+    short_sides: tuple[Positive, Positive] = (1.0, 1.25)
+    """for `crop: short_side`: smallest and largest short side of the frame, relative to the network's input"""
+    flip: Fraction = 0.5
+    """probability of a horizontal flip"""
+    brightness: NonNegative = 0.0
+    """largest relative change of the brightness; RGB only, like contrast, saturation, hue and grayscale"""
+    contrast: NonNegative = 0.0
+    """largest relative change of the contrast"""
+    saturation: NonNegative = 0.0
+    """largest relative change of the saturation"""
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """largest change of the hue; 0.5 is half of the colour circle"""
+    grayscale: Fraction = 0.0
+    """probability of converting a clip to greyscale"""
+    rand_augment: Annotated[int, Field(ge=0, le=10)] = 0
+    """number of RandAugment operations (arXiv 1909.13719) per clip; 0 is off"""
+    rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """strength of RandAugment's operations"""
+    erase: Fraction = 0.0
+    """probability of erasing a box in every frame of a clip (arXiv 1708.04896): the box becomes grey, or zero in
+    flow"""
+    erase_area: tuple[Share, Share] = (0.02, 0.33)
+    """smallest and largest area of an erased box relative to the area of the frame"""
+    protocol: Literal["standard", "paper"] = "standard"
+    """paper: use the published crop offsets, which truncate some boxes, and do not negate flow x in mirrored clips"""
+
+    @property
+    def whole_frame(self) -> bool:
+        """Whether training clips and all centred views show full frames."""
+        return self.crop == "full"
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """Active settings that change colours."""
+        return tuple(name for name in COLOURS if getattr(self, name))
+
+    @model_validator(mode="after")
+    def _ascending(self) -> AugmentOptions:
+        for name in ("area", "ratio", "short_sides", "erase_area"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"`{name}` is {low:g}, {high:g}: expected the smaller number first")
+        if self.short_sides[0] < 1.0:
+            raise ValueError(
+                f"`short_sides` starts with {self.short_sides[0]:g}: expected 1 or more, so that the crop fits"
+            )
+        return self
+
+
+ClassWeights = Literal["none", "balanced"] | tuple[Positive, ...]
+
+
+class AutoLoss(Options):
+    """Cross entropy, or binary cross entropy for a multi-label data set."""
+
+    kind: Literal["auto"] = "auto"
+
+
+class CrossEntropy(Options):
+    """Cross entropy of the softmax: one class per video."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    weights: ClassWeights = "none"
+    """balanced: larger weights for rare classes (mean 1 over the training clips); or one number per class"""
+    beta: Fraction = 1.0
+    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (arXiv 1901.05555); 1: by the number of
+    clips n"""
+
+
+class Focal(Options):
+    """Focal loss (arXiv 1708.02002): correctly classified clips have a small weight; multi-label data use a sigmoid."""
+
+    kind: Literal["focal"] = "focal"
+    gamma: NonNegative = 2.0
+    """exponent; 0 is the cross entropy"""
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """multi-label: weight of the classes of a video; other classes have the weight `1 - alpha`; none: all weights are
+    1"""
+    weights: ClassWeights = "none"
+    """balanced: larger weights for rare classes (mean 1 over the training clips); or one number per class"""
+    beta: Fraction = 1.0
+    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (arXiv 1901.05555); 1: by the number of
+    clips n"""
+
+
+class BinaryCrossEntropy(Options):
+    """Binary cross entropy of one sigmoid per class, averaged over the classes; a video may have several classes."""
+
+    kind: Literal["bce"] = "bce"
+    pos_weight: ClassWeights = "none"
+    """weight of the positive videos of a class; balanced: number of videos without the class / number of videos with
+    it"""
+
+
+LossOptions = Annotated[AutoLoss | CrossEntropy | Focal | BinaryCrossEntropy, Field(discriminator="kind")]
+
 
 Crops = Literal["center", "three", "ten", "full"]
 

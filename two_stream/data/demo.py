@@ -41,8 +41,8 @@ from two_stream.data.prepare.folders import write_dataset
 from two_stream.data.splits import make_splits
 from two_stream.errors import DataError, SettingsError
 from two_stream.runtime.console import progress
+from two_stream.runtime.device import rng
 from two_stream.runtime.files import atomic_path, write_json
-from two_stream.runtime.seeding import rng
 from two_stream.types import VideoRecord
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions

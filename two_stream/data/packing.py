@@ -29,16 +29,13 @@ from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, is_url, ke
 from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.console import progress
-from two_stream.runtime.files import fsync_dir, sha256, write_bytes, write_json
-from two_stream.runtime.locks import exclusive_lock
+from two_stream.runtime.files import exclusive_lock, fsync_dir, sha256, write_bytes, write_json
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import json_text, parse_json
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality, Part, VideoRecord
 from two_stream.video.decoding.reader import backend_version, open_video
-from two_stream.video.extraction.one_video import extraction_settings
-from two_stream.video.frames import jpeg_size, read_image_bytes
-from two_stream.video.region import fit_frame
+from two_stream.video.frames import extraction_settings, fit_frame, jpeg_size, read_image_bytes
 
 _BLOCK = 512
 """bytes of a block of a tar file"""

@@ -17,8 +17,8 @@ import numpy as np
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import MODALITIES, Record, read_lines
 from two_stream.errors import DataError
+from two_stream.runtime.device import derive
 from two_stream.runtime.files import write_text
-from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
 _DIGITS = 7

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from two_stream import zoo
-from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import load_experiment
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Patterns, Record
 from two_stream.data.splits import read_list
 from two_stream.errors import CheckpointError, SettingsError
@@ -43,9 +42,8 @@ from two_stream.late_temporal.training import run_name
 from two_stream.pretrained import WEIGHTS, load_weights
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note, say
-from two_stream.runtime.device import pick_device
+from two_stream.runtime.device import pick_device, resolve_precision
 from two_stream.runtime.files import sha256
-from two_stream.runtime.precision import resolve_precision
 from two_stream.types import Modality, RunPaths, ScoreTable, VideoRecord
 
 BEST = "model_best.pth.tar"

@@ -9,8 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from two_stream.pretrained.folder import alterations_in, read_model, reshape_like, write_model
-    from two_stream.pretrained.library import load_library
+    from two_stream.pretrained.folder import (
+        alterations_in,
+        load_library,
+        read_model,
+        reshape_like,
+        write_model,
+    )
     from two_stream.pretrained.loading import LoadReport, load_weights
     from two_stream.pretrained.reading import WEIGHTS, read_state
 

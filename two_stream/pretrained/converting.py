@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from two_stream import zoo
-from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump
 from two_stream.config.model import ModelOptions
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import read_model, write_model
 from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise_layout, strip_wrappers

@@ -10,16 +10,53 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from two_stream.backbones.library import LibraryBackbone
+from two_stream.config.backbones import TimmNet
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
+from two_stream.pretrained.files.manifest import STARTERS, install_command, installed_file
 from two_stream.pretrained.layouts import CARRIED
+from two_stream.pretrained.layouts.efficientnet_lite import rename_to_timm
 from two_stream.pretrained.reading import WEIGHTS, read_metadata, read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note
 from two_stream.runtime.files import CHECKSUMS, atomic_path, verify_checksums, write_checksums
 from two_stream.runtime.text import is_utf8, json_text, parse_json
 from two_stream.surgery import Alteration, alter, describe_alterations, read_alterations
+
+
+def load_library(model: Recognizer) -> str | None:
+    """Load the weights of the backbone's library if its options request them (`pretrained`).
+
+    Args:
+        model: Its backbone is changed in place; head, classifier and the block of FRAB or FRMB are not.
+
+    Returns:
+        A sentence that names the source of the weights; None if no weights are requested.
+
+    Raises:
+        CheckpointError: They cannot be read or downloaded, or do not fit; names the local alternative.
+    """
+    backbone, options = model.backbone, model.options.backbone
+    if not isinstance(backbone, LibraryBackbone) or not backbone.options.pretrained:
+        return None
+    file = options.weights if isinstance(options, TimmNet) else None
+    package = STARTERS.get(options.name) if isinstance(options, TimmNet) and file is None else None
+    if package is not None:
+        file = installed_file(package)
+    if file is not None:
+        source = backbone.load_pretrained(rename_to_timm(read_state(file)), str(file))
+        return f"the backbone starts from {source}"
+    name = getattr(backbone.options, "name", None) or getattr(backbone.options, "model", "")
+    note(f"loading the pretrained weights of {name} from the local cache, otherwise from the network")
+    try:
+        return f"the backbone starts from {backbone.load_pretrained()}"
+    except CheckpointError as error:
+        if package is None:
+            raise
+        raise CheckpointError(f"{error}, and `{install_command(package)}` installs them") from None
+
 
 FORMAT = "two_stream"
 VERSION = 1

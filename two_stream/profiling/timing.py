@@ -2,22 +2,111 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
-from two_stream.profiling.costs import callables, clip_shape, multiply_adds
-from two_stream.profiling.memory import PeakMemory
+from two_stream.evaluation.runs.run import Run, load_run
+from two_stream.evaluation.scoring.network import (
+    Compiled,
+    example_clip,
+    is_exact,
+    prepare_for_inference,
+    resolve_evaluation,
+)
+from two_stream.profiling.costs import callables, clip_shape, meta_twin, multiply_adds, parameter_count
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.device import autocast
+from two_stream.runtime.device import autocast, pick_device
+from two_stream.runtime.files import complete_folder
+
+_STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+
+class PeakMemory:
+    """Measures the peak memory from its creation on.
+
+    On a GPU it is the memory that torch has allocated there. On the CPU it is the resident size of the process, with
+    interpreter and libraries. Linux can reset this mark; elsewhere it is the peak since the process started.
+
+    Attributes:
+        kind: Description of what is measured.
+        before: Bytes at the start.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.kind, self.before = "allocated on the GPU", torch.cuda.memory_allocated(device)
+        elif _reset_mark():
+            self.kind, self.before = "resident size of the process", _status("VmRSS")
+        else:
+            self.kind, self.before = "largest resident size since the process started", _process_peak()
+
+    def peak(self) -> int:
+        """Return the peak in bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _status("VmHWM") if self.kind.startswith("resident") else _process_peak()
+
+
+def _reset_mark() -> bool:
+    """Return free memory to the system, reset the kernel's high-water mark, and return whether this succeeded."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with suppress(OSError, AttributeError):  # with another C library, freed memory is still counted
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        _REFS.write_text(_RESET_PEAK, encoding="ascii")
+        return _status("VmHWM") > 0
+    except (OSError, KeyError):
+        return False
+
+
+def _status(key: str) -> int:
+    """Return a size of `/proc/self/status` in bytes."""
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise KeyError(key)
+
+
+def _windows_peak() -> int:
+    """Return the peak working set; 0 if it is unknown."""
+    # PROCESS_MEMORY_COUNTERS: two 32-bit fields in the first place, then the peak
+    sizes = (ctypes.c_size_t * 9)()
+    system = getattr(ctypes, "windll", None)
+    if system is None or not system.psapi.GetProcessMemoryInfo(
+        ctypes.c_void_p(-1), ctypes.byref(sizes), ctypes.sizeof(sizes)
+    ):
+        return 0
+    return sizes[1]
+
+
+def _process_peak() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _windows_peak()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024
+
 
 Work = Literal["forward", "training"]
 _BACKWARD = 3
@@ -193,3 +282,141 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+Forward = Callable[[], None]
+_TURNS, _MEMORY_TURNS = 5, 2
+"""How often each network is timed, and its memory measured; the networks take turns."""
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """Size of a network on disk and cost of one view."""
+
+    file_bytes: int
+    """size of `model.safetensors`"""
+    parameters: int
+    nonzero: int
+    """parameters that are not 0"""
+    multiply_adds: int
+    """multiply-adds of one view; the same for an int8 network and its float version"""
+    latency_ms: float
+    """median time of a view's forward pass in evaluation"""
+    latency_low: float
+    """smallest median of the turns"""
+    latency_high: float
+    memory_mib: float
+    """peak of loading and one view's forward pass, with weights, above what the process used before"""
+
+
+@dataclass(frozen=True)
+class ViewCosts:
+    """Measured cost of one view's forward pass in a loaded network."""
+
+    latency_ms: float
+    memory_mib: float
+    """peak above what was in use before the first pass"""
+    precision: str
+
+
+def measure_view(
+    model: Recognizer, experiment: Experiment, device: torch.device, seconds: float = 1.0
+) -> ViewCosts:
+    """Measure the forward pass of one view as an experiment evaluates it, in at least three passes."""
+    forward, precision = evaluated_forward(model, experiment, experiment.evaluate, device)
+    memory = PeakMemory(device)
+    ((latency,),) = time_in_turns([forward], device, seconds)
+    return ViewCosts(latency, max(0, memory.peak() - memory.before) / _MIB, precision)
+
+
+def measure_networks(
+    runs: Sequence[Run], options: EvaluateOptions, *, device: str, seconds: float = 1.0
+) -> list[NetworkCosts]:
+    """Count and measure the networks of several runs alternately, so that machine load affects all of them.
+
+    Each is timed for about `seconds` in total, at least five turns of three passes, and loaded again to measure its
+    memory, so that nothing else is counted.
+    """
+    where = pick_device(device)
+    passes = [evaluated_forward(run.model.to(where), run.experiment, options, where)[0] for run in runs]
+    medians = time_in_turns(passes, where, seconds, _TURNS)
+    del passes
+    memory = _memory(runs, options, where)
+    return [
+        NetworkCosts(
+            file_bytes=(complete_folder(run.paths.root / run.checkpoint) / "model.safetensors")
+            .stat()
+            .st_size,
+            parameters=parameter_count(meta_twin(run.model)),
+            nonzero=nonzero_parameters(run.model),
+            multiply_adds=multiply_adds(run.model),
+            latency_ms=statistics.median(times),
+            latency_low=min(times),
+            latency_high=max(times),
+            memory_mib=peak,
+        )
+        for run, times, peak in zip(runs, medians, memory, strict=True)
+    ]
+
+
+def evaluated_forward(
+    model: Recognizer, experiment: Experiment, options: EvaluateOptions, device: torch.device
+) -> tuple[Forward, str]:
+    """Return a function that runs one view in the way the model is evaluated, and the precision."""
+    chosen = resolve_evaluation(model, options, device, exact=is_exact(experiment))
+    return forward_of(prepare_for_inference(model, chosen), device, chosen.precision), chosen.precision
+
+
+def forward_of(network: Recognizer | Compiled, device: torch.device, precision: str = "fp32") -> Forward:
+    """Return a function that runs one view through an unchanged network."""
+    clip_BCTHW = example_clip(network.model if isinstance(network, Compiled) else network)
+
+    def run() -> None:
+        with torch.inference_mode(), autocast(device, precision):
+            network(clip_BCTHW)
+
+    return run
+
+
+def time_in_turns(
+    passes: Sequence[Forward], device: torch.device, seconds: float, turns: int = 1
+) -> list[list[float]]:
+    """Return the median milliseconds of every turn of each pass, after a warm-up pass.
+
+    Each pass is timed for about `seconds` in total, and at least three times a turn.
+    """
+    for one in passes:
+        one()
+    medians: list[list[float]] = [[] for _ in passes]
+    for _ in range(turns):
+        for found, one in zip(medians, passes, strict=True):
+            found.append(statistics.median(time_runs(one, device, seconds / turns)) * 1e3)
+    return medians
+
+
+def nonzero_parameters(model: nn.Module) -> int:
+    """Return the number of parameters that are not 0; int8 parameters are counted by their stored values."""
+    count = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    quantized: list[Any] = [part for part in model.modules() if callable(getattr(part, "weight", None))]
+    for part in quantized:  # int8 layers of torch.ao hold packed weights, which methods return
+        bias = part.bias()
+        count += int(torch.count_nonzero(part.weight().int_repr()))
+        count += 0 if bias is None else int(torch.count_nonzero(bias))
+    return count
+
+
+def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device) -> list[float]:
+    """Return the peak of each network in MiB: the lower of two turns, since the rest of the process only adds."""
+    peaks: list[list[float]] = [[] for _ in runs]
+    for _ in range(_MEMORY_TURNS):
+        for found, run in zip(peaks, runs, strict=True):
+            before = PeakMemory(device).before
+            again = load_run(run.paths.root, run.checkpoint, str(device))
+            forward, _precision = evaluated_forward(again.model, again.experiment, options, device)
+            del again
+            memory = PeakMemory(device)  # do not count temporary memory used for loading
+            forward()
+            found.append(max(0, memory.peak() - before) / _MIB)
+            del forward
+    return [min(found) for found in peaks]

@@ -23,7 +23,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from two_stream.errors import CheckpointError, FullDiskError, SettingsError, TwoStreamError
+from two_stream.runtime.console import note
 from two_stream.runtime.text import json_text, parse_json
 
 _FULL = re.compile(
@@ -326,3 +329,69 @@ def write_cached(path: Path, content: bytes) -> bool:
                 Path(part).unlink()
         return False
     return True
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+PATIENCE = 120.0
+"""seconds that workers of an earlier, killed study get to save and exit"""
+
+
+def _acquire(path: Path, timeout: float) -> FileLock:
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        lock.acquire(timeout=timeout, poll_interval=0.5)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return lock
+
+
+@contextmanager
+def exclusive_lock(path: Path, busy: TwoStreamError, *, timeout: float = 0.0) -> Iterator[None]:
+    """Hold a lock file during the block, and remove it afterwards.
+
+    Raises:
+        TwoStreamError: `busy`, if another process still holds the lock after `timeout` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _acquire(path, timeout)
+    except Timeout:
+        raise busy from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows cannot remove an open file
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def study_lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from running the study in `folder`, and wait for the workers of an earlier run.
+
+    Raises:
+        SettingsError: Another process runs the study, or workers of an earlier run do not exit.
+    """
+    busy = SettingsError(f"{folder}: another process is running this study; wait for it to finish")
+    with exclusive_lock(folder / ".lock", busy):
+        _wait_for_workers(folder)
+        yield
+
+
+def lock_worker(folder: Path) -> FileLock:
+    """Mark that a worker of the study in `folder` is running, for as long as the returned lock is kept."""
+    return _acquire(folder / f".worker-{socket.gethostname()}-{os.getpid()}.lock", 0.0)
+
+
+def _wait_for_workers(folder: Path) -> None:
+    busy = SettingsError(f"{folder}: workers of an earlier run of this study are still running; stop them")
+    end = time.monotonic() + PATIENCE
+    for path in folder.glob(".worker-*.lock"):
+        try:
+            with exclusive_lock(path, busy):
+                continue
+        except SettingsError:
+            note(f"{folder}: waiting for workers of an earlier run of this study to save and exit")
+        with exclusive_lock(path, busy, timeout=max(0.0, end - time.monotonic())):
+            pass

@@ -22,8 +22,7 @@ from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scoring.network import is_exact
 from two_stream.pretrained import alterations_in, read_model
 from two_stream.profiling.costs import meta_twin, multiply_adds, parameter_count
-from two_stream.profiling.network_cost import measure_view
-from two_stream.profiling.timing import device_name
+from two_stream.profiling.timing import device_name, measure_view
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device, set_threads

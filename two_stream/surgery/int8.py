@@ -20,7 +20,7 @@ from torch import nn
 
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.precision import cpu_flags
+from two_stream.runtime.device import cpu_flags
 from two_stream.surgery import Alteration
 
 NARROW = 127

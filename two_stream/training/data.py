@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
-from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem, open_clips
+from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem, current_extraction, open_clips
 from two_stream.data.clips.loader import Share, class_counts, clip_loader
 from two_stream.data.splits import experiment_part, load_part, own_validation
 from two_stream.errors import SettingsError
@@ -23,7 +23,6 @@ from two_stream.evaluation.features.cache import (
     stored_epoch,
     view_settings,
 )
-from two_stream.evaluation.runs.run import current_extraction
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress, warn
 from two_stream.training.losses import Labels

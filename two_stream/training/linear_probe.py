@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from two_stream.config.optimization import Logistic
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import Experiment, Logistic
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import HELD_OUT, load_run, score_table
 from two_stream.evaluation.scores.files import write_scores
@@ -33,8 +32,15 @@ from two_stream.training.data import TrainingData, with_progress
 from two_stream.training.regression import Chosen, Vectors, choose, fit_regression, held_out_logits
 from two_stream.training.run_folder import WriteModel, load_newest, save_checkpoint
 from two_stream.training.tracking import Tracker, write_metrics
-from two_stream.training.trainer import SELECTION_LABELS, Progress, TrainResult, checkpoint_meta
-from two_stream.training.validate import Tally, Validation, validate
+from two_stream.training.trainer import (
+    SELECTION_LABELS,
+    Progress,
+    Tally,
+    TrainResult,
+    Validation,
+    checkpoint_meta,
+    validate,
+)
 from two_stream.types import RunPaths
 
 

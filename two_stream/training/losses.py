@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from two_stream.config.losses import AutoLoss, BinaryCrossEntropy, ClassWeights, CrossEntropy
-from two_stream.config.schema import TrainOptions
+from two_stream.config.schema import AutoLoss, BinaryCrossEntropy, ClassWeights, CrossEntropy, TrainOptions
 from two_stream.errors import SettingsError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from two_stream.config.optimization import (
+from two_stream.config.schema import (
     AdamW,
     Cosine,
     Logistic,

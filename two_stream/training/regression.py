@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.config.optimization import Logistic
+from two_stream.config.schema import Logistic
 from two_stream.errors import TrainingError
 
 Floats = NDArray[np.float64]

@@ -26,13 +26,13 @@ from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.files import (
     complete_folder,
+    exclusive_lock,
     replaced_folder,
     room_for,
     verify_checksums,
     write_json,
     write_text,
 )
-from two_stream.runtime.locks import exclusive_lock
 from two_stream.runtime.provenance import environment
 from two_stream.runtime.text import is_utf8
 from two_stream.types import RunPaths

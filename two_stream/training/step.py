@@ -24,8 +24,7 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.errors import TrainingError
 from two_stream.registry import Registry
 from two_stream.runtime import distributed
-from two_stream.runtime.device import autocast
-from two_stream.runtime.seeding import derive, rng
+from two_stream.runtime.device import autocast, derive, rng
 from two_stream.training.losses import Labels, build_loss, hits
 from two_stream.training.optim import Schedule
 from two_stream.training.parallel import Parallel

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from two_stream.config.optimization import Logistic
-from two_stream.config.schema import Experiment, TrainOptions
+from two_stream.config.schema import Experiment, Logistic, TrainOptions
 from two_stream.data.catalog import Record, dataset_record
 from two_stream.data.sources.shards import shard_facts
 from two_stream.errors import (
@@ -31,10 +30,9 @@ from two_stream.pretrained import load_library, load_weights, reshape_like, writ
 from two_stream.recognizer import Recognizer, create_model, resolve_options
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
-from two_stream.runtime.device import autocast, pick_device, set_deterministic, set_threads
+from two_stream.runtime.device import autocast, pick_device, seed_everything, set_deterministic, set_threads
 from two_stream.runtime.files import complete_folder, room_for
 from two_stream.runtime.inference import missing_compiler
-from two_stream.runtime.seeding import seed_everything
 from two_stream.training.batchnorm import synchronise_batchnorm
 from two_stream.training.data import TrainingData, training_data, with_progress
 from two_stream.training.losses import build_loss

@@ -21,8 +21,14 @@ from two_stream.runtime.text import plural
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import backend_version, open_video
-from two_stream.video.extraction.one_video import read_extraction_manifest
-from two_stream.video.frames import FLAGS, FramePatterns, check_complete, decode_with_damage, read_file_bytes
+from two_stream.video.frames import (
+    FLAGS,
+    FramePatterns,
+    check_complete,
+    decode_with_damage,
+    read_extraction_manifest,
+    read_file_bytes,
+)
 from two_stream.video.sources import video_files
 
 Severity = Literal["error", "warning", "info"]

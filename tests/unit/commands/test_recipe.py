@@ -15,9 +15,8 @@ import yaml
 from two_stream import zoo
 from two_stream.cli import main
 from two_stream.commands.flags import take_value
-from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump, load_experiment
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import AugmentOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.late_temporal.training import SGD_ARCHITECTURES, STARTS, split_flags

@@ -18,7 +18,7 @@ from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.train import train
-from two_stream.training.validate import Validation
+from two_stream.training.trainer import Validation
 
 
 def pruned(world: SmallWorld, source: Path, name: str, compress: dict[str, Any], **train_options: Any):

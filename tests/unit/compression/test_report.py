@@ -14,7 +14,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.pretrained import write_model
-from two_stream.profiling.network_cost import nonzero_parameters
+from two_stream.profiling.timing import nonzero_parameters
 from two_stream.training.train import train
 
 

@@ -26,7 +26,7 @@ from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.profiling.costs import multiply_adds
-from two_stream.profiling.network_cost import nonzero_parameters
+from two_stream.profiling.timing import nonzero_parameters
 
 INSIDE = r"layer[12]\.0\.conv"
 

@@ -13,8 +13,7 @@ from torchvision.transforms import transforms as torchvision_transforms
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from two_stream.config.augment import AugmentOptions
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import AugmentOptions, Experiment
 from two_stream.data.clips.transforms import (
     CORNERS,
     change_pixels,

@@ -11,9 +11,9 @@ from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOption
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.sampling import reorder_frames
 from two_stream.data.clips.views import ViewDataset
-from two_stream.data.sources.base import ClipSource
+from two_stream.data.sources.files import ClipSource
 from two_stream.types import InputSpec, VideoRecord, VideoViews
-from two_stream.video.region import Region
+from two_stream.video.frames import Region
 
 SPEC = InputSpec("rgb", 6, 1, (8, 12), 8, (0.0, 255.0), (0.0,) * 3, (1.0,) * 3)
 VIDEOS = [VideoRecord("a", 20, 0), VideoRecord("b", 20, 1)]

@@ -18,8 +18,7 @@ import pytest
 import torch
 
 from tests.helpers.clip_batches import centred_batches, train_batches
-from two_stream.config.augment import AugmentOptions
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import Share, epoch_order

@@ -8,18 +8,17 @@ import torch
 from torch import nn
 
 from tests.helpers.clip_batches import centred_batches, train_batches
-from two_stream.config.augment import AugmentOptions
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import collate_clips
 from two_stream.data.clips.views import ViewDataset, ViewLoader, collate_views
-from two_stream.data.sources.base import ClipSource
+from two_stream.data.sources.files import ClipSource
 from two_stream.data.splits import load_part
 from two_stream.evaluation.scoring.score import score_videos
 from two_stream.evaluation.scoring.views import describe_views
 from two_stream.types import InputSpec, VideoRecord
-from two_stream.video.region import Region
+from two_stream.video.frames import Region
 
 SPEC = InputSpec("rgb", 4, 1, (8, 12), 6, (0.0, 255.0), (0.0,) * 3, (1.0,) * 3)
 CLASSES = ["left", "right", "wait"]

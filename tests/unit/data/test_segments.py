@@ -15,12 +15,12 @@ import yaml
 from tests.helpers.annotations import frames, write
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
+from two_stream.data.clips.dataset import make_source
 from two_stream.data.clips.views import view_loader
 from two_stream.data.options import AnnotationOptions
 from two_stream.data.packing import PackOptions, pack
 from two_stream.data.prepare.adapters.build import clock_of, prepare_annotations
 from two_stream.data.prepare.audit import audit
-from two_stream.data.sources.choose import make_source
 from two_stream.data.sources.files import VideoFiles
 from two_stream.data.sources.segments import (
     Segment,

@@ -18,8 +18,7 @@ import torch
 
 from tests.helpers.clip_batches import centred_batches, train_batches
 from two_stream.cli import main
-from two_stream.config.augment import AugmentOptions
-from two_stream.config.schema import DataOptions, Experiment, TrainOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
 from two_stream.data import packing
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.demo import DemoOptions, encode, render
@@ -39,7 +38,7 @@ from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.workers import TaskFailure
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord
-from two_stream.video.region import Region
+from two_stream.video.frames import Region
 
 SIZE = (9, 13)
 QUICK = PackOptions(resize=SIZE, processes=0, shard_frames=20)

@@ -16,12 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from two_stream.config.augment import AugmentOptions
 from two_stream.config.backbones import ResNet3d
 from two_stream.config.model import InputOptions, ModelOptions
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
-from two_stream.data.clips.dataset import ClipDataset, ClipItem, same_clip, same_moment
+from two_stream.data.clips.dataset import ClipDataset, ClipItem, make_source, same_clip, same_moment
 from two_stream.data.clips.sampling import (
     allowed_starts,
     drawn_starts,
@@ -32,8 +31,7 @@ from two_stream.data.clips.sampling import (
 )
 from two_stream.data.clips.transforms import mirror_frames
 from two_stream.data.clips.views import ViewDataset, evaluation_clips
-from two_stream.data.sources.base import read_clip, stacked_numbers
-from two_stream.data.sources.choose import make_source
+from two_stream.data.sources.files import read_clip, stacked_numbers
 from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model, input_spec
 from two_stream.types import InputSpec, VideoRecord, VideoViews

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import AugmentOptions
 from two_stream.data.clips.transforms import (
     View,
     center_box,

@@ -10,10 +10,10 @@ import pytest
 
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions
 from two_stream.data.clips.views import ViewDataset, ViewLoader, assign_work, chunks_of, collate_views
-from two_stream.data.sources.base import ClipSource
+from two_stream.data.sources.files import ClipSource
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import Frames, InputSpec, VideoRecord, VideoViews
-from two_stream.video.region import Region
+from two_stream.video.frames import Region
 
 
 class Memory(ClipSource):

@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump, validate_settings
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Mirror
 from two_stream.data.clips.dataset import ClipDataset, ClipItem, ClipsBeside, Companion
 from two_stream.data.clips.transforms import (
@@ -24,11 +23,11 @@ from two_stream.data.clips.transforms import (
     multiscale_box,
 )
 from two_stream.data.clips.views import ViewDataset
-from two_stream.data.sources.base import ClipSource
+from two_stream.data.sources.files import ClipSource
 from two_stream.errors import SettingsError
-from two_stream.runtime.seeding import rng
+from two_stream.runtime.device import rng
 from two_stream.types import Frames, InputSpec, Modality, VideoRecord, VideoViews, size_text
-from two_stream.video.region import Region, fit_frame
+from two_stream.video.frames import Region, fit_frame
 
 STORED = (50, 70)
 """of the frames below, neither resized nor cut"""

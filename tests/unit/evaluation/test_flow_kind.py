@@ -14,18 +14,12 @@ import yaml
 from tests.helpers.datasets import CLASSES
 from tests.helpers.runs import SMALL, write_run
 from two_stream.cli import main as cli
+from two_stream.data.clips.dataset import current_extraction
 from two_stream.data.clips.transforms import resize_frames
 from two_stream.data.packing import PackOptions, pack
 from two_stream.errors import SettingsError
 from two_stream.evaluation.pictures import attention
-from two_stream.evaluation.runs.run import (
-    current_extraction,
-    evaluate_run,
-    extraction_of,
-    load_run,
-    predict,
-    reading_of,
-)
+from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.scoring import video as on_the_fly
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.export import export_run, load

@@ -9,11 +9,10 @@ from torch import nn
 
 from tests.helpers.models import SMALL_BACKBONES
 from two_stream.backbones import BACKBONES
-from two_stream.config.augment import AugmentOptions
 from two_stream.config.backbones import MobileNetV2
 from two_stream.config.heads import BertHead
 from two_stream.config.model import ModelOptions
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.evaluation.scoring.network import (
     Compiled,
     is_exact,
@@ -22,7 +21,7 @@ from two_stream.evaluation.scoring.network import (
     usual_batch,
 )
 from two_stream.recognizer import Recognizer, create_model, input_spec
-from two_stream.runtime import inference, precision
+from two_stream.runtime import device, inference
 from two_stream.runtime.device import autocast
 from two_stream.runtime.inference import fold_batchnorm
 from two_stream.types import InputSpec
@@ -160,7 +159,7 @@ def test_the_shortcut_of_a_preactivation_block_is_added_before_its_norm(capsys):
 
 
 def test_what_is_resolved_is_not_auto_and_of_the_paper_not_folded(monkeypatch):
-    monkeypatch.setattr(precision, "native_bf16", lambda device: False)
+    monkeypatch.setattr(device, "native_bf16", lambda device: False)
     asked = EvaluateOptions(precision="auto")
     model = SimpleNamespace(spec=input_spec(ModelOptions()), cpu_only=False)
     done = resolve_evaluation(model, asked, CPU, exact=False)

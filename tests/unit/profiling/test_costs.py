@@ -19,9 +19,8 @@ from two_stream.profiling.costs import (
     stage_costs,
 )
 from two_stream.profiling.loading import LoadingCost, loading_verdict
-from two_stream.profiling.memory import PeakMemory
 from two_stream.profiling.peak import gemm_rate
-from two_stream.profiling.timing import measure_speed
+from two_stream.profiling.timing import PeakMemory, measure_speed
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import find
 

@@ -12,8 +12,8 @@ from two_stream.evaluation.runs.run import scoring_facts
 from two_stream.evaluation.scores.words import protocol_line
 from two_stream.evaluation.scoring.network import resolve_evaluation
 from two_stream.recognizer import create_model
-from two_stream.runtime import precision
-from two_stream.runtime.precision import Speedup, native_bf16, precision_reason, resolve_precision
+from two_stream.runtime import device as precision
+from two_stream.runtime.device import Speedup, native_bf16, precision_reason, resolve_precision
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import torch
 
-from two_stream.runtime.seeding import derive, rng, rng_state, seed_everything, set_rng_state
+from two_stream.runtime.device import derive, rng, rng_state, seed_everything, set_rng_state
 
 
 def test_derive_is_stable_across_processes_and_parts() -> None:

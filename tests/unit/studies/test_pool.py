@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from two_stream.errors import SettingsError
-from two_stream.runtime.locks import study_lock
+from two_stream.runtime.files import study_lock
 from two_stream.studies.running import pool
 from two_stream.studies.running.cells import StudyJob, StudyOutcome
 from two_stream.studies.running.pool import Slot, run_jobs, slots_for
@@ -192,7 +192,7 @@ def test_a_worker_ends_when_the_study_has_gone_and_the_next_study_waits_for_it(t
 
 def test_a_second_study_in_the_folder_is_refused(tmp_path: Path):
     code = (
-        "import sys, time; from pathlib import Path; from two_stream.runtime.locks import study_lock\n"
+        "import sys, time; from pathlib import Path; from two_stream.runtime.files import study_lock\n"
         "with study_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)

@@ -241,7 +241,7 @@ def test_only_int8_imports_the_quantisation_of_torch() -> None:
     code = (
         "import sys, torch\n"
         "for name in [name for name in sys.modules if name.startswith('torch.ao.')]: sys.modules[name] = None\n"
-        "import two_stream.compression.quantization, two_stream.profiling.network_cost, two_stream.surgery.int8\n"
+        "import two_stream.compression.quantization, two_stream.profiling.timing, two_stream.surgery.int8\n"
         "import two_stream.commands.compress.comparison, two_stream.studies.result, two_stream.commands.compress\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

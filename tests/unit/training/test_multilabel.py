@@ -17,8 +17,7 @@ from tests.helpers.processes import in_processes
 from tests.helpers.training import Clips, MemoryLoader, TinyNet, memory_data, trainer_over
 from two_stream.training.data import TrainingData
 from two_stream.training.losses import Labels
-from two_stream.training.trainer import Trainer, checkpoint_meta
-from two_stream.training.validate import validate
+from two_stream.training.trainer import Trainer, checkpoint_meta, validate
 from two_stream.types import Batch
 
 CPU = torch.device("cpu")

@@ -9,8 +9,7 @@ from tests.helpers.training import TinyNet
 from two_stream.config.backbones import MobileNetV2
 from two_stream.config.heads import BertHead
 from two_stream.config.model import ModelOptions
-from two_stream.config.optimization import AdamW, Sgd
-from two_stream.config.schema import TrainOptions
+from two_stream.config.schema import AdamW, Sgd, TrainOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model
 from two_stream.training.optim import build_optimizer, is_exempt, parameter_groups, restore_optimizer

@@ -10,7 +10,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from two_stream.config.optimization import Logistic
+from two_stream.config.schema import Logistic
 from two_stream.errors import TrainingError
 from two_stream.training import regression
 from two_stream.training.regression import ABSENT, Vectors, choose, fit_regression, sample_weights

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from two_stream.config.optimization import Constant, Cosine, MultiStep, Plateau, ScheduleOptions
+from two_stream.config.schema import Constant, Cosine, MultiStep, Plateau, ScheduleOptions
 from two_stream.training.optim import Schedule
 
 

@@ -18,7 +18,7 @@ from two_stream.config.load import flatten
 from two_stream.errors import DataError
 from two_stream.evaluation.runs.lookup import history
 from two_stream.training.tracking import clip_grid, clock, confusion_figure, flow_to_rgb, write_metrics
-from two_stream.training.validate import validate
+from two_stream.training.trainer import validate
 from two_stream.types import Batch, RunPaths
 
 

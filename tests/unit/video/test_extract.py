@@ -18,9 +18,9 @@ from tests.helpers.videos import CODECS, FRAMES, H264, make, make_audio, make_cu
 from two_stream.commands.extract import main
 from two_stream.errors import DataError, SettingsError
 from two_stream.video.extraction.many_videos import extract
-from two_stream.video.extraction.one_video import ExtractOptions, frame_size, read_extraction_manifest
+from two_stream.video.extraction.one_video import ExtractOptions, frame_size
 from two_stream.video.flow import FlowEstimator
-from two_stream.video.frames import FramePatterns, count_frames, read_frames
+from two_stream.video.frames import FramePatterns, count_frames, read_extraction_manifest, read_frames
 from two_stream.video.sources import Source, find_collisions, find_sources, folder_ids
 
 QUICK = ExtractOptions(flow="dis", short_side=None, processes=0)

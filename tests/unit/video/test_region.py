@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from two_stream.errors import VideoError
-from two_stream.video.frames import jpeg_size, read_frames
-from two_stream.video.region import Region, fit_frame, jpeg_reduction
+from two_stream.video.frames import Region, fit_frame, jpeg_reduction, jpeg_size, read_frames
 
 RNG = np.random.default_rng(0)
 STORED = [(256, 340), (128, 170), (240, 320), (100, 90), (512, 680), (512, 340), (384, 510)]

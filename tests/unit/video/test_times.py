@@ -14,7 +14,8 @@ from two_stream.video.decoding.base import Clock, uneven_times
 from two_stream.video.decoding.live import open_source
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.extraction.many_videos import extract
-from two_stream.video.extraction.one_video import ExtractOptions, read_extraction_manifest
+from two_stream.video.extraction.one_video import ExtractOptions
+from two_stream.video.frames import read_extraction_manifest
 from two_stream.video.sources import Source
 
 SLOW, FAST = 8, 16

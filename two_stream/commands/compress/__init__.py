@@ -24,8 +24,7 @@ from two_stream.commands.networks import run_settings
 from two_stream.commands.output import print_json, print_table
 from two_stream.config.compress import Distill, NoCompression, Prune, Quantize
 from two_stream.config.load import load_experiment, nearest
-from two_stream.config.optimization import Logistic, Sgd
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import Experiment, Logistic, Sgd
 from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say

@@ -25,8 +25,7 @@ from two_stream.evaluation.scores.statistics import LEVEL, Interval
 from two_stream.evaluation.scores.words import difference_in_points, percent, protocol_line
 from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
 from two_stream.evaluation.scoring.views import protocol_slug
-from two_stream.profiling.network_cost import NetworkCosts, measure_networks
-from two_stream.profiling.timing import device_name
+from two_stream.profiling.timing import NetworkCosts, device_name, measure_networks
 from two_stream.runtime.console import console, say, table
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text

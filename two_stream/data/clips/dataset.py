@@ -10,8 +10,10 @@ and flip as the training clip; colour changes and erased boxes apply to the trai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -36,13 +38,43 @@ from two_stream.data.clips.transforms import (
     mirror_frames,
     whole_box,
 )
-from two_stream.data.sources.base import ClipSource, read_clip
-from two_stream.data.sources.choose import make_source
+from two_stream.data.sources.files import ClipSource, FrameFolders, VideoFiles, read_clip
+from two_stream.data.sources.segments import SegmentSource, segments_of
+from two_stream.data.sources.shards import ShardSource, load_index, shard_storage
 from two_stream.data.splits import experiment_part
-from two_stream.errors import DataError, TwoStreamError, VideoError
-from two_stream.runtime.seeding import rng
-from two_stream.types import Box, Frames, InputSpec, VideoRecord
-from two_stream.video.region import Region
+from two_stream.errors import (
+    DataError,
+    TwoStreamError,
+    VideoError,
+)
+from two_stream.runtime.device import rng
+from two_stream.types import Box, Frames, InputSpec, Modality, VideoRecord
+from two_stream.video.frames import Region, extraction_settings
+
+
+def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSource:
+    """Return the frame source that is selected by `data.source`.
+
+    Raises:
+        DataError: The record has no such folder, or it does not exist.
+    """
+    if data.source == "shards":
+        if record.segments is not None:
+            raise DataError(
+                f"{record.name}: `data.source: shards` cannot read segments of longer videos; "
+                "use `data.source: frames` or `data.source: videos`"
+            )
+        assert data.shards is not None  # DataOptions has checked it
+        return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding)
+    videos: ClipSource
+    if data.source == "frames":
+        videos = FrameFolders(record, modality, scaled_decoding=data.scaled_decoding)
+    else:
+        videos = VideoFiles(record, modality, data.backend, data.flow)
+    if record.segments is None:
+        return videos
+    return SegmentSource(videos, segments_of(record))
+
 
 BROKEN = (VideoError, DataError, OSError, cv2.error)
 """errors that a damaged or missing video raises"""
@@ -343,3 +375,23 @@ def scaled_box(box: Box, size: tuple[int, int], other: tuple[int, int]) -> Box:
     scales = [there / here for here, there in zip(size, other, strict=True)]
     y0, x0, y1, x1 = (round(side * scales[place % 2]) for place, side in enumerate(box))
     return y0, x0, max(y1, y0 + 1), max(x1, x0 + 1)
+
+
+def current_extraction(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
+    """Return the extraction settings of the frames that `data` selects; None if unknown.
+
+    Raises:
+        DataError: The frames or shards are not on this machine.
+    """
+    if data.source == "videos":
+        return {"flow": data.flow, "short_side": record.short_side}
+    if data.source == "shards" and data.shards is not None:
+        packed = load_index(shard_storage(data.shards, modality)).settings
+        if packed.get("source") == "videos":
+            return {"flow": packed.get("flow"), "short_side": packed.get("short_side")}
+        if packed.get("extraction"):
+            return cast(dict[str, Any], packed["extraction"])  # read by `read_frame_settings`
+        with suppress(DataError):  # shards of an earlier version, perhaps packed from the current frames
+            return extraction_settings(record.frames_root(modality))
+        return None
+    return extraction_settings(record.frames_root(modality))

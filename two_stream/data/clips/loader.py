@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from two_stream.config.schema import DataOptions
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
 from two_stream.errors import DataError, loader_killed
-from two_stream.runtime.seeding import rng
+from two_stream.runtime.device import rng
 from two_stream.runtime.workers import end_with_parent
 from two_stream.types import Batch, VideoRecord
 

@@ -27,7 +27,7 @@ from math import ceil
 import numpy as np
 
 from two_stream.errors import SettingsError
-from two_stream.runtime import seeding
+from two_stream.runtime.device import rng
 from two_stream.types import InputSpec
 
 FAMILY_PROTOCOLS = (
@@ -258,7 +258,7 @@ def reorder_frames(clip: Sequence[int], order: str, *key: object) -> list[int]:
     if order == "reversed":
         return list(clip[::-1])
     if order == "shuffled":
-        return [clip[place] for place in seeding.rng("frame order", *key).permutation(len(clip))]
+        return [clip[place] for place in rng("frame order", *key).permutation(len(clip))]
     return list(clip)
 
 

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import AugmentOptions
 from two_stream.errors import SettingsError
 from two_stream.types import Box, Frames, InputSpec, Modality
 

@@ -14,15 +14,14 @@ from torch.utils.data import Dataset
 
 from two_stream.config.schema import DataOptions, EvaluateOptions
 from two_stream.data.catalog import Mirror, Record, mirror_of
-from two_stream.data.clips.dataset import BROKEN, ClipFailure, failure_of
+from two_stream.data.clips.dataset import BROKEN, ClipFailure, failure_of, make_source
 from two_stream.data.clips.loader import Loader
 from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reorder_frames, sampling_of
 from two_stream.data.clips.transforms import View, evaluation_views, view_spec, whole_box
-from two_stream.data.sources.base import ClipSource, read_clip
-from two_stream.data.sources.choose import make_source
+from two_stream.data.sources.files import ClipSource, read_clip
 from two_stream.errors import DataError, TwoStreamError
 from two_stream.types import InputSpec, VideoRecord, VideoViews
-from two_stream.video.region import Region
+from two_stream.video.frames import Region
 
 CHUNK_BYTES = 16 * 2**20
 """size of the resized frames of one chunk: four clips of 64 frames at 128×170. It bounds the memory of long videos;

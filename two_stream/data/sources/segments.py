@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from two_stream.data.catalog import Record, read_lines
-from two_stream.data.sources.base import ClipSource
+from two_stream.data.sources.files import ClipSource
 from two_stream.errors import DataError, VideoError
 from two_stream.runtime.files import write_text
 from two_stream.types import Frames
-from two_stream.video.region import Region
+from two_stream.video.frames import Region
 
 COLUMNS = ("id", "video", "start", "end", "first")
 _SLACK = 1e-6

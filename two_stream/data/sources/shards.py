@@ -23,13 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.data.options import ENCODINGS
-from two_stream.data.sources.base import ClipSource
+from two_stream.data.sources.files import ClipSource
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.arrays import read_arrays
 from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality
-from two_stream.video.frames import FLAGS, assemble_frames, decode_picture, join_decoded
-from two_stream.video.region import Region
+from two_stream.video.frames import FLAGS, Region, assemble_frames, decode_picture, join_decoded
 
 INDEX = "index.npz"
 FORMAT = 1

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from two_stream.config.load import load_experiment, validate_settings
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Mirror, Record, dataset_record, mirror_note, mirror_of
+from two_stream.data.clips.dataset import current_extraction
 from two_stream.data.clips.sampling import sampling_of
 from two_stream.data.clips.views import view_loader
-from two_stream.data.sources.shards import load_index, shard_facts, shard_storage
+from two_stream.data.sources.shards import shard_facts
 from two_stream.data.splits import experiment_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.features.cache import StoredViews
@@ -44,13 +45,11 @@ from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
-from two_stream.runtime.device import pick_device
+from two_stream.runtime.device import pick_device, precision_reason
 from two_stream.runtime.files import check_writable, complete_folder, sha256
-from two_stream.runtime.precision import precision_reason
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.types import Modality, Part, RunPaths, ScoreTable, VideoRecord
+from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
 from two_stream.video.decoding.reader import backend_version
-from two_stream.video.extraction.one_video import extraction_settings
 from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, choose_flow_algorithm
 
 N_co = TypeVar("N_co", bound=Recognizer | ClipNetwork, covariant=True)
@@ -624,26 +623,6 @@ def read_frame_settings(settings: object, source: str) -> FrameSettings:
     if isinstance(known, dict) and known.get("flow") == "none":
         known = known | {"flow": None}
     return validate_settings(FrameSettings, known, f"{source}: extraction settings of its frames")
-
-
-def current_extraction(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
-    """Return the extraction settings of the frames that `data` selects; None if unknown.
-
-    Raises:
-        DataError: The frames or shards are not on this machine.
-    """
-    if data.source == "videos":
-        return {"flow": data.flow, "short_side": record.short_side}
-    if data.source == "shards" and data.shards is not None:
-        packed = load_index(shard_storage(data.shards, modality)).settings
-        if packed.get("source") == "videos":
-            return {"flow": packed.get("flow"), "short_side": packed.get("short_side")}
-        if packed.get("extraction"):
-            return cast(dict[str, Any], packed["extraction"])  # read by `read_frame_settings`
-        with suppress(DataError):  # shards of an earlier version, perhaps packed from the current frames
-            return extraction_settings(record.frames_root(modality))
-        return None
-    return extraction_settings(record.frames_root(modality))
 
 
 def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:

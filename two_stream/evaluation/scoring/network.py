@@ -16,8 +16,8 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
+from two_stream.runtime.device import resolve_precision
 from two_stream.runtime.inference import compile_for_device, fold_batchnorm, lower_convolutions
-from two_stream.runtime.precision import resolve_precision
 from two_stream.types import InputSpec
 
 _SIDE = 32

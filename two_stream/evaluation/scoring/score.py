@@ -22,8 +22,7 @@ from two_stream.evaluation.scoring.network import Compiled, evaluation_mode
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
-from two_stream.runtime.device import autocast
-from two_stream.runtime.precision import resolve_precision
+from two_stream.runtime.device import autocast, resolve_precision
 from two_stream.types import VideoViews
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -17,7 +17,7 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.data.catalog import Mirror
 from two_stream.data.clips.transforms import resize_frames, view_spec
 from two_stream.data.clips.views import evaluation_clips
-from two_stream.data.sources.base import stacked_numbers
+from two_stream.data.sources.files import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.scores.fusion import checked_weights, combine
 from two_stream.evaluation.scores.metrics import probabilities

@@ -29,8 +29,7 @@ from two_stream.pretrained.files.manifest import (
 )
 from two_stream.pretrained.kinds import describe_page
 from two_stream.runtime.console import Advance, note, progress
-from two_stream.runtime.files import fsync_dir, fsync_file, write_json, write_text
-from two_stream.runtime.locks import exclusive_lock
+from two_stream.runtime.files import exclusive_lock, fsync_dir, fsync_file, write_json, write_text
 
 PART = ".part"
 _STATE = ".json"

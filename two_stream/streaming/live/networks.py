@@ -22,7 +22,7 @@ from two_stream.runtime.device import autocast
 from two_stream.types import InputSpec
 from two_stream.video.decoding.base import Image
 from two_stream.video.flow import to_gray
-from two_stream.video.region import Region, fit_frame
+from two_stream.video.frames import Region, fit_frame
 
 
 class StreamNetwork(Protocol):

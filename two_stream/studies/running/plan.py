@@ -22,9 +22,8 @@ from two_stream.config.study import Changes, Study
 from two_stream.data.catalog import load_record
 from two_stream.data.splits import load_part, own_validation
 from two_stream.errors import SettingsError
-from two_stream.runtime.device import pick_device
+from two_stream.runtime.device import pick_device, resolve_precision
 from two_stream.runtime.files import complete_folder, sha256, write_text
-from two_stream.runtime.precision import resolve_precision
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.running.variants import (
     Variant,
@@ -37,7 +36,7 @@ from two_stream.studies.running.variants import (
 from two_stream.training.data import fingerprint
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.types import Modality, Part
-from two_stream.video.extraction.one_video import extraction_settings
+from two_stream.video.frames import extraction_settings
 
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
 _RUNS = ("train.init", "compress.source", "compress.teachers")

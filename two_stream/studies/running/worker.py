@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from two_stream.runtime.locks import lock_worker
+from two_stream.runtime.files import lock_worker
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, job_from, run_job, to_wire
 
 _SAVING = 4.0

@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.files import fsync_dir, unfinished, write_json
-from two_stream.runtime.text import parse_json
 from two_stream.runtime.workers import Beat
 from two_stream.video.decoding.base import uneven_times
 from two_stream.video.decoding.reader import backend_version, open_video
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
-from two_stream.video.frames import FramePatterns, count_frames, names_by_number
+from two_stream.video.frames import (
+    MANIFEST,
+    FramePatterns,
+    count_frames,
+    names_by_number,
+    read_extraction_manifest,
+)
 from two_stream.video.sources import Source
-
-MANIFEST = ".done.json"
-"""Name of the manifest in a finished frame folder."""
 
 
 @dataclass(frozen=True)
@@ -213,28 +215,6 @@ def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
         if (manifest["size"], manifest["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
             changes.append("the video file has changed")
     return ", ".join(changes)
-
-
-def read_extraction_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a finished frame folder; None if there is no valid manifest."""
-    try:
-        found = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
-        patterns = found["settings"]["patterns"]
-        FramePatterns(**patterns)
-        int(found["frames"]), int(found["flow_frames"]), int(found["size"]), int(found["mtime_ns"])
-    except (OSError, ValueError, KeyError, TypeError, SettingsError):
-        return None
-    return dict(found)
-
-
-def extraction_settings(root: Path) -> dict[str, Any] | None:
-    """Return the settings with which frames below a folder were extracted; None for frames of other programs."""
-    for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
-        for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
-            manifest = read_extraction_manifest(video)
-            if manifest is not None:
-                return dict(manifest["settings"])
-    return None
 
 
 def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOutcome) -> None:

@@ -41,7 +41,7 @@ from two_stream.runtime.text import plural
 from two_stream.types import VideoRecord
 from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.extraction.one_video import read_extraction_manifest
+from two_stream.video.frames import read_extraction_manifest
 from two_stream.video.sources import Source, folder_ids, video_files
 
 SEGMENTS_FILE = "segments.csv"
