@@ -21,13 +21,14 @@ class AugmentOptions(Options):
     crop: Literal[
         "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
     ] = "multiscale"
-    """multiscale: corner crops of several scales (as in the paper); random: the largest box at a random position;
-    corner: a box of one of `scales` in a corner or the centre; multiscale_random: a box of one of `scales` at a random
-    position; resized: a box with random `area` and `ratio`; short_side: a random position after scaling the short side
-    by `short_sides`; full: the full frame resized to the network's input, also in validation and centred views"""
+    """how training clips are cropped. `multiscale`: corner crops of several scales (as in the paper). `random`: the
+    largest box at a random position. `corner`: a box of one of `scales` in a corner or the centre. `multiscale_random`:
+    a box of one of `scales` at a random position. `resized`: a box with random `area` and `ratio`. `short_side`: a box
+    at a random position after the short side is scaled by `short_sides`. `full`: the full frame resized to the
+    network's input, also in validation and centred views"""
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
-    """sizes of multi-scale and corner crops, relative to the largest box in the resized frame that has the aspect ratio
-    of the input (for a square input, relative to the frame's short side)"""
+    """sizes of multi-scale and corner crops, relative to the largest box in the resized frame. The box has the aspect
+    ratio of the input; for a square input, its side is the frame's short side"""
     area: tuple[Share, Share] = (0.25, 1.0)
     """smallest and largest area of a resized crop relative to the frame"""
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)

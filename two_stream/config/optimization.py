@@ -60,8 +60,8 @@ class Logistic(Options):
     balanced: bool = True
     """give equal weight to all classes; false: to all videos"""
     views: Annotated[int, Field(ge=0)] | None = None
-    """number of augmented clips per training video in addition to the centred clip; together, the clips have the weight
-    of one video; none: all clips in `data.features`, or 0 without stored features"""
+    """number of augmented clips per training video in addition to the centred clip. All clips of a video together have
+    the weight of one video. None: all clips in `data.features`, or 0 without stored features"""
 
 
 class Constant(Options):
