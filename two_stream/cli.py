@@ -39,7 +39,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0 after success, 1 failure, 2 wrong input, 130 Ctrl-C."""
+    """Run a command line; return 0 for success, 1 for a failure, 2 for wrong input and 130 for Ctrl-C."""
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(_help())

@@ -30,7 +30,7 @@ class Recognizer(nn.Module):
         backbone, heads, dropout, classifier: Parts of the network. Each pathway has one head; the output vectors of the
             heads are concatenated.
         standards: `Standard` module of each pathway; empty unless `options.standardize` is set.
-        stored: Layout of the cached features that `forward` receives instead of clips; None if it receives clips.
+        stored: Layout of the cached features that `forward` receives instead of clips; None for clips.
     """
 
     input_scale: torch.Tensor

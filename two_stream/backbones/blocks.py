@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module, ABC):
         """Return the output of the body, without the shortcut."""
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
+        """Return the output of the block for a map `(B, C, T, H, W)`."""
         y_BCTHW: torch.Tensor = self.relu(self.summed(x_BCTHW))
         return y_BCTHW
 
@@ -134,7 +134,7 @@ class PreActivationBlock(BasicBlock):
         return y_BCTHW
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
+        """Return the output of the block for a map `(B, C, T, H, W)`."""
         return self.summed(x_BCTHW)
 
 
@@ -161,5 +161,5 @@ class PreActivationBottleneck(Bottleneck):
         return y_BCTHW
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
+        """Return the output of the block for a map `(B, C, T, H, W)`."""
         return self.summed(x_BCTHW)

@@ -73,7 +73,7 @@ class ChannelSeparatedNet(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a separated bottleneck with a quarter of the output channels inside."""
+        """Return a separated bottleneck; its inner width is a quarter of its output width."""
         shortcut = self.make_shortcut(inputs, outputs, stride, project)
         middle = max(1, outputs // 4)
         return SeparatedBottleneck(inputs, middle, outputs, stride, shortcut, self.options.mode == "ip")

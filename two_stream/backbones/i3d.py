@@ -113,7 +113,7 @@ class Unit(nn.Module):
         self.bn = nn.BatchNorm3d(outputs, eps=1e-3, momentum=0.01)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the unit."""
+        """Return the output of the unit for a map `(B, C, T, H, W)`."""
         return F.relu(self.bn(self.conv3d(x_BCTHW)), inplace=True)
 
 

@@ -57,9 +57,9 @@ class LibraryBackbone(Backbone):
     ) -> str:
         """Load the library's published weights.
 
-        Two-channel networks start from RGB weights: the weights of the first convolution are averaged over R, G and B
-        and repeated for every channel (Wang et al., arXiv 1507.02159), as with `cross_modality`. Blocks of FRAB or FRMB
-        keep their random weights.
+        Two-channel networks start from RGB weights, as with `cross_modality`: the weights of the first convolution are
+        averaged over R, G and B and repeated (Wang et al., arXiv 1507.02159). Blocks of FRAB or FRMB keep their random
+        weights.
 
         Args:
             state: Tensors under the library's names; None: the library reads or downloads them.

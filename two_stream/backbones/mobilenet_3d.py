@@ -37,7 +37,7 @@ class SeparableConvolution(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
+        """Return the output of the block for a map `(B, C, T, H, W)`."""
         x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.relu(self.bn2(self.conv2(x_BCTHW)))
         return y_BCTHW

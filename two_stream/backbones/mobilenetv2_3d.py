@@ -50,7 +50,7 @@ class InvertedResidual(nn.Module):
         self.identity = stride == (1, 1, 1) and inputs == outputs
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
+        """Return the output of the block for a map `(B, C, T, H, W)`."""
         out: torch.Tensor = self.conv(x_BCTHW)
         return x_BCTHW + out if self.identity else out
 

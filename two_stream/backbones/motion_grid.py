@@ -75,8 +75,8 @@ class MotionGridNet(Backbone):
         del options
         if modality != "flow":
             raise SettingsError(
-                f"`backbone.kind: motion_grid` requires optical flow, but `model.modality` is {modality}; set "
-                "`modality: flow`"
+                f"backbone motion_grid requires optical flow, but `model.modality` is {modality}; set "
+                "`model.modality: flow`"
             )
         return InputSpec(
             modality=modality,
@@ -100,7 +100,7 @@ class MotionGridNet(Backbone):
             SettingsError: Always.
         """
         raise SettingsError(
-            f"`backbone.kind: motion_grid` has no block that could reduce its features to {channels}; "
+            f"backbone motion_grid has no block that could reduce its features to {channels}; "
             "set `model.reduction: none`"
         )
 

@@ -172,7 +172,7 @@ class ResNeXt3D(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a grouped bottleneck with half of the output channels inside."""
+        """Return a grouped bottleneck; its inner width is half of its output width."""
         groups = self.options.cardinality
         middle = groups * (outputs // 64)  # cardinality × (planes / 32), with planes half the output width
         if middle == 0:

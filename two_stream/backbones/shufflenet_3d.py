@@ -91,7 +91,7 @@ class ShuffleUnit(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the unit."""
+        """Return the output of the unit for a map `(B, C, T, H, W)`."""
         y = shuffled(self.relu(self.bn1(self.conv1(x_BCTHW))), self.groups)
         y = self.bn3(self.conv3(self.bn2(self.conv2(y))))
         if self.time is not None:
@@ -127,7 +127,7 @@ class InvertedShuffle(nn.Module):
         )
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
+        """Return the output of the block for a map `(B, C, T, H, W)`."""
         if self.branch1 is None:
             kept, worked = x_BCTHW.chunk(2, dim=1)
             return shuffled(torch.cat((kept, self.branch2(worked)), dim=1), 2)

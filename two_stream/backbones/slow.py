@@ -81,7 +81,7 @@ class SlowNet(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a factored bottleneck with a quarter of the output channels inside."""
+        """Return a factored bottleneck; its inner width is a quarter of its output width."""
         kernel = self.pending.pop(0) if self.pending else self.last_kernel
         block = FactoredBottleneck(inputs, max(1, outputs // 4), outputs, kernel, stride)
         if project and block.downsample is None:

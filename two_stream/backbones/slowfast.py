@@ -29,7 +29,7 @@ FAST_SHARE = 4
 
 
 class FactoredBottleneck(ResidualBlock):
-    """`kernel`×1×1, 1×3×3 (with the stride) and 1×1×1 convolutions, with `middle` channels inside."""
+    """`kernel`×1×1, 1×3×3 (with the stride) and 1×1×1 convolutions, with `middle` inner channels."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, kernel: int, stride: Stride) -> None:
         narrow = inputs != outputs or stride != (1, 1, 1)

@@ -34,7 +34,7 @@ class Fire(nn.Module):
         self.bypass = bypass
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to the output channels of the module."""
+        """Return the output of the module for a map `(B, C, T, H, W)`."""
         y = self.relu(self.squeeze_bn(self.squeeze(x_BCTHW)))
         y = torch.cat((self.expand1x1_bn(self.expand1x1(y)), self.expand3x3_bn(self.expand3x3(y))), dim=1)
         out_BCTHW: torch.Tensor = self.relu(y + x_BCTHW if self.bypass else y)

@@ -26,8 +26,8 @@ class Options:
     out: Path
     """output folder; each video gets a sub-folder"""
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
-    """optical flow; tvl1: as in the paper, slow (1 to 2 frames/s per process); dis: about 90 times as fast; raft: a
-    network that needs --flow-weights, and a GPU to be fast"""
+    """optical flow. `tvl1` is used in the paper and is slow (1 to 2 frames/s per process). `dis` is about 90 times as
+    fast. `raft` is a network that requires --flow-weights, and a GPU to be fast"""
     flow_weights: Path | None = None
     """file of torchvision's raft_small or raft_large weights, for --flow raft"""
     flow_device: str = "auto"

@@ -59,8 +59,9 @@ class StreamFlags:
     squeeze: Literal["frame", "clip"] = "frame"
     """continual mode: squeeze-and-excitation averages over the current frame (frame) or the length of a clip (clip)"""
     every: int | None = None
-    """number of source frames per network frame; if omitted, the distance of frames in the network's clips (for a
-    network trained on segments, `input.stride`, or with several frames per segment 4 source frames between segments)"""
+    """number of source frames per network frame; if omitted, the distance of frames in the network's clips. For a
+    network trained on segments, the default is `input.stride`, or with several frames per segment a distance of 4
+    source frames between segments"""
     queue: int = 4
     """number of frames that may wait while the networks are busy; for a live source, older frames are dropped and
     counted"""

@@ -104,8 +104,8 @@ class R2Plus1d(Options):
     """number of frames per token; below the maximum (8, or 16 with `stem_pool`), the last stages keep the frame rate
     and output more tokens, with the same weights"""
     midplanes: Literal["pair", "block"] = "pair"
-    """how the number of channels between a spatial and a temporal convolution is computed; pair: from the 3D
-    convolution that the pair replaces (IG-65M, 3D-ResNets); block: once per block, from its first convolution
+    """how the number of channels between a spatial and a temporal convolution is computed. `pair`: from the 3D
+    convolution that the pair replaces (IG-65M, 3D-ResNets). `block`: once per block, from its first convolution
     (torchvision)"""
     norm_eps: Positive = 1e-3
     """epsilon of BatchNorm: 1e-3 for the weights of IG-65M, 1e-5 for the weights of torchvision and 3D-ResNets"""
@@ -247,8 +247,8 @@ class TimmNet(Options):
     tsm: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """temporal shift: fraction of the channels shifted by one frame in each direction (published: 0.125); 0 is off"""
     difference: Literal["none", "alone", "beside"] = "none"
-    """for RGB: use the difference of two adjacent frames (RGB difference of TSN); alone: only the difference; beside:
-    the difference and the first of the two frames, whose features are concatenated"""
+    """for RGB: use the difference of two adjacent frames (RGB difference of TSN). `alone`: only the difference.
+    `beside`: the difference and the first of the two frames, whose features are concatenated"""
     picture: bool = False
     """for flow: convert each field to an image of x, y and magnitude, so that RGB weights fit; false: use two channels,
     and average the RGB kernels"""

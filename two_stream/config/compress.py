@@ -100,9 +100,8 @@ class Quantize(Options):
     clips: PositiveInt = 64
     """static: number of clips of the training part on which ranges are measured"""
     observer: Literal["histogram", "minmax", "moving_average"] = "histogram"
-    """static: how a range is computed; histogram: the range with the smallest error; minmax: from the smallest to the
-    largest value;
-    moving_average: average over the batches"""
+    """how `static` computes a range. `histogram`: the range with the smallest error. `minmax`: from the smallest to the
+    largest value. `moving_average`: average over the batches"""
     per_channel: bool = True
     """use one scale per output channel of a weight tensor; false: one scale per tensor"""
     keep: tuple[str, ...] = ()
@@ -138,7 +137,7 @@ class Distill(Options):
     """weight of each teacher in the average; if empty, equal weights"""
     feature_weight: NonNegative = 0.0
     """weight of feature transfer (FitNets, arXiv 1412.6550): mean squared difference between a teacher's tokens and the
-    student's tokens, after a linear layer (not saved) has projected the latter to the teacher's width"""
+    student's tokens. A linear layer, which is not saved, projects the student's tokens to the teacher's width"""
     attention_weight: NonNegative = 0.0
     """weight of attention transfer (arXiv 1612.03928): distance between maps of squared activations, normalised to
     length 1"""

@@ -25,8 +25,9 @@ class InputOptions(Options):
     stride: PositiveInt | None = None
     """distance between neighbouring frames of a clip, in video frames"""
     segments: Annotated[int, Field(ge=0)] | Literal["frames"] | None = None
-    """number of equal parts of the video; a clip contains `clip_length / segments` frames of each part, at a distance
-    of `stride`; frames: one segment per frame; 0: all frames of a clip are at a distance of `stride`"""
+    """number of equal parts of the video. A clip contains `clip_length / segments` frames of each part, at a distance
+    of `stride`. `frames`: one segment per frame. 0: no segments, and all frames of a clip are at a distance of
+    `stride`"""
     stack: PositiveInt | None = None
     """number of adjacent flow fields per frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
     resize: tuple[PositiveInt, PositiveInt] | None = None
@@ -76,8 +77,8 @@ class ModelOptions(Options):
     head: HeadOptions = BertHead()
     """how tokens are aggregated over time"""
     standardize: bool = False
-    """standardise every channel of the backbone's tokens before the head; mean and standard deviation are measured on
-    the centred clips of the training part when training begins, and saved with the weights"""
+    """standardise every channel of the backbone's tokens before the head. The mean and the standard deviation are
+    measured on the centred clips of the training part when training begins, and saved with the weights"""
     dropout: Fraction = 0.8
     """dropout before the classifier"""
     dense: bool = False

@@ -63,8 +63,8 @@ class Logistic(Options):
     balanced: bool = True
     """give equal weight to all classes; false: to all videos"""
     views: Annotated[int, Field(ge=0)] | None = None
-    """number of augmented clips per training video in addition to the centred clip; together, the clips have the weight
-    of one video; none: all clips in `data.features`, or 0 without stored features"""
+    """number of augmented clips per training video in addition to the centred clip. All clips of a video together have
+    the weight of one video. None: all clips in `data.features`, or 0 without stored features"""
 
 
 class Constant(Options):
@@ -117,13 +117,14 @@ class AugmentOptions(Options):
     crop: Literal[
         "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
     ] = "multiscale"
-    """multiscale: corner crops of several scales (as in the paper); random: the largest box at a random position;
-    corner: a box of one of `scales` in a corner or the centre; multiscale_random: a box of one of `scales` at a random
-    position; resized: a box with random `area` and `ratio`; short_side: a random position after scaling the short side
-    by `short_sides`; full: the full frame resized to the network's input, also in validation and centred views"""
+    """how training clips are cropped. `multiscale`: corner crops of several scales (as in the paper). `random`: the
+    largest box at a random position. `corner`: a box of one of `scales` in a corner or the centre. `multiscale_random`:
+    a box of one of `scales` at a random position. `resized`: a box with random `area` and `ratio`. `short_side`: a box
+    at a random position after the short side is scaled by `short_sides`. `full`: the full frame resized to the
+    network's input, also in validation and centred views"""
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
-    """sizes of multi-scale and corner crops, relative to the largest box in the resized frame that has the aspect ratio
-    of the input (for a square input, relative to the frame's short side)"""
+    """sizes of multi-scale and corner crops, relative to the largest box in the resized frame. The box has the aspect
+    ratio of the input; for a square input, its side is the frame's short side"""
     area: tuple[Share, Share] = (0.25, 1.0)
     """smallest and largest area of a resized crop relative to the frame"""
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
@@ -247,10 +248,11 @@ class DataOptions(Options):
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm when `source` is videos"""
     sampling: Literal["standard", "segments", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
-    """how the frames of a clip are chosen; segments: from equal parts of the video (`model.input.segments`); paper: as
-    published, never the last frame; efficient3d, 3dresnets, co3d: as in the codebase of that name"""
+    """how the frames of a clip are chosen. `segments`: from equal parts of the video (`model.input.segments`). `paper`:
+    as in the published code, which never uses the last frame. `efficient3d`, `3dresnets`, `co3d`: as in these
+    codebases"""
     frame_order: Literal["natural", "shuffled", "reversed"] = "natural"
-    """order in which the frames of a clip enter the network, to test whether the network uses time; shuffled: a new
+    """order in which the frames of a clip enter the network, to test whether the network uses time. `shuffled`: a new
     order in each training epoch, and a fixed order per video in evaluation"""
     features: Path | None = None
     """folder from `two-stream features`, from which training and evaluation read the frozen backbone's features instead
@@ -264,11 +266,11 @@ class DataOptions(Options):
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """number of loader processes; 0: read in the main process"""
     scaled_decoding: bool = False
-    """let libjpeg downscale frames of at least twice the input size while decoding, which takes a third less time;
-    pixels differ by about one grey level on average; not available with `sampling` or `protocol` paper"""
+    """let libjpeg downscale frames of at least twice the input size while decoding, which saves a third of the work.
+    Pixels differ by about one grey level on average. Not available if `sampling` or `protocol` is paper"""
     resize_once: bool = False
     """resize a training crop from the stored frame in one interpolation instead of two, which is slightly sharper and
-    faster; pixels differ by half a grey level on average; not available with `sampling` or `protocol` paper"""
+    faster. Pixels differ by half a grey level on average. Not available if `sampling` or `protocol` is paper"""
     augment: AugmentOptions = AugmentOptions()
     """training-time augmentation"""
 
@@ -361,9 +363,9 @@ class TrainOptions(Options):
     new_classifier: bool = False
     """use a new classifier if `init` has other classes than the data set"""
     selection: Literal["holdout", "folds", "paper"] = "holdout"
-    """holdout: select the best epoch on a part of the training list; folds (optimizer logistic): train on the full
-    training list and validate each video by cross-validation; paper: select the best epoch on the test list, as
-    published"""
+    """how the best epoch is selected. `holdout`: on a part of the training list. `folds` (only for the optimizer
+    `logistic`): training uses the full training list, and cross-validation validates each video. `paper`: on the test
+    list, as published"""
     early_stopping: PositiveInt | None = None
     """number of epochs without a better validation loss after which training ends"""
     checkpoint_every: PositiveInt | None = None
@@ -409,26 +411,26 @@ class EvaluateOptions(Options):
     """How videos are evaluated."""
 
     views: Literal["single", "multi", "uniform", "sliding", "twice"] = "multi"
-    """clips of a video; single: one centred clip; multi: centred clips without overlap; uniform: `num_clips` evenly
-    spread clips; sliding: clips at a distance of `step`; twice (segments only): a clip of the middle frames of all
-    segments, and a clip of their first frames"""
+    """clips of a video. `single`: one centred clip. `multi`: centred clips without overlap. `uniform`: `num_clips`
+    evenly spread clips. `sliding`: clips at a distance of `step`. `twice` (only with segments): a clip of the middle
+    frames of all segments, and a clip of their first frames"""
     num_clips: PositiveInt = 10
     """number of clips per video for uniform views"""
     step: PositiveInt | None = None
     """number of frames between the starts of sliding clips; none: half a clip"""
     crops: Crops = "ten"
-    """crops of a clip; center: the centre (with `augment.crop: full`, the full frame); three: three crops along the
-    longer side; ten: the centre and the corners, each also mirrored; full: the full frame resized to the network's
-    input, and its mirror image"""
+    """crops of a clip. `center`: the centre, or with `augment.crop: full` the full frame. `three`: three crops along
+    the longer side. `ten`: the centre and the corners, each also mirrored. `full`: the full frame resized to the
+    network's input, and its mirror image"""
     aggregate: Literal["logits", "probabilities"] = "logits"
     """values that are averaged over the views"""
     batch_views: PositiveInt | None = None
     """number of views per forward pass; none: 16 on a GPU, and on a CPU the number that fits its cache (2 views of 64 ×
     112²)"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """autocast type of the forward pass; auto: bf16 on a GPU with bf16 instructions, and on a CPU if a measurement
-    (stored in the cache folder) shows that bf16 is at least 1.2 times as fast as fp32; otherwise, and if `sampling`,
-    `protocol` or `selection` is paper, fp32"""
+    """autocast type of the forward pass. `auto` is bf16 on a GPU with bf16 instructions, and on a CPU if a measurement
+    (stored in the cache folder) shows that bf16 is at least 1.2 times as fast as fp32. Otherwise, and if `sampling`,
+    `protocol` or `selection` is paper, `auto` is fp32"""
     fold: bool = True
     """fold BatchNorm into the convolution before it, which is faster; logits are equal up to rounding; off with
     `paper`"""

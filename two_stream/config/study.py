@@ -41,8 +41,8 @@ class FeatureOptions(Options):
     maps: bool = False
     """cache feature maps, which the non-local head needs; false: cache only tokens"""
     backbone: Changes | None = None
-    """train the backbone first, with the base experiment and these changes, and use its frozen weights in every cell;
-    none: use the weights of the base experiment (`train.init` or a pretrained backbone)"""
+    """changes to the base experiment with which the backbone is trained first; every cell then uses its frozen weights.
+    None: the weights of the base experiment are used (`train.init` or a pretrained backbone)"""
 
 
 class Reference(Options):
@@ -94,8 +94,8 @@ class Study(Options):
     exclude: list[str] = Field(default_factory=list)
     """variants to exclude from the grid"""
     baseline: bool = False
-    """add a variant called baseline: the linear probe of `two-stream baseline` for the modality of the base, scored
-    with its own protocol; the baseline is compared like the other variants but not fused"""
+    """add a variant called `baseline`: the linear probe of `two-stream baseline` for the modality of the base
+    experiment. It is scored with its own protocol, and compared like the other variants but not fused"""
     seeds: list[Seed] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     """random seeds of the initial weights, the data order, the augmentation and the holdout"""
     splits: list[PositiveInt] = Field(default_factory=lambda: [1], min_length=1)

@@ -1,9 +1,9 @@
 """The paper's BERT over the tokens of a clip.
 
 Source: Kalfaoglu, Kalkan, Alatan, "Late Temporal Modeling in 3D CNN Architectures with BERT for Action Recognition"
-(arXiv 2008.01232), section 3, and its published code: pre-norm blocks whose norm divides by (unbiased standard
-deviation + eps), the tanh form of GELU, learned positions, the class token at the first position, and no norm after the
-last block.
+(arXiv 2008.01232), section 3, and its published code. The blocks are pre-norm, and their norm divides by (unbiased
+standard deviation + eps). GELU has its tanh form, positions are learned, the class token comes first, and no norm
+follows the last block.
 """
 
 from __future__ import annotations

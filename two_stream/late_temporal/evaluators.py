@@ -1,7 +1,7 @@
 """The published evaluators, implemented with the views, score tables and fusions of this package.
 
-Other modules implement most details of protocol `paper`: the frame sampling is in `data/clips/sampling.py`; mirroring
-flow without a change of sign and the order of the ten crops are in `data/clips/transforms.py`. One detail is
+Other modules implement most details of protocol `paper`. The frame sampling is in `data/clips/sampling.py`. The order
+of the ten crops, and the mirroring of flow without a change of sign, are in `data/clips/transforms.py`. One detail is
 implemented here: the two-stream evaluator selects RGB frames according to the number of frames in the flow list.
 """
 

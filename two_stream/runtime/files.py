@@ -1,8 +1,8 @@
 """Atomic writes of files and folders, checksums, removal of leftovers of killed processes, and the cache folder.
 
-A folder cannot replace a folder that contains files by a rename, so `replaced_folder` renames twice. Between the two
-renames, the name does not exist; `complete_folder` then returns the old folder, which has a hidden name until the new
-folder is in place. A complete folder is therefore found whenever a process is killed.
+A rename cannot replace a folder that contains files, so `replaced_folder` renames twice. Between the two renames, the
+name does not exist; `complete_folder` then returns the old folder, which has a hidden name until the new folder is in
+place. A complete folder is therefore found whenever a process is killed.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def test_view_flags_without_their_views_and_negative_workers_are_one_line(world,
     for flag, views in (("--num-clips", "uniform"), ("--step", "sliding")):
         assert cli(["predict", video, *rgb, flag, "2"]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
-        assert f"{flag} is for {views} views" in line
+        assert f"{flag} applies only to {views} views" in line
         assert cli(["predict", video, *rgb, flag, "2", "--views", views]) == 0
         capsys.readouterr()
     assert cli(["evaluate", str(world / "rgb"), "--workers", "-1", "--device", "cpu"]) == 2

@@ -61,10 +61,14 @@ def test_a_stream_takes_segments_of_one_frame_and_of_several(
     _check_input(flags, run())
     assert capsys.readouterr().err == ""
     _check_input(flags, run(segments=8, stride=4))
-    assert "they are 4 source frames apart and span 29 frames" in " ".join(capsys.readouterr().err.split())
+    assert "segments are 4 source frames apart and span 29 frames" in " ".join(
+        capsys.readouterr().err.split()
+    )
     pairs = run(segments=4, stride=1)
     _check_input(flags, pairs)
-    assert "they are 4 source frames apart and span 14 frames" in " ".join(capsys.readouterr().err.split())
+    assert "segments are 4 source frames apart and span 14 frames" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert _picked(flags, pairs.model.spec) == (0, 1, 4, 5, 8, 9, 12, 13)
     assert _picked(StreamFlags("0", every=6), pairs.model.spec) == (0, 1, 6, 7, 12, 13, 18, 19)
     with pytest.raises(
