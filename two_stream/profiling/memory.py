@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work."""
+"""Measurement of peak memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """Measures the peak memory from its creation on.
+    """Measures the peak memory from the creation of this object on.
 
-    On a GPU it is the memory that torch has allocated there. On the CPU it is the resident size of the process, with
-    interpreter and libraries. Linux can reset this mark; elsewhere it is the peak since the process started.
+    On a GPU, this is the memory that torch has allocated on the GPU. On a CPU, it is the resident size of the process,
+    including the interpreter and libraries. Only Linux can reset this peak; on other systems, it is the peak since the
+    process started.
 
     Attributes:
         kind: Description of what is measured.
-        before: Bytes at the start.
+        before: Number of bytes at the creation.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +45,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Return free memory to the system, reset the kernel's high-water mark, and return whether this succeeded."""
+    """Return unused memory to the system and reset the kernel's peak value. Returns whether this succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # with another C library, freed memory is still counted
@@ -57,7 +58,7 @@ def _reset_mark() -> bool:
 
 
 def _status(key: str) -> int:
-    """Return a size of `/proc/self/status` in bytes."""
+    """Return a size in `/proc/self/status` in bytes."""
     for line in _STATUS.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == key:
@@ -66,7 +67,7 @@ def _status(key: str) -> int:
 
 
 def _windows_peak() -> int:
-    """Return the peak working set; 0 if it is unknown."""
+    """Return the peak working set in bytes; 0 if it is unknown."""
     # PROCESS_MEMORY_COUNTERS: two 32-bit fields in the first place, then the peak
     sizes = (ctypes.c_size_t * 9)()
     system = getattr(ctypes, "windll", None)

@@ -1,4 +1,4 @@
-"""The cost of trained networks on this machine: what studies and the reports of compressed runs measure."""
+"""Costs of trained networks on this machine, for studies and for the reports of compressed runs."""
 
 from __future__ import annotations
 
@@ -28,44 +28,44 @@ from two_stream.runtime.files import complete_folder
 
 Forward = Callable[[], None]
 _TURNS, _MEMORY_TURNS = 5, 2
-"""How often each network is timed, and its memory measured; the networks take turns."""
+"""Number of turns in which each network is timed, and in which its memory is measured."""
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """Size of a network on disk and cost of one view."""
+    """Size of a network on disk, and costs of one view."""
 
     file_bytes: int
-    """size of `model.safetensors`"""
+    """size of `model.safetensors` in bytes"""
     parameters: int
     nonzero: int
-    """parameters that are not 0"""
+    """number of parameters that are not 0"""
     multiply_adds: int
-    """multiply-adds of one view; the same for an int8 network and its float version"""
+    """multiply-adds for one view; for an int8 network, those of its float version"""
     latency_ms: float
-    """median time of a view's forward pass in evaluation"""
+    """median duration in milliseconds of a view's forward pass in evaluation"""
     latency_low: float
-    """smallest median of the turns"""
+    """smallest of the medians of all turns; `latency_high` is the largest"""
     latency_high: float
     memory_mib: float
-    """peak of loading and one view's forward pass, with weights, above what the process used before"""
+    """peak memory of the loaded network and one view's forward pass, minus the memory that the process used before"""
 
 
 @dataclass(frozen=True)
 class ViewCosts:
-    """Measured cost of one view's forward pass in a loaded network."""
+    """Measured costs of the forward pass of one view."""
 
     latency_ms: float
     memory_mib: float
-    """peak above what was in use before the first pass"""
+    """peak memory, minus the memory in use before the first pass"""
     precision: str
 
 
 def measure_view(
     model: Recognizer, experiment: Experiment, device: torch.device, seconds: float = 1.0
 ) -> ViewCosts:
-    """Measure the forward pass of one view as an experiment evaluates it, in at least three passes."""
+    """Measure the forward pass of one view with the evaluation settings of an experiment, in at least three passes."""
     forward, precision = evaluated_forward(model, experiment, experiment.evaluate, device)
     memory = PeakMemory(device)
     ((latency,),) = time_in_turns([forward], device, seconds)
@@ -75,10 +75,12 @@ def measure_view(
 def measure_networks(
     runs: Sequence[Run], options: EvaluateOptions, *, device: str, seconds: float = 1.0
 ) -> list[NetworkCosts]:
-    """Count and measure the networks of several runs alternately, so that machine load affects all of them.
+    """Count and measure the networks of several runs.
 
-    Each is timed for about `seconds` in total, at least five turns of three passes, and loaded again to measure its
-    memory, so that nothing else is counted.
+    The networks take turns, so that machine load affects all of them.
+
+    Each network is timed for about `seconds` in total, in at least five turns of three passes. To measure its memory,
+    each network is loaded again.
     """
     where = pick_device(device)
     passes = [evaluated_forward(run.model.to(where), run.experiment, options, where)[0] for run in runs]
@@ -105,13 +107,13 @@ def measure_networks(
 def evaluated_forward(
     model: Recognizer, experiment: Experiment, options: EvaluateOptions, device: torch.device
 ) -> tuple[Forward, str]:
-    """Return a function that runs one view in the way the model is evaluated, and the precision."""
+    """Return a function that computes one view with the evaluation options, and the precision."""
     chosen = resolve_evaluation(model, options, device, exact=is_exact(experiment))
     return forward_of(prepare_for_inference(model, chosen), device, chosen.precision), chosen.precision
 
 
 def forward_of(network: Recognizer | Compiled, device: torch.device, precision: str = "fp32") -> Forward:
-    """Return a function that runs one view through an unchanged network."""
+    """Return a function that computes one view with a prepared network."""
     clip_BCTHW = example_clip(network.model if isinstance(network, Compiled) else network)
 
     def run() -> None:
@@ -124,9 +126,9 @@ def forward_of(network: Recognizer | Compiled, device: torch.device, precision: 
 def time_in_turns(
     passes: Sequence[Forward], device: torch.device, seconds: float, turns: int = 1
 ) -> list[list[float]]:
-    """Return the median milliseconds of every turn of each pass, after a warm-up pass.
+    """Return the median duration in milliseconds of each pass in each turn, after a warm-up pass.
 
-    Each pass is timed for about `seconds` in total, and at least three times a turn.
+    Each pass is timed for about `seconds` in total, and at least three times in each turn.
     """
     for one in passes:
         one()
@@ -138,7 +140,7 @@ def time_in_turns(
 
 
 def nonzero_parameters(model: nn.Module) -> int:
-    """Return the number of parameters that are not 0; int8 parameters are counted by their stored values."""
+    """Return the number of parameters that are not 0. For int8 parameters, the stored integers are counted."""
     count = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     quantized: list[Any] = [part for part in model.modules() if callable(getattr(part, "weight", None))]
     for part in quantized:  # int8 layers of torch.ao hold packed weights, which methods return
@@ -149,7 +151,10 @@ def nonzero_parameters(model: nn.Module) -> int:
 
 
 def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device) -> list[float]:
-    """Return the peak of each network in MiB: the lower of two turns, since the rest of the process only adds."""
+    """Return the peak memory of each network in MiB.
+
+    It is the smaller of two turns, as other memory can only add to it.
+    """
     peaks: list[list[float]] = [[] for _ in runs]
     for _ in range(_MEMORY_TURNS):
         for found, run in zip(peaks, runs, strict=True):

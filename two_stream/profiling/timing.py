@@ -1,4 +1,4 @@
-"""Measured costs of a model: time, memory and fraction of the machine's peak, in the forward pass or in training."""
+"""Measured costs of a model in the forward pass or in training: time, memory and fraction of the peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ _BACKWARD = 3
 
 @dataclass
 class Speed:
-    """Measured passes of one kind, batch size and precision."""
+    """Measurements of one kind of pass with one batch size and precision."""
 
     device: str
     precision: str
     batch_size: int
     passes: int
     milliseconds: float
-    """median time of a batch"""
+    """median duration of a batch"""
     clips_per_second: float
     peak_memory: int
-    """bytes; `memory_kind` names what is counted"""
+    """peak memory in bytes; `memory_kind` describes what is counted"""
     stages: dict[str, float] = field(default_factory=dict)
-    """median milliseconds of each stage of a forward pass; `other` is preprocessing, pooling and overhead"""
+    """median duration in milliseconds of each stage of a forward pass; `other` is preprocessing, pooling and
+    overhead"""
     work: str = "forward"
-    """forward, or training: forward, loss and backward, without the optimizer"""
+    """`forward`, or `training`: forward pass, loss and backward pass, without the optimizer"""
     fastest: float = 0.0
     memory_kind: str = ""
     memory_added: int = 0
-    """bytes of the peak above the memory in use before: activations, gradients, workspace"""
+    """peak memory in bytes minus the memory in use before the first pass: activations, gradients and workspace"""
     flops_per_second: float = 0.0
-    """two per multiply-add; a training step counts as three forward passes"""
+    """FLOP/s; a multiply-add counts as two operations, and a training step as three forward passes"""
     peak_flops: float = 0.0
     """FLOP/s of a matrix product on the same machine in the same precision; 0 if it was not measured"""
 
     @property
     def share_of_peak(self) -> float | None:
-        """Model FLOP utilisation; None if the peak was not measured."""
+        """Fraction of the peak FLOP/s that is reached; None if the peak was not measured."""
         return self.flops_per_second / self.peak_flops if self.peak_flops else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,9 +71,9 @@ def measure_speed(
     work: Work = "forward",
     peak_flops: float = 0.0,
 ) -> Speed:
-    """Time passes on random pixels for about `seconds`, at least three, after a warm-up pass.
+    """Time at least three passes on random pixels for about `seconds`, after a warm-up pass.
 
-    Stages are timed in separate forward passes, because waiting for the GPU between stages slows it down.
+    Stages are timed in separate forward passes, because waiting for the GPU after each stage slows the passes down.
 
     Raises:
         SettingsError: The batch is too small for BatchNorm in training.
@@ -122,7 +123,7 @@ def measure_speed(
 
 
 def time_runs(run: Callable[[], object], device: torch.device, seconds: float, least: int = 3) -> list[float]:
-    """Return the seconds of repeated runs: for `seconds` in total, but at least `least` runs."""
+    """Repeat a run for `seconds` in total, but at least `least` times, and return the seconds of each run."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
@@ -189,7 +190,7 @@ def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.
 
 
 def device_name(device: torch.device) -> str:
-    """Return the text for a device: with its name (GPU) or its number of threads (CPU)."""
+    """Return the name of a device for display, with the model of a GPU or the number of threads of a CPU."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
