@@ -32,7 +32,8 @@ class ClipNetwork(nn.Module, ABC):
     """A network that another runtime computes on the CPU. It maps uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
 
     Attributes:
-        spec: Input of the network. source: File of the network, for messages.
+        spec: Input of the network.
+        source: File of the network, for messages.
     """
 
     precision: ClassVar[str] = "fp32"
