@@ -2,8 +2,8 @@
 
 The method is from Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last feature map of
 each pathway keeps its width, so the head and the classifier do not change. With shortcut A (which appends zero
-channels), the channels of the residual stream are those of the last feature map. Only the inner layers of the blocks
-are then narrowed.
+channels), the channels of the residual stream are those of the last feature map. With shortcut A, only the inner layers
+of the blocks are therefore narrowed.
 """
 
 from __future__ import annotations

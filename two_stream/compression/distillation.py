@@ -1,8 +1,8 @@
 """Distillation: a network (the student) learns from its labels and from one or more trained networks (the teachers).
 
 If a teacher has another modality than the student (as in MARS, where the teacher reads flow), another clip length or
-another size, it gets its own clips. They show the same moment, crop and mirroring as the student's clips. Validation is
-the same as in other training runs. Losses are sums over the clips of a batch.
+another size, it gets its own clips. The teacher's clips show the same moment, crop and mirroring as the student's
+clips. Validation is the same as in other training runs. Losses are sums over the clips of a batch.
 """
 
 from __future__ import annotations

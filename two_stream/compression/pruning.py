@@ -40,7 +40,7 @@ class Pruning(Extension):
         self.masks: Masks = {}
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Remove channels, or compute the first masks. The checkpoint of a resumed run already contains this."""
+        """Remove channels, or compute the first masks. A resumed run loads the changed network from its checkpoint."""
         if self.options.what == "weights":
             self.layers = list(chosen_layers(model, self.options))
             self._mark(model, 0)
@@ -146,8 +146,8 @@ def gradual_level(
 ) -> float | None:
     """Return the fraction to remove in an epoch; None before `begin`.
 
-    The fraction is `s_f + (s_i - s_f) · (1 - progress)³` (Zhu and Gupta, equation 1), which rises quickly at first. It
-    changes every `frequency` epochs. The last change before `end` reaches the final fraction.
+    The fraction is `s_f + (s_i - s_f) · (1 - progress)³` (Zhu and Gupta, equation 1), which rises quickly at first. The
+    fraction changes every `frequency` epochs. The last change before `end` reaches the final fraction.
     """
     if epoch < begin:
         return None

@@ -244,7 +244,7 @@ def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recog
 def _changed(model: Recognizer) -> tuple[str, ...]:
     """Return the names of the tensors that the last narrowing changed.
 
-    They are equal for layers that share channels.
+    The names are equal for layers that share channels.
     """
     return tuple(sorted(model.alterations[-1].sizes))
 
@@ -269,7 +269,7 @@ def choose_levels(
     """Choose a fraction to prune for each layer, so that the network keeps at most `budget` (0 to 1) of its cost.
 
     The method is greedy. Each step considers the next level of each layer, and takes the one with the smallest added
-    loss per saved cost. It then applies all levels chosen so far and counts or times the network. Pruning weights
+    loss per saved cost. After each step, the network with all levels chosen so far is counted or timed. Pruning weights
     reduces only the number of parameters.
 
     Raises:

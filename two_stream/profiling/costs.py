@@ -46,7 +46,7 @@ def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
 def meta_twin(model: Recognizer) -> Recognizer:
     """Return a copy of a model on the meta device, including removed channels.
 
-    For an int8 network, it is the float version.
+    For an int8 network, the copy is the float version.
     """
     twin = meta_model(model.options, model.num_classes)
     for alteration in model.alterations:

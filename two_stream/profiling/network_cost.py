@@ -153,7 +153,7 @@ def nonzero_parameters(model: nn.Module) -> int:
 def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device) -> list[float]:
     """Return the peak memory of each network in MiB.
 
-    It is the smaller of two turns, as other memory can only add to it.
+    The smaller of two turns is used, because other memory of the process can only increase the value.
     """
     peaks: list[list[float]] = [[] for _ in runs]
     for _ in range(_MEMORY_TURNS):

@@ -178,7 +178,7 @@ def _model(item: ScoredRun) -> str:
 
 
 def _runs(standing: Standing) -> str:
-    """Return the number of runs. The word "run" marks variants with too few training runs for a test."""
+    """Return the number of runs. The word "run" is added if there are too few training runs for a test."""
     number = len(standing.seeds) * len(standing.splits)
     few = len(standing.seeds) < ENOUGH_TRAININGS
     return f"{number} run{'s' if number > 1 else ''}" if few else str(number)

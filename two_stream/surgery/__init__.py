@@ -34,7 +34,7 @@ class Alteration(ABC):
 
     @abstractmethod
     def apply(self, model: Recognizer) -> None:
-        """Change the layers in place. This sets the names and shapes of all tensors, but not their final values."""
+        """Change the layers in place. The names and shapes of all tensors are then final, but not their values."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Alteration(ABC):
         return dict(state)
 
     def state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Convert the tensors of a file to the state for `load_state_dict`. This is the inverse of `tensors`."""
+        """Convert the tensors of a file to the state for `load_state_dict`. `state` is the inverse of `tensors`."""
         return dict(tensors)
 
 

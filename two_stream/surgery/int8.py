@@ -79,7 +79,7 @@ class Int8(Alteration):
         return not self.fake
 
     def apply(self, model: Recognizer) -> None:
-        """Change the layers in place. Without calibration, their scales are 1."""
+        """Change the layers in place. Without calibration, the scales of the layers are 1."""
         self.observe(model)
         if not self.fake:
             self.convert(model)
@@ -215,7 +215,7 @@ def _linear_layers(model: Recognizer) -> list[str]:
 
 
 def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
-    """Return the layers that match patterns: a layer's name, a name above layers, or a name with `*` and `?`.
+    """Return the layers that match patterns: a layer's name, a name that contains layers, or a name with `*` and `?`.
 
     Layers of the backbone have their name in the backbone (`stem.0`). Other layers have their name in the model
     (`heads.0.linear`, `classifier`).

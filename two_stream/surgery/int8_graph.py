@@ -94,7 +94,7 @@ def layer_config(
 ) -> QConfig:
     """Return the configuration of how activations and weights are quantized.
 
-    If `fake` is true, they are rounded in float.
+    If `fake` is true, values are rounded in float.
 
     `observer` is a key of `OBSERVERS`; if `fake` is true, the moving average is used. Weights have one scale per output
     channel or per tensor, and integer values up to `largest`.
@@ -131,9 +131,9 @@ def stop_ranges(model: nn.Module) -> None:
 
 
 class GraphBackbone(Backbone):
-    """A backbone as a graph of layers that are quantized or are prepared for it.
+    """A backbone as a graph of layers that are quantized or prepared for quantization.
 
-    Its stages keep their names and order.
+    The stages keep their names and order.
     """
 
     def __init__(self, backbone: Backbone, graph: fx.GraphModule) -> None:
@@ -236,7 +236,7 @@ def _backend() -> BackendConfig:
 def _mapping(config: QConfig, kept: Sequence[str], *, fake: bool) -> QConfigMapping:
     """Return a mapping with one configuration for all layers.
 
-    Operations with a known range, such as sigmoid, keep that of torch.
+    Operations with a known range, such as sigmoid, keep the configuration of torch.
     """
     default = get_default_qat_qconfig_mapping if fake else get_default_qconfig_mapping
     mapping: QConfigMapping = default("x86").set_global(config)
@@ -309,7 +309,7 @@ def _only_moves(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _rounds(node: fx.Node) -> bool:
     """Return whether a node rounds floats to bytes with a scale that can be replaced.
 
-    The inputs of `torch.cat` must share a scale, so their scales cannot.
+    The inputs of `torch.cat` must share a scale, so their scales cannot be replaced.
     """
     joined = any(user.target is torch.cat for user in node.users)
     return node.target is torch.quantize_per_tensor and not joined

@@ -73,7 +73,10 @@ class Narrowed(Alteration):
 
 
 def find_narrowing(before: nn.Module, after: nn.Module) -> Narrowed:
-    """Return the sizes of a narrowed network that differ from those of the original. Both must have the same layers."""
+    """Return the sizes of a narrowed network that differ from those of the original.
+
+    Both networks must have the same layers.
+    """
     new = dict(after.named_parameters()) | dict(after.named_buffers())
     sizes = {}
     for name, old in [*before.named_parameters(), *before.named_buffers()]:

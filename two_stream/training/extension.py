@@ -25,7 +25,7 @@ EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression"
 
 
 class Extension:
-    """Base class of all extensions. Its methods change nothing."""
+    """Base class of all extensions, whose methods change nothing."""
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
         """Change the network in place before the optimizer is built.
@@ -40,7 +40,7 @@ class Extension:
         return data
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
-        """Store the number of optimizer steps per epoch. The trainer calls this before the first step."""
+        """Store the number of optimizer steps per epoch. The trainer calls this method before the first step."""
 
     def restored(self, models: Sequence[nn.Module]) -> None:
         """Update the extension after a checkpoint has been loaded into `models` (see `stepped`)."""

@@ -82,8 +82,8 @@ def cut_mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paste a box from a random clip of the batch into each clip, at the same position in every frame.
 
-    The box has the aspect ratio of the frame and covers min(λ, 1 - λ) of its area, with λ as in `mix`. Its centre is
-    random, and parts outside the frame are cut off. Labels are mixed in proportion to the pixels.
+    The box has the aspect ratio of the frame and covers min(λ, 1 - λ) of its area, with λ as in `mix`. The centre of
+    the box is random, and parts outside the frame are cut off. Labels are mixed in proportion to the pixels.
 
     Returns:
         Clips with the dtype of the input, and class probabilities `(B, K)`.

@@ -1,8 +1,9 @@
 """The folder of a run: lock, settings, environment and checkpoints.
 
-A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums. It is written completely or not at
-all. `last/` contains the weights of the latest step, and `best/` those of the best epoch. With a moving average,
-`best/` contains the averaged weights. Both contain the training state, so a run can continue from either.
+A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums. A checkpoint is written completely or
+not at all. `last/` contains the weights of the latest step, and `best/` those of the best epoch. With a moving average,
+`best/` contains the averaged weights. `last/` and `best/` both contain the training state, so a run can continue from
+either.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One optimizer step over a group of micro-batches; the gradient is the mean over all clips of the group.
 
-Every clip has the same weight: micro-batches of 3, 3 and 2 clips give the gradient of one batch of 8 clips. This also
-holds for a smaller last group of an epoch, and if `data.on_error: skip` skips clips. The random numbers of a step
-depend only on the seed, the epoch, the step and the rank.
+Every clip has the same weight: micro-batches of 3, 3 and 2 clips give the gradient of one batch of 8 clips. Clips also
+have the same weight in a smaller last group of an epoch, and if `data.on_error: skip` skips other clips. The random
+numbers of a step depend only on the seed, the epoch, the step and the rank.
 
 Several processes share a group: for example, three processes compute 6 micro-batches in two rows of three. The result
 equals that of one process that accumulates 6 micro-batches, except for random dropout and token masks.

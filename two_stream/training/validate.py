@@ -110,7 +110,7 @@ class Tally:
         self.clips += len(labels)
 
     def result(self, *, stopped: bool, multi_label: bool) -> Validation | None:
-        """Combine the sums of all processes; None if a process stopped early. All processes must call this.
+        """Combine the sums of all processes; None if a process stopped early. All processes must call this method.
 
         Raises:
             DataError: There are no clips.

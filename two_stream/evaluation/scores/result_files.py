@@ -2,8 +2,8 @@
 
 The format `{"results": {video: [{"label": …, "score": …}, …]}}` contains the best classes of each video by mean softmax
 over its clips. With `--inference_no_average`, 3D-ResNets writes a list for each clip: `[{"segment": [first, end],
-"result": […]}, …]`. The original code loses the last video of a file and fails if a class does not occur. Here, every
-video is written, and a listed video without a result counts as a mistake and is reported.
+"result": […]}, …]`. The original code loses the last video of a file and fails if a class does not occur. Two-stream
+writes every video; a listed video without a result counts as a mistake and is reported.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class WindowLogits:
 
 @dataclass
 class NetworkTrack:
-    """A network of the pipeline. It counts the frames, in order to assign each prediction to a window."""
+    """A network of the pipeline. The frames are counted in order to assign each prediction to a window."""
 
     name: str
     """name of the network: `rgb` or `flow`"""
@@ -177,9 +177,9 @@ class Prepare:
 
 
 class SlidingRecognizer:
-    """A clip network on a stream. It computes a complete clip for each prediction.
+    """A clip network on a stream, which computes a complete clip for each prediction.
 
-    It is used for networks that cannot be converted to stream networks, and for comparisons.
+    The class is used for networks that cannot be converted to stream networks, and for comparisons.
 
     Attributes:
         delay: Number (from 0) of the frame that completes the first clip.

@@ -60,7 +60,7 @@ class Recording:
         self._thread.start()
 
     def add(self, picture: Image, seconds: float, guesses: Guesses) -> None:
-        """Add an image `(H, W, 3)` and its time. This waits if the encoder is too slow.
+        """Add an image `(H, W, 3)` and its time; wait if the encoder is too slow.
 
         Raises:
             VideoError: The file cannot be written.
@@ -147,7 +147,7 @@ class _Server(ThreadingHTTPServer):
 class BrowserWindow:
     """Serves the latest image as a web page to one or more browsers. Slow browsers miss images.
 
-    This machine does not need a screen. By default, only browsers on this machine can connect.
+    The machine does not need a screen. By default, only browsers on this machine can connect.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -172,7 +172,7 @@ class BrowserWindow:
         threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()
 
     def show(self, picture: Image, guesses: Guesses) -> None:
-        """Show an image `(H, W, 3)`. If no browser is connected, this does nothing."""
+        """Show an image `(H, W, 3)` if a browser is connected."""
         if not self._watchers:
             return
         is_encoded, jpeg = cv2.imencode(

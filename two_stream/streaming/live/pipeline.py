@@ -172,7 +172,7 @@ class Pipeline:
         return self._read.dropped
 
     def stop(self) -> None:
-        """Stop the pipeline at once. This can be called from any thread or from a signal handler."""
+        """Stop the pipeline at once. The method can be called from any thread or from a signal handler."""
         self._stop.set()
 
     def run(self) -> Iterator[FrameResult]:

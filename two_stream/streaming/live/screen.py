@@ -123,7 +123,7 @@ class Latency:
         self._bins[place] = self._bins.get(place, 0) + 1
 
     def percentile(self, share: float) -> float | None:
-        """Return a percentile in seconds; `share` is from 0 to 1. None before the first latency."""
+        """Return a percentile in seconds, or None before the first latency; `share` is from 0 to 1."""
         if not self.count:
             return None
         left = math.ceil(share * self.count)

@@ -39,8 +39,8 @@ class Prediction:
 class Watcher:
     """Runs a pipeline and fuses its predictions.
 
-    A prediction is returned each time the network with the longest stride has one. Of the other networks, the latest
-    logits are used.
+    A prediction is returned each time the network with the longest stride makes a prediction. Of the other networks,
+    the latest logits are used.
     """
 
     def __init__(

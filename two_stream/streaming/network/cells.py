@@ -1,8 +1,8 @@
 """Cells: the layers of a stream network, with the state that each layer keeps between frames.
 
 In all maps, time is the third dimension: `(B, C, n, H, W)`, or `(B, D, n)` for tokens, with n new time steps. A cell
-computes each time step once. There are two ways to run a cell, with equal results: `push` takes any number of steps and
-keeps the state in the cell; `StepNetwork` takes a fixed number of steps and keeps the state outside.
+computes each time step once. A cell can be run in two ways with equal results. `push` takes any number of steps and
+keeps the state in the cell. `StepNetwork` takes a fixed number of steps and keeps the state outside the cell.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Reach:
     stride: int = 1
     """number of frames per step"""
     before: int = 0
-    """number of earlier frames that a step depends on; for the first step, they are padding"""
+    """number of earlier frames that a step depends on; for the first step, these frames are padding"""
     after: int = 0
     """number of later frames that a step depends on, and therefore waits for"""
     endless: bool = False
@@ -152,7 +152,7 @@ class WindowCell(StreamCell):
         return self.emit(full.narrow(TIME, 0, used - self.step + self.span)) if count else None
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the output of `push`. Subclasses with a state of their own update it here."""
+        """Compute the output of `push`. Subclasses with a state of their own update this state."""
         return self.compute(x)
 
     def _join_kept(self, x: torch.Tensor | None) -> torch.Tensor | None:
@@ -166,7 +166,10 @@ class WindowCell(StreamCell):
         return x if self._kept is None else torch.cat((self._kept, x), TIME)
 
     def _keep(self, full: torch.Tensor, used: int, own: bool) -> None:
-        """Keep the steps after the first `used` steps. Copy them if the tensor is not our own or is much longer."""
+        """Keep the steps after the first `used` steps.
+
+        Copy the steps if the tensor belongs to the caller or is much longer.
+        """
         rest = full.shape[TIME] - used
         if rest == 0:
             self._kept = None

@@ -221,7 +221,9 @@ class GraphReader:
         length = self.values.get(size[0]) if isinstance(size, tuple) else None
         if not isinstance(length, _Size) or length.dimension != 2 or size[1:] != (None, None):
             raise no_stream_error(
-                node.name, node.target, "it pools to a fixed number of steps, but a stream has no length"
+                node.name,
+                node.target,
+                "the layer pools to a fixed number of steps, but a stream has no length",
             )
         ratio = self.builder.reach(length.of).stride // self.builder.reach(value).stride
         return self.builder.add(node.name, make_thinning(ratio), value)

@@ -21,7 +21,7 @@ States = tuple[torch.Tensor, torch.Tensor]
 
 
 class TokenWindow(WindowCell):
-    """A head on the newest `span` tokens. It maps tokens `(B, D, n)` to vectors `(B, F, m)`."""
+    """A head on the newest `span` tokens, which maps tokens `(B, D, n)` to vectors `(B, F, m)`."""
 
     def __init__(self, head: Callable[[torch.Tensor], torch.Tensor], span: int, step: int) -> None:
         super().__init__(span, step)
@@ -86,12 +86,12 @@ class RunningLstm(WindowCell):
         self._states = None
 
     def state_size(self) -> int:
-        """Return how many numbers are kept between calls."""
+        """Return the number of values that are kept between calls."""
         return super().state_size() + sum(state.numel() for state in self._states or ())
 
 
 class Classified(nn.Module):
-    """The classifier. It maps vectors `(B, F, m)` to logits `(B, m, K)`."""
+    """The classifier, which maps vectors `(B, F, m)` to logits `(B, m, K)`."""
 
     def __init__(self, model: Recognizer) -> None:
         super().__init__()

@@ -142,8 +142,8 @@ class Picked(WindowCell):
 class Excitation(WindowCell):
     """Squeeze-and-excitation of each frame with the mean over the window that starts with the frame.
 
-    This is `se_scope: clip` of co3d. At the end of the stream, the last full window is used for the remaining frames. A
-    clip as long as the window therefore has the same result as in the clip network.
+    The option is called `se_scope: clip` in co3d. At the end of the stream, the last full window is used for the
+    remaining frames. A clip as long as the window therefore has the same result as in the clip network.
     """
 
     def __init__(self, part: SqueezeExcitation, window: int) -> None:
@@ -226,7 +226,7 @@ def make_cell(name: str, part: nn.Module, choice: CellChoice, stride: int, alone
         if part.track_running_stats:
             return FrameWise(part)
         raise no_stream_error(
-            name, part, "it normalises with statistics of the batch, but a stream has no batch"
+            name, part, "the layer normalises with statistics of the batch, but a stream has no batch"
         )
     if isinstance(part, CellMeans):
         return FrameWise(part)
@@ -279,7 +279,7 @@ def _make_pooling(name: str, part: nn.Module) -> StreamCell:
         kernel, stride, padding = map(_triple, (part.kernel_size, part.stride, part.padding))
         if padding[0] and not part.count_include_pad:
             why = (
-                "its averages leave out padding, so the first steps would have different weights; expected "
+                "the averages leave out padding, so the first steps would have different weights; expected "
                 "`count_include_pad=True`"
             )
             raise no_stream_error(name, part, why)

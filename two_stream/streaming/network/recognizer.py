@@ -1,8 +1,8 @@
 """Conversion of a clip network to a stream network with the same weights, without training.
 
-The idea is from Hedegaard and Iosifidis, "Continual 3D Convolutional Neural Networks for Real-time Processing of
-Videos" (arXiv 2106.00050). Their networks compute the products of a kernel with a frame when the frame arrives, and add
-the products later. Our networks keep the frames and compute each output once.
+The method is based on Hedegaard and Iosifidis, "Continual 3D Convolutional Neural Networks for Real-time Processing of
+Videos" (arXiv 2106.00050). In this paper, networks compute the products of a kernel with a frame when the frame
+arrives, and add the products later. The networks here keep the frames and compute each output once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from two_stream.streaming.network.layers import CellChoice, Squeeze
 
 
 class StreamRecognizer(nn.Module):
-    """A network for a stream of frames, or for a batch of streams. Use `convert` to create it.
+    """A network for a stream of frames, or for a batch of streams; `convert` creates such networks.
 
-    Prediction `j` is for the window that starts at frame `j * stride`. It is complete at frame `delay + j * stride`.
-    Frames are counted from 0. The memory that is kept between calls does not grow with the stream.
+    Prediction `j` is for the window that starts at frame `j * stride`. Prediction `j` is complete at frame `delay + j *
+    stride`. Frames are counted from 0. The memory that is kept between calls does not grow with the stream.
 
     Attributes:
         model: The clip network, which shares the weights.
@@ -92,7 +92,7 @@ class StreamRecognizer(nn.Module):
         return self.step(frames_BCTHW)
 
     def state_bytes(self) -> int:
-        """Return the size in bytes of the state between calls, if it is float32 (bfloat16 takes half)."""
+        """Return the size in bytes of the state between calls in float32; bfloat16 takes half of this size."""
         return 4 * sum(node.cell.state_size() for node in self.nodes)
 
     def _checked(self, frames_BCTHW: torch.Tensor) -> torch.Tensor | None:
@@ -128,9 +128,9 @@ def convert(
 ) -> StreamRecognizer:
     """Convert a clip network to a stream network that shares the model's weights.
 
-    The model is put into evaluation mode. Its BatchNorm layers can be folded and its weights can be bfloat16 (see
-    `evaluation.scoring.network.prepare_for_inference`). With `start="zeros"`, the predictions equal those of the clip
-    network for the whole stream as one long clip. The exception is squeeze-and-excitation, see `squeeze`.
+    The model is put into evaluation mode. BatchNorm layers of the model can be folded and its weights can be bfloat16
+    (see `evaluation.scoring.network.prepare_for_inference`). With `start="zeros"`, the predictions equal those of the
+    clip network for the whole stream as one long clip. The exception is squeeze-and-excitation, see `squeeze`.
 
     Args:
         model: A trained clip network.
@@ -151,9 +151,7 @@ def convert(
     if window is not None and window < 1:
         raise SettingsError(f"`window` is {window}; expected a number of frames, 1 or more")
     if model.cpu_only:
-        raise SettingsError(
-            "int8 networks cannot stream; convert the network that this one was quantized from"
-        )
+        raise SettingsError("int8 networks cannot stream; convert the float network that was quantized")
     model.eval()
     builder = Builder()
     choice = CellChoice(squeeze, start, window or model.spec.clip_length)

@@ -64,7 +64,7 @@ class StepNetwork(nn.Module):
         for frames_BCTHW in stream:                  # uint8 (B, C, network.frames_per_step, H, W)
             logits_BK, *states = network(frames_BCTHW, *states)
 
-    The logits of the first `warm_up` calls have no meaning. Those of call `warm_up + j` are prediction `j` of
+    The logits of the first `warm_up` calls have no meaning. The logits of call `warm_up + j` are prediction `j` of
     `StreamRecognizer.step`. The control flow does not depend on tensor values, so the network can be exported. The
     batch size can vary.
 

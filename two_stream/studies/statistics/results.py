@@ -1,4 +1,4 @@
-"""The result of a study as plain values. All formats of the report are written from it.
+"""The result of a study as plain values. All formats of the report are written from this result.
 
 Accuracies are fractions (0 to 1). Differences are first variant minus second variant. A *cell* is one run: a variant on
 one split with one seed.

@@ -1,7 +1,7 @@
 """One optimizer step by the processes of a run: a single process, replicas (DDP) or shards (FSDP2).
 
 In a *row*, each process computes one micro-batch; a step consists of one or more rows. Gradients are exchanged once per
-step, in the last row. If a process has no micro-batch in that row (at the end of an epoch, or because of unreadable
+step, in the last row. If a process has no micro-batch in the last row (at the end of an epoch, or because of unreadable
 clips), it contributes a gradient of zero, so that the other processes do not wait.
 """
 
@@ -46,11 +46,11 @@ class Parallel:
         """Synchronise the buffers that the step changed differently in each process."""
 
     def gather(self, tree: Any) -> Any:
-        """Return a state dict with full tensors. All processes must call this."""
+        """Return a state dict with full tensors. All processes must call this method."""
         return tree
 
     def full_model(self, model: nn.Module) -> nn.Module:
-        """Return the model with full tensors. All processes must call this."""
+        """Return the model with full tensors. All processes must call this method."""
         return model
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:

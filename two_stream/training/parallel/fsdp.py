@@ -78,7 +78,7 @@ class Sharded(Parallel):
             self.statistics.end_step()
 
     def gather(self, tree: Any) -> Any:
-        """Return a state dict with full tensors on the CPU. All processes must call this."""
+        """Return a state dict with full tensors on the CPU. All processes must call this method."""
         if isinstance(tree, DTensor):
             return tree.full_tensor().cpu()
         if isinstance(tree, torch.Tensor):
@@ -90,7 +90,7 @@ class Sharded(Parallel):
         return tree
 
     def full_model(self, model: nn.Module) -> nn.Module:
-        """Return a copy of the model with full tensors. All processes must call this."""
+        """Return a copy of the model with full tensors. All processes must call this method."""
         weights = self.gather(model.state_dict())
         return self._filled(weights)
 
