@@ -17,9 +17,9 @@ _RESET_PEAK = "5"
 class PeakMemory:
     """Measures the peak memory from the creation of this object on.
 
-    On a GPU, this is the memory that torch has allocated on the GPU. On a CPU, it is the resident size of the process,
-    including the interpreter and libraries. Only Linux can reset this peak; on other systems, it is the peak since the
-    process started.
+    On a GPU, the peak is that of the memory that torch has allocated on the GPU. On a CPU, the peak is that of the
+    resident size of the process, including the interpreter and libraries. Only Linux can reset the peak of a process;
+    on other systems, the peak since the start of the process is returned.
 
     Attributes:
         kind: Description of what is measured.
@@ -45,7 +45,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Return unused memory to the system and reset the kernel's peak value. Returns whether this succeeded."""
+    """Return unused memory to the system and reset the kernel's peak value; return whether the reset succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # with another C library, freed memory is still counted

@@ -155,7 +155,7 @@ def _board(
 def _title(panel: Panel) -> str:
     """Return the title of a board: data set, splits, part, protocol and size.
 
-    Seeds are left out, as variants differ in them.
+    Seeds are left out, because they differ between variants.
     """
     splits = ", ".join(map(str, panel.splits))
     meta = {

@@ -213,7 +213,8 @@ class ShortConv3d(nn.Conv3d):
     This avoids an error in oneDNN's bfloat16 kernel for weight gradients on a CPU (`jit_bf16:avx512_core_bf16`, found
     with torch 2.14 on Zen 4). If the input has fewer time steps, rows or columns than the convolution kernel, for
     example two frames for a 3×3×3 kernel, the oneDNN kernel reads and writes outside its buffers. The gradient is then
-    wrong or not finite, or the process crashes. These inputs are small, so float32 costs little time.
+    wrong or not finite, or the process crashes. Inputs smaller than the kernel require little computation, so float32
+    costs little time.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

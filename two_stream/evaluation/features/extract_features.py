@@ -69,9 +69,9 @@ def write_features(
     """Store the backbone's outputs for all videos of a split. The folder is written completely or not at all.
 
     The part `train` contains all videos of the official training list, including those that a run uses as its holdout.
-    The clips of this part are the centred clip of each video, and the clips that `ClipDataset` draws in the first
-    `train_views` epochs with the experiment's seed. Training clips are computed in `train.precision`. The part `test`
-    contains all views of `experiment.evaluate`, computed in `evaluate.precision`.
+    The clips of the part `train` are the centred clip of each video, and the clips that `ClipDataset` draws in the
+    first `train_views` epochs with the experiment's seed. Training clips are computed in `train.precision`. The part
+    `test` contains all views of `experiment.evaluate`, computed in `evaluate.precision`.
 
     Args:
         model: The network, on the device to compute on. Its head and classifier are not used.

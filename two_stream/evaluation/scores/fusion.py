@@ -63,10 +63,10 @@ def fuse(
     """Fuse two or more score tables of the same videos, joined by id.
 
     Rules, where s_m are the logits of stream m and w_m is its weight (default: 1): l2: sum of w_m · s_m / ‖s_m‖₂. With
-    equal weights, this is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
+    equal weights, l2 is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
     softmax(s_m); for a multi-label data set, logit of the weighted mean of sigmoid(s_m). rank: sum of w_m · Borda
     points (K - 1 for a stream's best class, 0 for its worst class, means for ties). learned: sum of w_m · s_m, with
-    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). The sum of these weights is the
+    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). The sum of the learned weights is the
     inverse of a temperature.
 
     Args:

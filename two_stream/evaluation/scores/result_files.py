@@ -45,7 +45,7 @@ def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
     """Return the content of a result file for a table, with the `count` best classes of each video.
 
     Scores are the softmax of the table's logits (the sigmoid for a multi-label table). If the table was scored with
-    `aggregate: probabilities`, this is the mean softmax over clips, as published.
+    `aggregate: probabilities`, the scores are the mean softmax over clips, as published.
     """
     shares = probabilities(table.logits, multi_label=table.targets is not None)
     named = zip(table.ids, shares)

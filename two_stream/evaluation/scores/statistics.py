@@ -68,7 +68,7 @@ class Sample:
         return _effective(self.shares)
 
     def variance_of_mean(self, correlation: float) -> float:
-        """Return the variance of the mean of videos with variance 1 and this correlation within units (Kish 1965)."""
+        """Return the variance of the mean of videos with variance 1 and a correlation within units (Kish 1965)."""
         squares_G = np.bincount(self.unit, weights=self.weight**2)
         return float((correlation * self.shares**2 + (1 - correlation) * squares_G).sum())
 
@@ -140,7 +140,7 @@ class Estimate:
 def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
     """Return the weighted mean over videos and training runs; its standard error treats units and runs as random.
 
-    A mean over videos is a ratio of sums over units. The variance of this ratio over units is the larger of two
+    A mean over videos is a ratio of sums over units. The variance of the mean over units is the larger of two
     estimates. The first estimate is the variance of the linearised sums (Wolter 2007, chapter 6). In the first
     estimate, the square of a unit that is the fraction q of its stratum is divided by 1 - 2q + Σq². The division makes
     the estimate unbiased if all units have the same variance; for m equal units, the factor is m / (m - 1). The second
@@ -218,7 +218,7 @@ def _crossed(
     1992; Hillis 2007), where readers are training runs and cases are sources. The variance of the mean is the variance
     over training runs, plus the variance over units, minus their interaction. Two changes make the analysis more
     conservative. First, the variance is at least that over units. Second, the degrees of freedom are those of the
-    training runs divided by their fraction of the variance. Hillis squares this fraction, but the variance of three
+    training runs divided by their fraction of the variance. Hillis squares the fraction, but the variance of three
     training runs is often small by chance, so that equal variants would be found different too often.
 
     `variance` is the variance of the mean over units. `rest_GS` are the deviations of the units in each training run,

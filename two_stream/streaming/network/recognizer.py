@@ -1,8 +1,8 @@
 """Conversion of a clip network to a stream network with the same weights, without training.
 
 The method is based on Hedegaard and Iosifidis, "Continual 3D Convolutional Neural Networks for Real-time Processing of
-Videos" (arXiv 2106.00050). In this paper, networks compute the products of a kernel with a frame when the frame
-arrives, and add the products later. The networks here keep the frames and compute each output once.
+Videos" (arXiv 2106.00050). In the paper, networks compute the products of a kernel with a frame when the frame arrives,
+and add the products later. The networks here keep the frames and compute each output once.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class FusionResult:
     fitted_on: str = ""
     """description of the videos that the weights were fitted on"""
     tuned: Interval | None = None
-    """accuracy of the fusion with these weights on the evaluated part"""
+    """accuracy of the fusion with the fitted weights on the evaluated part"""
     agreement: list[list[float]] = field(default_factory=list)
     """fraction of videos for which two streams predict the same class, as a matrix in the order of `streams`"""
 

@@ -72,7 +72,7 @@ class Replicas(Parallel):
 class _Entry(nn.Module):
     """The module that DDP wraps.
 
-    With clips it returns the logits, without clips a zero that depends on every weight.
+    With clips, the module returns the logits; without clips, it returns a zero that depends on every weight.
     """
 
     def __init__(self, model: nn.Module) -> None:
