@@ -208,7 +208,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise CheckpointError(f"{folder / STATE}: cannot be read ({_first_line(error)})") from None
+        raise CheckpointError(
+            f"{folder / STATE}: cannot be read ({_first_line(error)}); the checkpoint is damaged"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / STATE}: written by a different version of two-stream; expected "

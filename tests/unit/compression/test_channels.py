@@ -111,7 +111,7 @@ def test_every_family_is_narrowed_exactly_or_refused_by_name(kind: str) -> None:
     if kind in REFUSED:
         assert kind in SMALL or kind in ("timm", "hf_video", "motion_grid")
         if kind in SMALL:
-            with pytest.raises(SettingsError, match=f"channels of {kind} cannot be removed"):
+            with pytest.raises(SettingsError, match=f"channels of backbone {kind} cannot be removed"):
                 narrow_channels(network({"kind": kind, **SMALL[kind]}), HALF)
         return
     check({"kind": kind, **SMALL[kind]})

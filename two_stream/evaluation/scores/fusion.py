@@ -304,7 +304,10 @@ def _weights_from_holdout(
             "holdout part"
         )
     if matched[0].class_names != tables[0].class_names:
-        raise ScoreError(f"{name_of(matched[0])}: class names differ from those in {name_of(tables[0])}")
+        raise ScoreError(
+            f"{name_of(matched[0])}: class names differ from those in {name_of(tables[0])}; use "
+            "score files with the same classes"
+        )
     weights = fit_stacking(matched) if rule == "learned" else search_weights(matched, rule)
     facts: dict[str, Any] = {
         "fitted_on": [name_of(table) for table in matched],

@@ -113,7 +113,9 @@ def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, .
     truth = {}
     for video, entry in database.items():
         if not isinstance(entry, dict) or "subset" not in entry:
-            raise DataError(f"{path}: database.{video}: `subset` is missing")
+            raise DataError(
+                f"{path}: database.{video}: `subset` is missing; expected a subset for every video"
+            )
         if entry["subset"] == subset:
             truth[str(video)] = _labels(entry.get("annotations"), f"{path}: database.{video}")
     if not truth:
@@ -172,4 +174,4 @@ def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as failure:
-        raise error(f"{path}: not a JSON file ({failure})") from None
+        raise error(f"{path}: not a JSON file ({failure}); expected JSON") from None

@@ -114,7 +114,7 @@ def score_file(
         frames = video.num_frames
         available = frames - 1 if model.spec.modality == "flow" else frames
         if frames == 0:
-            raise VideoError(path, f"no frame decodes{f' ({video.damage})' if video.damage else ''}")
+            raise VideoError(path, f"no frame can be decoded{f' ({video.damage})' if video.damage else ''}")
         if available < 1:
             raise VideoError(path, "has only one frame, but flow requires two; use an RGB run")
         clips = evaluation_clips(options, model.spec, available, reading.sampling)
