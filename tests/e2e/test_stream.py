@@ -162,7 +162,7 @@ def test_a_live_source_that_dies_and_returns_is_picked_up_and_ctrl_c_leaves(
         process.kill()
         server.close()
     assert process.returncode == 130
-    assert "waiting up to 60 s for it to come back" in complaints
+    assert "waiting up to 60 s until the source is available again" in complaints
     assert "the networks are reset" in complaints
     assert "Traceback" not in complaints
     assert "1 interruptions" in told
@@ -186,7 +186,7 @@ def test_a_source_that_stays_away_ends_it_with_one_line(rgb: Path, tmp_path: Pat
         server.close()
     assert process.returncode == 2
     last = complaints.strip().splitlines()[-1]
-    assert last.startswith(f"two-stream: {server.address}: lost for ")
+    assert last.startswith(f"two-stream: {server.address}: was lost for ")
     assert "Traceback" not in complaints
 
 
@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(
         (["VIDEO", "--flow", "RUN"], "this run uses rgb; pass it with --rgb"),
         (["VIDEO", "--rgb", "RUN", "--queue", "0"], "--queue is 0: expected 1 or more"),
         (["VIDEO", "--rgb", "RUN", "--weights", "1", "2"], "--weights requires both --rgb and --flow"),
-        (["VIDEO", "--rgb", "RUN", "--annotate", "/no/such/x.mp4"], "no folder /no/such"),
+        (["VIDEO", "--rgb", "RUN", "--annotate", "/no/such/x.mp4"], "the folder /no/such does not exist"),
         (
             ["VIDEO", "--rgb", "RUN", "--json", "/no/such/x.jsonl"],
             "--json /no/such/x.jsonl: cannot be written",

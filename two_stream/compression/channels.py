@@ -1,8 +1,9 @@
-"""Channel pruning with torch-pruning, which finds the layers that share channels.
+"""Channel pruning with torch-pruning, which finds the layers whose channels must be removed together.
 
-Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last feature map of every pathway
-keeps its width, so head and classifier do not change. With shortcut A (zero channels appended) the channels of the
-residual stream belong to the last feature map, so only the inner layers of blocks are narrowed.
+The method is from Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last feature map of
+each pathway keeps its width, so the head and the classifier do not change. With shortcut A (which appends zero
+channels), the channels of the residual stream are those of the last feature map. With shortcut A, only the inner layers
+of the blocks are therefore narrowed.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ from two_stream.surgery import alter
 from two_stream.surgery.narrowed import Narrowed, find_narrowing
 
 REFUSED = {
-    "shufflenet_3d": "its channels are shuffled between groups, so each depends on others",
-    "shufflenetv2_3d": "half of its channels skip each block and all are then shuffled, so all depend on each other",
-    "timm": "its layers come from a library, and our model files cannot narrow them",
-    "hf_video": "it is a transformer from a library, without channels that could be removed one by one",
+    "shufflenet_3d": "its channels are shuffled between groups, so each channel depends on other channels",
+    "shufflenetv2_3d": "half of its channels skip each block and all channels are then shuffled, so all channels "
+    "depend on each other",
+    "timm": "its layers are from a library, and model files cannot store a narrowed version of them",
+    "hf_video": "it is a transformer from a library, which has no channels that can be removed separately",
     "motion_grid": "it has no weights",
 }
-"""Backbones whose channels cannot be removed, and why."""
+"""Backbones whose channels cannot be removed, with the reason."""
 _SIDE = 64
-"""side in pixels of the clip for tracing, if the network accepts it"""
+"""side in pixels of the clip for tracing; the full size is used if the network does not accept this size"""
 _LARGEST = (0.98, 0.9, 0.8, 0.6)
-"""start values of the search for a budget; in a global ranking, layers that would lose all channels lose none, so a
-smaller fraction may remove more"""
+"""start values of the search for a budget; with a global ranking, layers that would lose all channels lose none, so a
+smaller fraction can remove more channels"""
 _SEARCH = 9
-"""bisection steps in the search for a fraction that meets a budget; gives a precision of 1/500"""
+"""number of bisection steps in the search for a fraction that meets a budget; the precision is 1/500"""
 
 
 def narrow_channels(model: Recognizer, options: Prune) -> None:
-    """Remove channels of a backbone on the CPU, in place; the remaining ones keep their weights.
+    """Remove channels of a backbone on the CPU, in place. The remaining channels keep their weights.
 
     Raises:
         SettingsError: torch-pruning is not installed, the backbone cannot be narrowed, no layer is selected, or the
@@ -53,20 +55,21 @@ def narrow_channels(model: Recognizer, options: Prune) -> None:
     before = multiply_adds(model)
     if not remove_channels(model, options):
         raise SettingsError(
-            f"no channel of {model.options.backbone.kind} would be removed: `compress.amount` {options.amount:g} is "
-            "too small for these layers, or they belong to the last feature map, which keeps its width"
+            f"no channel of {model.options.backbone.kind} would be removed with "
+            f"`compress.amount: {options.amount:g}`: the amount is too small for these layers, or the layers "
+            "belong to the last feature map, which keeps its width; use a larger amount or other layers"
         )
     after = multiply_adds(model)
     note(
-        f"channels removed: {before / 1e9:.4g} to {after / 1e9:.4g} G multiply-adds ({100 * after / before:.1f} %)"
+        f"channels removed: from {before / 1e9:.4g} to {after / 1e9:.4g} G multiply-adds ({100 * after / before:.1f} %)"
     )
 
 
 def remove_channels(model: Recognizer, options: Prune) -> bool:
-    """Do the same as `narrow_channels`, without messages; return whether any channel was removed.
+    """Remove channels as `narrow_channels` does, but without messages, and return whether any channel was removed.
 
     Raises:
-        SettingsError: The layers no longer fit together, or the budget cannot be met.
+        SettingsError: The remaining layers do not fit together, or the budget cannot be met.
     """
     if options.target_macs is None:
         made, narrowed = _pruned(model, options, options.amount)
@@ -82,26 +85,27 @@ def remove_channels(model: Recognizer, options: Prune) -> bool:
 
 
 def check_narrowable(model: Recognizer, options: Prune) -> None:
-    """Check that channels can be removed, before anything is computed.
+    """Check that channels of a network can be removed.
 
     Raises:
-        SettingsError: See `narrow_channels`.
+        SettingsError: The channels cannot be removed, see `narrow_channels`.
     """
     kind = model.options.backbone.kind
     if kind in REFUSED:
         raise SettingsError(
-            f"channels of {kind} cannot be removed: {REFUSED[kind]}; prune its weights (`compress.what: weights`)"
+            f"channels of backbone {kind} cannot be removed: {REFUSED[kind]}; prune its weights instead "
+            "(`compress.what: weights`)"
         )
     _torch_pruning()
     if not any(name.startswith("backbone.") for name in chosen_layers(model, options)):
         raise SettingsError(
-            f"`compress.layers` is {options.layers!r}, which matches no layer of the backbone; only channels of the "
-            "backbone can be removed"
+            f"`compress.layers` is {options.layers!r}, which matches no layer of the backbone; expected a pattern "
+            "for backbone layers, because only their channels can be removed"
         )
 
 
 def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognizer, Narrowed]:
-    """Return the network that meets a budget of multiply-adds and loses the smallest fraction of its channels."""
+    """Return the network that meets a budget of multiply-adds with the smallest fraction of removed channels."""
     best, low, high = None, 0.0, 0.0
     lowest = multiply_adds(model)
     for high in _LARGEST:
@@ -112,8 +116,8 @@ def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognize
             break
     if best is None:
         raise SettingsError(
-            f"`compress.target_macs` is {options.target_macs:g}: these layers can be pruned down to "
-            f"{lowest / multiply_adds(model):.3f} of the multiply-adds; use a larger target or more layers"
+            f"`compress.target_macs` is {options.target_macs:g}, but with these layers the lowest possible value "
+            f"is {lowest / multiply_adds(model):.3f}; use a larger target or more layers"
         )
     for _ in range(_SEARCH):
         share = (low + high) / 2
@@ -126,10 +130,10 @@ def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognize
 
 
 def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer, Narrowed]:
-    """Return a copy without a fraction of its channels, and its difference from the model.
+    """Return a copy of the model without a fraction of its channels, and the alteration that describes the copy.
 
     Raises:
-        SettingsError: The layers no longer fit together.
+        SettingsError: The remaining layers do not fit together.
     """
     made = copy.deepcopy(model).eval().requires_grad_(True)
     traced = _Ends(made.backbone).eval()
@@ -142,15 +146,16 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
         narrowed = find_narrowing(model, made)
         if any(size == 0 for sizes in narrowed.sizes.values() for size in sizes.values()):
             raise SettingsError(
-                f"`compress.round_to` is {options.round_to}: a layer would have no channels left; use a smaller value"
+                f"`compress.round_to` is {options.round_to}, so that a layer would have no channels left; use a "
+                "smaller value"
             )
         with torch.no_grad():
             traced(_clip(made))
     except (RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingsError(
-            f"channels of {kind} cannot be removed with these settings ({reason}); prune its weights "
-            "(`compress.what: weights`)"
+            f"channels of backbone {kind} cannot be removed with these settings ({reason}); prune its weights "
+            "instead (`compress.what: weights`)"
         ) from None
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in made.named_parameters():
@@ -191,13 +196,16 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
 
 
 def _groups(layers: Iterable[Layer]) -> int:
-    """Return the largest number of groups of a convolution that is not depthwise; 1 if none is grouped."""
+    """Return the largest number of groups of the convolutions that are not depthwise; 1 if there are no groups."""
     convolutions = [layer for layer in layers if not isinstance(layer, nn.Linear)]
     return max((int(one.groups) for one in convolutions if one.groups < one.out_channels), default=1)
 
 
 def _most(layer: Layer, groups: int) -> float:
-    """Return the largest fraction that leaves a channel per group; above it, torch-pruning prunes nothing."""
+    """Return the largest fraction that leaves one channel per group.
+
+    With larger fractions, torch-pruning removes nothing.
+    """
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     return max(0.0, 1.0 - 1.001 * groups / width)
 
@@ -211,7 +219,7 @@ def _importance(tp: Any, name: str) -> Any:
 
 
 class _Ends(nn.Module):
-    """A backbone whose maps are the input of fixed layers, so that pruning keeps the channels of these maps."""
+    """A backbone followed by layers that are not pruned, so that the channels of its last maps are kept."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -224,7 +232,7 @@ class _Ends(nn.Module):
 
 
 def _clip(model: Recognizer) -> torch.Tensor:
-    """Return a normalised clip of noise, as small as the network accepts."""
+    """Return a normalised clip of noise of the smallest size that the network accepts."""
     spec = model.spec
     height, width = spec.size
     for size in ((min(_SIDE, height), min(_SIDE, width)), spec.size):
@@ -244,6 +252,6 @@ def _torch_pruning() -> Any:
         import torch_pruning
     except ImportError:
         raise SettingsError(
-            "removing channels needs torch-pruning; install it with `pip install 'two-stream[compression]'`"
+            "removing channels requires torch-pruning; install it with `pip install 'two-stream[compression]'`"
         ) from None
     return torch_pruning

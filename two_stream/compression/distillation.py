@@ -1,8 +1,8 @@
-"""Distillation: a network learns from its labels and from one or several trained networks.
+"""Distillation: a network (the student) learns from its labels and from one or more trained networks (the teachers).
 
-A teacher with another modality (MARS: flow for an RGB student), clip length or size gets its own clips: the same
-moment, crop and mirroring as the student's. Validation is the same as in any training run. Losses are sums over the
-clips of a batch.
+If a teacher has another modality than the student (as in MARS, where the teacher reads flow), another clip length or
+another size, it gets its own clips. The teacher's clips show the same moment, crop and mirroring as the student's
+clips. Validation is the same as in other training runs. Losses are sums over the clips of a batch.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from two_stream.types import Batch, FeatureMap, InputSpec
 
 @dataclass
 class LayerOutputs:
-    """Feature maps and vector of a network for its last batch."""
+    """Feature maps and vector of a network for the last batch."""
 
     maps: list[torch.Tensor] = field(default_factory=list)
-    """feature maps `(B, C, T, H, W)` of its pathways, float32"""
+    """feature maps `(B, C, T, H, W)` of the pathways, float32"""
     vector: torch.Tensor | None = None
-    """`(B, D)`: output of the head, before dropout and classifier, float32"""
+    """output of the head `(B, D)` before the dropout and the classifier, float32"""
 
     def watch(self, model: Recognizer) -> LayerOutputs:
-        """Record the outputs of a model for every batch from now on; return itself."""
+        """Record the outputs of a model for each following batch. Returns this object."""
 
         # functions, not methods: a copy of the model (its moving average) must not copy this object
         def backbone(module: nn.Module, args: Any, maps: list[FeatureMap]) -> None:
@@ -65,10 +65,10 @@ def fused_targets(
     fuse: str = "probabilities",
     weights: Sequence[float] = (),
 ) -> torch.Tensor:
-    """Return the soft targets `(B, K)` of several teachers' logits `(B, K)` at a temperature.
+    """Return soft targets `(B, K)` from the logits `(B, K)` of one or more teachers at a temperature.
 
-    With `probabilities` they are the weighted mean of the softmaxes, with `logits` the softmax of the weighted mean.
-    Without weights teachers count equally.
+    If `fuse` is `probabilities`, the targets are the weighted mean of the softmaxes; if it is `logits`, the softmax of
+    the weighted mean. By default, all teachers have the same weight.
     """
     shares = torch.tensor(list(weights) or [1.0] * len(logits)).to(logits[0])
     shares = shares / shares.sum()
@@ -79,22 +79,25 @@ def fused_targets(
 
 
 def soft_target_loss(logits_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return temperature² times the KL divergence of a student from soft targets (Hinton et al., arXiv 1503.02531).
+    """Return temperature² times the KL divergence of the student from soft targets (Hinton et al., arXiv 1503.02531).
 
-    The targets are probabilities at the same temperature. The factor temperature² keeps the scale of the gradient.
+    The targets must be computed at the same temperature. The factor temperature² keeps the scale of the gradient.
     """
     logs_BK = F.log_softmax(logits_BK / temperature, dim=1)
     return temperature**2 * F.kl_div(logs_BK, targets_BK.to(logs_BK), reduction="sum")
 
 
 def tokens_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the tokens `(B, T, D)` of a network's maps; pathways are concatenated, with the steps of the first."""
+    """Return the tokens `(B, T, D)` of a network's maps.
+
+    Pathways are concatenated, with the time steps of the first one.
+    """
     tokens = [space_mean(x_BCTHW) for x_BCTHW in maps]
     return torch.cat([in_time(x_BTD, tokens[0].shape[1]) for x_BTD in tokens], dim=-1)
 
 
 def in_time(x_BTD: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return tokens interpolated over time to a number of steps."""
+    """Interpolate tokens `(B, T, D)` over time to a number of steps."""
     if x_BTD.shape[1] == steps:
         return x_BTD
     return F.interpolate(x_BTD.transpose(1, 2), size=steps, mode="linear").transpose(1, 2)
@@ -107,10 +110,11 @@ def feature_loss(student_BTD: torch.Tensor, teacher_BTD: torch.Tensor) -> torch.
 
 
 def attention_loss(student_BCTHW: torch.Tensor, teacher_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Return half the squared distance of two attention maps (Zagoruyko and Komodakis, 1612.03928, activation-based).
+    """Return half the squared distance of two attention maps (Zagoruyko and Komodakis, arXiv 1612.03928).
 
-    A map is the mean over channels of squared activations, scaled to norm 1 over a clip; a student with a
-    different size is interpolated first. The result is 0 for equal maps and 1 for maps without overlap.
+    An attention map is the mean over channels of the squared activations, scaled to norm 1 for each clip. If the sizes
+    differ, the student's map is interpolated first. The loss of a clip is 0 for equal maps and 1 for maps without
+    overlap.
     """
     student, teacher = (x.pow(2).mean(1, keepdim=True) for x in (student_BCTHW, teacher_BCTHW))
     if student.shape[2:] != teacher.shape[2:]:
@@ -120,7 +124,7 @@ def attention_loss(student_BCTHW: torch.Tensor, teacher_BCTHW: torch.Tensor) -> 
 
 
 def vector_loss(student_BD: torch.Tensor, teacher_BD: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared error of the vectors before the classifiers (MARS: Crasto et al., CVPR 2019, eq. 1)."""
+    """Return the mean squared error of the vectors before the classifiers (MARS, Crasto et al., CVPR 2019, eq. 1)."""
     return len(student_BD) * F.mse_loss(student_BD, teacher_BD)
 
 
@@ -128,7 +132,7 @@ class Teacher:
     """A trained network in evaluation mode, without gradients."""
 
     def __init__(self, path: Path, student: InputSpec) -> None:
-        """Load the run of a teacher for a student with this input.
+        """Load a teacher's run; `student` is the input of the student.
 
         Raises:
             CheckpointError: The run cannot be read.
@@ -141,7 +145,7 @@ class Teacher:
 
     @torch.no_grad()
     def infer(self, clips_BCTHW: torch.Tensor, device: torch.device, precision: str) -> None:
-        """Run a batch; the results are in `outputs` and `logits_BK`."""
+        """Compute a batch. The results are stored in `outputs` and `logits_BK`."""
         if self.model.device != device:
             self.model.to(device)
         with autocast(device, "fp32" if self.model.cpu_only else precision):
@@ -158,7 +162,9 @@ class Distillation(Extension):
         self.experiment = experiment
         self.options = experiment.compress
         if not self.options.teachers:
-            raise SettingsError("`compress.teachers` is empty: use the run folders of the teachers")
+            raise SettingsError(
+                "`compress.teachers` is empty; expected the run folders of one or more teachers"
+            )
         self.spec = input_spec(experiment.model)
         self.teachers = [Teacher(path, self.spec) for path in self.options.teachers]
         self.outputs = LayerOutputs()
@@ -166,47 +172,51 @@ class Distillation(Extension):
         self._check()
 
     def _check(self) -> None:
-        """Reject teachers that the student cannot learn from."""
+        """Raise an error if the student cannot learn from a teacher with these settings."""
         train, data = self.experiment.train, self.experiment.data
         for teacher in self.teachers:
             taught = teacher.run.experiment.data
             if taught.split != data.split:
                 raise SettingsError(
-                    f"{teacher.run.paths.root}: trained on split {taught.split}, but the student on {data.split}, "
-                    "whose test videos the teacher may have seen; use a teacher of the same split"
+                    f"{teacher.run.paths.root}: the teacher was trained on split {taught.split}, so it may have "
+                    f"seen test videos of the student's split {data.split}; use a teacher that was trained on the "
+                    "same split"
                 )
             if teacher.model.cpu_only and pick_device(self.experiment.device).type != "cpu":
                 raise SettingsError(
-                    f"{teacher.run.paths.root}: an int8 network runs on the CPU only; use the run it was made from"
+                    f"{teacher.run.paths.root}: the teacher is an int8 network, which runs only on the CPU; use "
+                    "the run that it was quantized from"
                 )
             for name in ("mixup", "cutmix"):
                 if getattr(train, name) and not teacher.shares_clips:
                     raise SettingsError(
-                        f"`train.{name}` mixes the student's clips, but {teacher.run.paths.root} gets its own clips; "
-                        "turn it off"
+                        f"`train.{name}` mixes the student's clips, but the teacher {teacher.run.paths.root} gets "
+                        "its own clips; set the option to 0"
                     )
         if self.options.feature_weight and distributed.world_size() > 1:
             raise SettingsError(
-                "`compress.feature_weight` trains an extra layer, which needs a single process; start without torchrun"
+                "`compress.feature_weight` trains an extra layer, which requires a single process; start the run "
+                "without torchrun"
             )
 
     def data(self, data: TrainingData) -> TrainingData:
-        """Return the data with clips for the teachers that cannot use the student's.
+        """Return the data with additional clips for the teachers that cannot use the student's clips.
 
         Raises:
-            SettingsError: A teacher has different classes, or the data set is multi-label (no soft targets).
+            SettingsError: A teacher has different classes, or soft targets are used with a multi-label data set.
             DataError: The data set has no frames for a teacher.
         """
         for teacher in self.teachers:
             if teacher.run.class_names != data.class_names:
                 raise SettingsError(
-                    f"{teacher.run.paths.root}: its {len(teacher.run.class_names)} classes are not the "
-                    f"{len(data.class_names)} of {data.dataset}; use a teacher trained on the student's classes"
+                    f"{teacher.run.paths.root}: the teacher's {len(teacher.run.class_names)} classes differ from "
+                    f"the {len(data.class_names)} classes of {data.dataset}; use a teacher that was trained on "
+                    "the student's classes"
                 )
         if self.options.distill_weight and data.labels is not None and data.labels.multi_label:
             raise SettingsError(
-                f"`compress.distill_weight`: {data.dataset} is multi-label, whose probabilities do not sum "
-                "to 1; set it to 0 and transfer features (`compress.feature_weight`)"
+                f"`compress.distill_weight` requires one class per video, but {data.dataset} is multi-label; set "
+                "`compress.distill_weight: 0` and transfer features (`compress.feature_weight`)"
             )
         others = [teacher for teacher in self.teachers if not teacher.shares_clips]
         if not others:
@@ -221,10 +231,10 @@ class Distillation(Extension):
         return replace(data, train=partial(data.train, wrap=partial(ClipsBeside, companions=companions)))
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Record the student's outputs; create the layers that map its tokens to the teachers' widths.
+        """Start to record the student's outputs, and create the layers that map its tokens to the teachers' widths.
 
         Raises:
-            SettingsError: `vector_weight` is set, and the vectors differ in width or a network has none.
+            SettingsError: `vector_weight` is set, but the vectors have different widths or a network has no vector.
         """
         del resumed
         self.outputs.watch(model)
@@ -247,11 +257,11 @@ class Distillation(Extension):
         return self.adapters.state_dict()
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore `state`."""
+        """Restore the tensors that `state` returned."""
         self.adapters.load_state_dict(state)
 
     def loss(self, plain: Loss, logits_BK: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the sum over clips of the ordinary loss and the teachers' terms, each with its weight."""
+        """Return the weighted sum of the ordinary loss and the losses of the teachers, summed over clips."""
         options, device = self.options, logits_BK.device
         beside = iter(batch.beside)
         for teacher in self.teachers:
@@ -267,7 +277,7 @@ class Distillation(Extension):
         return total
 
     def _transferred(self, number: int, teacher: Teacher) -> torch.Tensor | float:
-        """Return the feature losses between the student and one teacher, divided by the number of teachers."""
+        """Return the weighted feature losses between the student and a teacher, divided by the number of teachers."""
         options, own, others = self.options, self.outputs, teacher.outputs
         total = torch.zeros((), device=own.maps[0].device)
         if options.feature_weight:
@@ -282,7 +292,7 @@ class Distillation(Extension):
         return total / len(self.teachers)
 
     def facts(self) -> dict[str, str]:
-        """Name the teachers and their weights."""
+        """Return the folders of the teachers and the checksums of their weights."""
         return {"teachers": "; ".join(f"{t.run.paths.root} {t.run.model_sha256}" for t in self.teachers)}
 
 
@@ -293,16 +303,17 @@ def _check_vectors(student: Recognizer, teacher: Teacher) -> None:
     ]
     if widths[0] != widths[1]:
         raise SettingsError(
-            f"`compress.vector_weight`: the student's vector has {widths[0]} values and that of "
-            f"{teacher.run.paths.root} has {widths[1]}; use `compress.feature_weight`, which allows different widths"
+            "`compress.vector_weight` requires vectors of the same width, but the student's vector has "
+            f"{widths[0]} values and that of {teacher.run.paths.root} has {widths[1]}; use "
+            "`compress.feature_weight`, which allows different widths"
         )
 
 
 def _vector_width(model: Recognizer, where: object) -> int:
     if model.options.dense:
         raise SettingsError(
-            f"`compress.vector_weight`: {where} classifies every position (`model.dense`) and has no vector; use "
-            "`compress.feature_weight`"
+            f"`compress.vector_weight`: {where} classifies every position (`model.dense`), so it has no vector; "
+            "use `compress.feature_weight`"
         )
     widths: Sequence[int] = [head.features for head in model.heads]  # type: ignore[misc]
     return sum(widths)

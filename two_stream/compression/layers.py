@@ -1,4 +1,4 @@
-"""Selection of the layers to prune: by pattern, by position, or by a file of levels."""
+"""Selection of the layers to prune: by a pattern, by their position, or by a file of levels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSIFIER = "classifier"
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
-    """Return every convolution and linear layer by name, in the order of the network."""
+    """Return all convolutions and linear layers by name, in the order of the network."""
     return {name: part for name, part in model.named_modules() if isinstance(part, KINDS)}
 
 
@@ -29,13 +29,13 @@ def chosen_layers(model: Recognizer, options: Prune) -> dict[str, Layer]:
     """Return the layers that the options select.
 
     Raises:
-        SettingsError: The options select no layer, or name a layer that does not exist.
+        SettingsError: The options select no layer, or contain the name of a layer that does not exist.
     """
     found = layers_of(model)
     unknown = next((name for name in options.by_layer if name not in found), None)
     if unknown is not None:
         raise SettingsError(
-            f"`compress.by_layer` names {unknown!r}, which is not a convolution or linear layer of the network"
+            f"`compress.by_layer`: {unknown!r} is not a convolution or linear layer of the network"
             f"{nearest(unknown, list(found))}"
         )
     if options.by_layer:
@@ -50,14 +50,14 @@ def chosen_layers(model: Recognizer, options: Prune) -> dict[str, Layer]:
     if not kept:
         shown = ", ".join(list(found)[:4])
         raise SettingsError(
-            f"`compress.layers` is {options.layers!r}, which leaves no layer to prune; the network has {len(found)}: "
-            f"{shown}, …"
+            f"`compress.layers` is {options.layers!r}, which leaves no layer to prune; expected a pattern for "
+            f"some of the network's {len(found)} layers: {shown}, …"
         )
     return kept
 
 
 def first_layers(model: Recognizer) -> set[str]:
-    """Return the names of the layers that receive the clip: one per pathway."""
+    """Return the names of the layers whose input is the clip, one for each pathway."""
     _, stem = model.backbone.stages()[0]
     seen = {
         id(part)
@@ -68,19 +68,20 @@ def first_layers(model: Recognizer) -> set[str]:
 
 
 def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict[str, float]:
-    """Read the fractions by layer from a file.
+    """Read a file of levels: the fraction to prune for each layer.
 
     Args:
-        path: JSON, `{"backbone.layer1.0.conv1": 0.6}` (or that under the key `levels`, as `compress sensitivity` writes
-            it), or a CSV of compressed-video-classification with the columns Name, Type and Sparsity; only its Conv3d
-            rows are used.
-        names: The network's layers. Names of the published code (`module.layer1.0.conv1.weight`) are matched to ours;
-            unknown names are assigned in order if there are as many in the file as layers left in the network.
-        what: What is pruned; a file for something else is rejected.
+        path: A JSON file such as `{"backbone.layer1.0.conv1": 0.6}`, or with this mapping under the key `levels`, as
+            `compress sensitivity` writes it. A CSV file of compressed-video-classification with the columns Name, Type
+            and Sparsity can also be read; only its Conv3d rows are used.
+        names: Names of the network's layers. Names of the published code, such as `module.layer1.0.conv1.weight`, are
+            matched to these names. If there are as many unknown names as unmatched layers, unknown names are assigned
+            in order.
+        what: What is pruned. A file for another kind of pruning is rejected.
 
     Raises:
-        SettingsError: The file is unreadable or for another kind of pruning, a share is out of range, or layers are
-            unknown.
+        SettingsError: The file cannot be read or is for another kind of pruning, a fraction is out of range, or layers
+            are unknown.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -89,15 +90,18 @@ def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); expected a file of levels") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SettingsError(
-            f"{path}: not a file of levels; expected JSON of layer and fraction, or a CSV with Name, Type and Sparsity"
+            f"{path}: not a file of levels; expected JSON with a fraction for each layer, or a CSV file with the "
+            "columns Name, Type and Sparsity"
         ) from None
     if kind not in (None, what):
         raise SettingsError(
-            f"{path}: has levels for pruning {kind}, but {what} are pruned; use --what {kind}"
+            f"{path}: the file contains levels for pruning {kind}, but {what} are pruned; use --what {kind}"
         )
     wrong = next((name for name, level in levels.items() if not 0.0 <= level <= 1.0), None)
     if wrong is not None:
-        raise SettingsError(f"{path}: {wrong} is {levels[wrong]:g}: expected a fraction from 0 to 1")
+        raise SettingsError(
+            f"{path}: the level of {wrong} is {levels[wrong]:g}; expected a fraction from 0 to 1"
+        )
     return {name: level for name, level in _matched(path, levels, names).items() if level > 0}
 
 
@@ -107,8 +111,9 @@ def _matched(path: Path, levels: Mapping[str, float], names: Sequence[str]) -> d
     free = [name for name in names if name.startswith("backbone.") and name not in found.values()]
     if unknown and len(unknown) != len(free):
         raise SettingsError(
-            f"{path}: {unknown[0]!r} is not a layer of the network{nearest(unknown[0], list(names))}; other names are "
-            f"assigned in order only if the file lists all layers, and it lists {len(unknown)} of {len(free)}"
+            f"{path}: {unknown[0]!r} is not a layer of the network{nearest(unknown[0], list(names))}; unknown "
+            "names are assigned by position only if there are as many as unmatched layers: the file has "
+            f"{len(unknown)} unknown names for {len(free)} layers"
         )
     found |= dict(zip(unknown, free))
     return {str(found[theirs]): level for theirs, level in levels.items()}
@@ -134,4 +139,6 @@ def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise SettingsError(f"`compress.layers` is {text!r}: not a regular expression ({error})") from None
+        raise SettingsError(
+            f"`compress.layers` is {text!r}, which is not a valid regular expression ({error})"
+        ) from None

@@ -1,7 +1,7 @@
-"""Pruning during training, at its start or in steps; removed weights stay removed.
+"""Pruning during training, at the start or in steps. Removed weights stay removed.
 
-Levels and thresholds are those of Distiller, which compressed-video-classification uses; the schedule is that of Zhu
-and Gupta, "To prune, or not to prune" (arXiv 1710.01878).
+The levels and thresholds are defined as in Distiller, which compressed-video-classification uses. The schedule is that
+of Zhu and Gupta, "To prune, or not to prune" (arXiv 1710.01878).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from two_stream.recognizer import Recognizer
 from two_stream.training.step import EXTENSIONS, Extension
 
 Masks = dict[str, torch.Tensor]
-"""True where a weight stays, by the name of its layer."""
+"""Masks by layer name; True where a weight is kept."""
 
 
 @EXTENSIONS.register(Prune)
 class Pruning(Extension):
-    """Applies masks after every step, or removes channels before the first one."""
+    """Applies masks after each step, or removes channels before the first step."""
 
     def __init__(self, experiment: Experiment) -> None:
         assert isinstance(experiment.compress, Prune)
@@ -32,15 +32,15 @@ class Pruning(Extension):
         epochs, end = experiment.train.epochs, self.options.end
         if end is not None and end > epochs:
             raise SettingsError(
-                f"`compress.end` is {end} and `train.epochs` {epochs}: the run would end before the pruning schedule "
-                "ends; train longer or end the schedule earlier"
+                f"`compress.end` is {end}, but `train.epochs` is {epochs}, so the run would end before the "
+                "pruning schedule; train for more epochs, or set a smaller `compress.end`"
             )
         self.steps = 1
         self.layers: list[str] = []
         self.masks: Masks = {}
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Remove channels, or the first weights; the checkpoint of a resumed run contains both."""
+        """Remove channels, or compute the first masks. A resumed run loads the changed network from its checkpoint."""
         if self.options.what == "weights":
             self.layers = list(chosen_layers(model, self.options))
             self._mark(model, 0)
@@ -55,11 +55,11 @@ class Pruning(Extension):
         self.steps = steps_per_epoch
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Restore the masks from the weights: removed weights are 0, and training sets no other weight to exactly 0."""
+        """Restore the masks from the weights. Only removed weights are exactly 0."""
         self.masks = {name: weight != 0 for name, weight in self._weights(models[0]).items()}
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Update the masks in the first step of an epoch of the schedule; set removed weights to 0 again."""
+        """Set removed weights to 0. The masks are updated in the first step of each epoch of the schedule."""
         epoch, place = divmod(step, self.steps)
         if self.options.end is not None and place == 0:
             self._mark(models[0], epoch)
@@ -67,7 +67,7 @@ class Pruning(Extension):
             apply_masks(model, self.masks)
 
     def counts(self, epoch: int) -> bool:
-        """Whether an epoch's network has reached its final sparsity."""
+        """Return whether the network of an epoch has its final sparsity."""
         end = self.options.end
         return end is None or epoch >= last_step(self.options.begin, end, self.options.frequency)
 
@@ -86,7 +86,7 @@ class Pruning(Extension):
         return found
 
     def _mark(self, model: nn.Module, epoch: int) -> None:
-        """Compute the masks of an epoch; weights that are 0 stay 0, since they are the smallest."""
+        """Compute the masks of an epoch. Weights that are 0 are the smallest, so they stay removed."""
         options, share = self.options, 1.0
         if options.end is not None:
             level = gradual_level(
@@ -111,7 +111,7 @@ class Pruning(Extension):
 
 
 def level_threshold(weights: torch.Tensor, level: float) -> float | None:
-    """Return the largest of the `int(level · n)` smallest absolute values; None if that is zero values."""
+    """Return the largest of the `int(level · n)` smallest absolute values of n weights; None if this number is 0."""
     count = int(level * weights.numel())
     if count == 0:
         return None
@@ -119,35 +119,35 @@ def level_threshold(weights: torch.Tensor, level: float) -> float | None:
 
 
 def keep_mask(weights: torch.Tensor, threshold: float | None) -> torch.Tensor:
-    """Return True where an absolute value is strictly greater than a threshold."""
+    """Return a mask that is True where the absolute value is greater than a threshold."""
     if threshold is None:
         return torch.ones_like(weights, dtype=torch.bool)
     return weights.abs() > threshold
 
 
 def level_masks(weights: Mapping[str, torch.Tensor], levels: Mapping[str, float]) -> Masks:
-    """Return masks that remove a fraction of each layer."""
+    """Return masks that remove a fraction of the weights of each layer."""
     return {name: keep_mask(w, level_threshold(w, levels[name])) for name, w in weights.items()}
 
 
 def global_masks(weights: Mapping[str, torch.Tensor], level: float) -> Masks:
-    """Return masks that remove a fraction of all layers together, with one threshold."""
+    """Return masks that remove a fraction of the weights of all layers together, with one threshold."""
     threshold = level_threshold(torch.cat([w.flatten() for w in weights.values()]), level)
     return {name: keep_mask(w, threshold) for name, w in weights.items()}
 
 
 def sensitivity_masks(weights: Mapping[str, torch.Tensor], sensitivity: float) -> Masks:
-    """Return masks that remove weights up to `sensitivity` standard deviations of their layer (Han et al. 2015)."""
+    """Return masks that remove weights up to `sensitivity` times the layer's standard deviation (Han et al. 2015)."""
     return {name: keep_mask(w, sensitivity * float(w.std())) for name, w in weights.items()}
 
 
 def gradual_level(
     epoch: int, *, initial: float, final: float, begin: int, end: int, frequency: int
 ) -> float | None:
-    """Return the fraction to remove at an epoch; None before `begin`. It rises quickly at first and slowly at the end.
+    """Return the fraction to remove in an epoch; None before `begin`.
 
-    Zhu and Gupta, equation 1: `s_f + (s_i - s_f) · (1 - progress)³`. The last step, `frequency` epochs before `end`,
-    reaches the final fraction; between steps and after the last one it is constant.
+    The fraction is `s_f + (s_i - s_f) · (1 - progress)³` (Zhu and Gupta, equation 1), which rises quickly at first. The
+    fraction changes every `frequency` epochs. The last change before `end` reaches the final fraction.
     """
     if epoch < begin:
         return None
@@ -157,7 +157,7 @@ def gradual_level(
 
 
 def last_step(begin: int, end: int, frequency: int) -> int:
-    """Return the epoch from which a gradual schedule has its final fraction."""
+    """Return the epoch in which a gradual schedule reaches its final fraction."""
     return begin + (end - 1 - begin) // frequency * frequency
 
 

@@ -1,4 +1,4 @@
-"""Quantization: post-training with calibration on training clips, and quantization-aware training."""
+"""Quantization after training, with calibration on training clips, and quantization-aware training."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from two_stream.training.step import EXTENSIONS, Extension
 from two_stream.types import RunPaths, VideoRecord
 
 TRAINED = "trained"
-"""Folder for the float network of the best epoch of quantization-aware training, from which `best` was made."""
+"""Folder for the float network of the best epoch of quantization-aware training; `best` is its int8 version."""
 
 
 def _int8_of(options: Quantize, *, fake: bool) -> Int8:
-    """Return the alteration that the options define; `fake` during training."""
+    """Return the alteration that the options define; `fake` is true during training."""
     return Int8(
         keep=options.keep,
         observer="moving_average" if fake else options.observer,
@@ -47,9 +47,9 @@ def _int8_of(options: Quantize, *, fake: bool) -> Int8:
 
 
 def quantise(model: Recognizer, options: Quantize, clips: Iterable[torch.Tensor]) -> None:
-    """Turn a trained network on the CPU into int8, in place.
+    """Convert a trained network on the CPU to int8, in place.
 
-    Ranges of activations are measured on the clips, uint8 batches `(B, C, T, H, W)`.
+    The ranges of the activations are measured on `clips`, which are uint8 batches `(B, C, T, H, W)`.
 
     Raises:
         SettingsError: torch.ao.quantization is missing, the backbone cannot be traced, or `keep` matches no layer.
@@ -69,29 +69,29 @@ def quantise(model: Recognizer, options: Quantize, clips: Iterable[torch.Tensor]
 
 
 def check_quantisable(model: Recognizer) -> None:
-    """Reject networks that cannot be quantized.
+    """Check that a network can be quantized.
 
     Raises:
-        SettingsError: torch.ao.quantization is missing, or the network is quantized already or comes from a library.
+        SettingsError: torch.ao.quantization is missing, or the network is already quantized or is from a library.
     """
     check_torch_ao()
     if any(isinstance(alteration, Int8) for alteration in model.alterations):
-        raise SettingsError("the network is already quantized; use the run it was made from")
+        raise SettingsError("the network is already quantized; use the run that it was quantized from")
     kind = model.options.backbone.kind
     if kind in ("timm", "hf_video"):
         raise SettingsError(
-            f"backbone {kind} comes from a library whose code depends on tensor values, so torch cannot trace it as a "
-            "graph of layers; quantize one of our own families (`two-stream models`)"
+            f"backbone {kind} is from a library whose code depends on tensor values, so torch cannot trace it as "
+            "a graph of layers; use a backbone of two-stream (see `two-stream models`)"
         )
 
 
 def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths:
     """Write an int8 version of a trained run (post-training static quantization).
 
-    The `compress` section of the settings names the source run; `overwrite` removes an earlier run of the same name.
+    The source run is `compress.source`. If `overwrite` is true, an earlier run with the same name is removed.
 
     Raises:
-        SettingsError: The folder is in use, or the network cannot be quantized.
+        SettingsError: The run's folder is in use, or the network cannot be quantized.
         CheckpointError: The source run cannot be read.
         DataError: The clips cannot be read.
     """
@@ -104,7 +104,7 @@ def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths
     clips = open_clips(experiment.data, run.model.spec, records, run.record)
     loader = clip_loader(clips, experiment.train.batch_size)
     digest = run.model_sha256
-    note(f"measuring ranges on {len(records)} clips of the training part")
+    note(f"measuring the ranges of activations on {len(records)} clips of the training part")
     with progress("calibrate", len(records)) as advance:
         quantise(run.model, options, _counted(loader, advance))
     begin_run(paths, experiment, overwrite=overwrite)
@@ -116,7 +116,7 @@ def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths
 
 
 def calibration_videos(run: Run, experiment: Experiment, count: int) -> list[VideoRecord]:
-    """Return videos of the training part, drawn with the seed; all of them if there are fewer than `count`."""
+    """Return `count` videos of the training part, drawn with the seed, or all videos if there are fewer."""
     videos = experiment_part(experiment, run.record, "train", run.model.spec.modality)
     order = rng("calibration", experiment.seed).permutation(len(videos))
     return [videos[place] for place in order[:count]]
@@ -130,7 +130,7 @@ def _counted(loader: Iterable[Any], advance: Any) -> Iterable[torch.Tensor]:
 
 @EXTENSIONS.register(Quantize)
 class QuantizationAware(Extension):
-    """Rounds weights and activations to int8 values in training; the best epoch's network becomes int8 at the end."""
+    """Rounds weights and activations to int8 values during training, and converts the best network at the end."""
 
     def __init__(self, experiment: Experiment) -> None:
         assert isinstance(experiment.compress, Quantize)
@@ -141,22 +141,22 @@ class QuantizationAware(Extension):
         self.done = 0
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Insert the rounding; BatchNorm is fused with the convolutions and still learns."""
+        """Insert the rounding. BatchNorm is fused with the convolutions, but is still trained."""
         del resumed
         check_quantisable(model)
         alter(model, _int8_of(self.options, fake=True))
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
-        """Compute and store the length of the training in steps."""
+        """Store the length of the training in steps."""
         self.steps = steps_per_epoch * self.experiment.train.epochs
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Freeze the parts that were frozen when the checkpoint was saved."""
+        """Freeze the ranges and statistics that were frozen when the checkpoint was saved."""
         if self.done:
             self.stepped(models, self.done - 1)
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Freeze ranges and BatchNorm statistics, each after its configured fraction of the training."""
+        """Freeze the ranges and the BatchNorm statistics, each after the fraction of the training in the settings."""
         from two_stream.surgery.int8_graph import stop_ranges
 
         self.done = step + 1
@@ -169,15 +169,15 @@ class QuantizationAware(Extension):
                 model.hold(norms)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return the number of steps done."""
+        """Return the number of completed steps."""
         return {"done": torch.tensor(self.done)}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore `state`."""
+        """Restore the number of steps that `state` returned."""
         self.done = int(state["done"])
 
     def finished(self, paths: RunPaths) -> None:
-        """Convert `best/` to int8; the float network is kept in `trained/`."""
+        """Convert `best/` to int8 and keep the float network in `trained/`."""
         best, trained = complete_folder(paths.best), paths.root / TRAINED
         model, meta = read_model(best)
         if model.cpu_only:
@@ -189,10 +189,10 @@ class QuantizationAware(Extension):
         model.alterations[-1] = int8
         with replaced_folder(paths.best) as folder:
             write_model(folder, model, meta)
-        note(f"{paths.best}: converted to int8; {trained} keeps the float network")
+        note(f"{paths.best}: converted to int8; the float network is kept in {trained}")
 
     def facts(self) -> dict[str, str]:
-        """Return a description of the weights from which the network was created."""
+        """Return the folder and the checksum of the initial weights."""
         source = self.options.source
         return {} if source is None else {"quantised": f"{source} {_digest(source)}"}
 
@@ -200,17 +200,17 @@ class QuantizationAware(Extension):
 def _digest(source: Path) -> str:
     file = complete_folder(source / "best") / "model.safetensors"
     if not file.is_file():
-        raise CheckpointError(f"{source}: the run to quantize has no best/{file.name}; train it first")
+        raise CheckpointError(f"{source}: the run to quantize has no best/{file.name}; train this run first")
     return sha256(file)
 
 
 def _check(experiment: Experiment, options: Quantize) -> None:
-    """Reject settings that quantization-aware training does not support."""
+    """Raise an error for settings that quantization-aware training does not support."""
     train = experiment.train
     if options.method == "static":
         raise SettingsError(
-            "`compress.method: static` needs no training: use `two-stream compress quantize RUN`; for "
-            "quantization-aware training set `compress.method: qat`"
+            "`compress.method: static` requires no training; use `two-stream compress quantize RUN`, or set "
+            "`compress.method: qat` for quantization-aware training"
         )
     for name, value in (
         ("ema", train.ema),
@@ -220,10 +220,15 @@ def _check(experiment: Experiment, options: Quantize) -> None:
         ("freeze_until", train.freeze_until),
     ):
         if value:
-            raise SettingsError(f"`train.{name}` does not work with quantization-aware training; turn it off")
+            raise SettingsError(
+                f"`train.{name}` cannot be combined with quantization-aware training; remove this setting"
+            )
     if train.precision != "fp32":
-        raise SettingsError(f"`train.precision` is {train.precision}: quantization-aware training needs fp32")
+        raise SettingsError(
+            f"`train.precision` is {train.precision}, but quantization-aware training requires "
+            "fp32; set `train.precision: fp32`"
+        )
     if distributed.world_size() > 1:
         raise SettingsError(
-            "quantization-aware training works in one process only; start it without torchrun"
+            "quantization-aware training supports one process only; start the run without torchrun"
         )

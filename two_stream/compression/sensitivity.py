@@ -1,7 +1,8 @@
-"""Pruning sensitivity of each layer, and the choice of fractions by layer that meet a budget.
+"""Pruning sensitivity of each layer, and the choice of a fraction for each layer to meet a budget.
 
-One layer at a time loses a fraction of its weights or channels, and a fixed set of clips is scored, following
-`model-sensitivity.py` of compressed-video-classification (which draws new clips each time).
+A fraction of the weights or channels of one layer is removed, and a fixed set of clips is scored; this is repeated for
+all layers. The method is from `model-sensitivity.py` of compressed-video-classification, which draws new clips each
+time.
 """
 
 from __future__ import annotations
@@ -43,25 +44,25 @@ Measure = Literal["parameters", "macs", "latency"]
 Levels = dict[str, float]
 _LATENCY_SECONDS = 0.3
 _LEAST_LOSS = 1e-6
-"""Smallest loss that a step is assumed to add; an apparent improvement is treated as chance."""
+"""Smallest loss that a step is assumed to add, because an improvement of the loss is due to chance."""
 _LEGEND = 30
-"""largest number of layers in a legend"""
+"""largest number of layers that a legend lists"""
 _DPI = 150
 
 
 @dataclass(frozen=True)
 class SensitivityPoint:
-    """The network with one layer pruned."""
+    """Result for the network with one pruned layer."""
 
     layer: str
-    """empty: nothing is pruned"""
+    """name of the pruned layer; empty if no layer is pruned"""
     level: float
     top1: float
-    """accuracy; for a multi-label set, any class counts"""
+    """top-1 accuracy; for a multi-label data set, any class of the video counts"""
     top5: float
     loss: float
     parameters: int
-    """number of remaining parameters that are not 0"""
+    """number of parameters that are not 0"""
     multiply_adds: int
     latency_ms: float | None = None
     map: float | None = None
@@ -69,7 +70,7 @@ class SensitivityPoint:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Every layer at every level on the same clips."""
+    """Results for all layers and levels on the same clips."""
 
     run: str
     what: str
@@ -79,9 +80,9 @@ class Sensitivity:
     base: SensitivityPoint
     points: list[SensitivityPoint]
     shared: dict[str, str] = field(default_factory=dict)
-    """layers that share their channels with another layer: measured under that layer's name"""
+    """layers that share channels with another layer, with the name of this layer, under which they are measured"""
     fixed: list[str] = field(default_factory=list)
-    """layers that lose no channel, because they belong to the last feature map"""
+    """layers that cannot lose channels, because they belong to the last feature map"""
 
     @property
     def layers(self) -> list[str]:
@@ -89,23 +90,23 @@ class Sensitivity:
         return list(dict.fromkeys(point.layer for point in self.points))
 
     def points_of(self, layer: str) -> list[SensitivityPoint]:
-        """Return a layer's points, sorted by level."""
+        """Return the points of a layer, sorted by level."""
         return sorted((point for point in self.points if point.layer == layer), key=lambda point: point.level)
 
     @property
     def by_robustness(self) -> list[tuple[str, list[SensitivityPoint]]]:
-        """Each layer with its points, the layers whose pruning costs the least loss first."""
+        """The layers with their points, in the order of the largest loss after pruning."""
         rows = [(layer, self.points_of(layer)) for layer in self.layers]
         return sorted(rows, key=lambda row: max(point.loss for point in row[1]))
 
 
 def fixed_clips(run: Run, part: Part, count: int | None, seed: int) -> list[Batch]:
-    """Return the centred clips of a part's videos, or of `count` of them drawn with the seed, without replacement.
+    """Return the centred clips of a part's videos, or of `count` videos that are drawn with the seed.
 
-    `val` and `train` are the two sides of the holdout, even if the run chose its epoch on the test list.
+    `val` is the holdout and `train` the rest of the training list, even if the run selected its epoch on the test list.
 
     Raises:
-        DataError: The part has no video, or one cannot be read.
+        DataError: The part has no videos, or a video cannot be read.
     """
     data = run.experiment.data
     records = load_part(
@@ -135,13 +136,13 @@ def measure_sensitivity(
     seed: int,
     latency: bool = False,
 ) -> Sensitivity:
-    """Prune one layer after another to each of the ascending levels and score the clips of `fixed_clips`.
+    """Prune each layer separately to each of the ascending levels, and score the clips of `fixed_clips`.
 
-    The run's network is not changed; one copy of it exists at a time. Part and seed of the clips are stored in the
-    result. `latency` also times a view's forward pass at every point.
+    The run's network is not changed. `part` and `seed` of the clips are stored in the result. If `latency` is true, the
+    forward pass of a view is also timed for each point.
 
     Raises:
-        SettingsError: The network, or every layer, cannot be pruned with these options.
+        SettingsError: The network or all its layers cannot be pruned with these options.
     """
     model = run.model.cpu().eval()
     score = _scorer(batches, latency=latency)
@@ -173,8 +174,8 @@ def measure_sensitivity(
                 advance()
     if not found:
         raise SettingsError(
-            f"{run.paths.root}: none of the {len(names)} layers has {options.what} that can "
-            "be removed, so there is nothing to measure"
+            f"{run.paths.root}: none of the {len(names)} selected layers has {options.what} that can be removed, "
+            "so there is nothing to measure; select other layers with `compress.layers`"
         )
     clips = sum(len(batch.ids) for batch in batches)
     return Sensitivity(
@@ -184,7 +185,7 @@ def measure_sensitivity(
 
 @contextmanager
 def _without_weights(model: Recognizer, name: str, level: float) -> Iterator[None]:
-    """Set the smallest weights of a layer to 0 within the context."""
+    """Context manager that sets the smallest weights of a layer to 0."""
     weight = model.get_parameter(f"{name}.weight")
     original = weight.detach().clone()
     with torch.no_grad():
@@ -197,7 +198,7 @@ def _without_weights(model: Recognizer, name: str, level: float) -> Iterator[Non
 
 
 def _latency_of(model: Recognizer) -> float:
-    """Return the median milliseconds of a view's forward pass on the CPU."""
+    """Return the median duration in milliseconds of a view's forward pass on the CPU."""
     device = torch.device("cpu")
     return time_in_turns([forward_of(model, device)], device, _LATENCY_SECONDS)[0][0]
 
@@ -234,42 +235,46 @@ def _map(logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> float:
 
 
 def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recognizer | None:
-    """Return a narrowed copy; None if these layers can lose no channel."""
+    """Return a narrowed copy of the network; None if these layers cannot lose channels."""
     narrowed = copy.deepcopy(model)
     changed = remove_channels(narrowed, options.model_copy(update={"by_layer": by_layer}))
     return narrowed.eval() if changed else None
 
 
 def _changed(model: Recognizer) -> tuple[str, ...]:
-    """Return the names of the tensors that the last narrowing changed; equal for layers that share channels."""
+    """Return the names of the tensors that the last narrowing changed.
+
+    The names are equal for layers that share channels.
+    """
     return tuple(sorted(model.alterations[-1].sizes))
 
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """Pruned fractions that meet a budget."""
+    """Fractions to prune that meet a budget."""
 
     levels: Levels
     measure: Measure
     budget: float
-    """requested fraction of the unpruned network's cost"""
+    """requested cost, as a fraction of the unpruned network's cost"""
     reached: float
-    """actual fraction, counted or measured on the network with these levels"""
+    """actual cost of the network with these levels, as a fraction of the unpruned network's cost"""
     loss: float
-    """sum of the losses of pruning each layer alone; pruning them together may cost more or less"""
+    """sum of the added losses of the separately pruned layers; the loss of pruning them together can differ"""
 
 
 def choose_levels(
     model: Recognizer, found: Sensitivity, options: Prune, measure: Measure, budget: float
 ) -> LevelChoice:
-    """Choose a fraction for each layer, so that the fraction `budget` of the measure is left (above 0, below 1).
+    """Choose a fraction to prune for each layer, so that the network keeps at most `budget` (0 to 1) of its cost.
 
-    Greedy: among the next levels of all layers, take the one with the smallest loss per unit saved by that layer alone,
-    apply everything chosen so far, and count (or time) the network. Pruned weights lower only the parameter count.
+    The method is greedy. Each step considers the next level of each layer, and takes the one with the smallest added
+    loss per saved cost. After each step, the network with all levels chosen so far is counted or timed. Pruning weights
+    reduces only the number of parameters.
 
     Raises:
-        SettingsError: Latencies were not measured, or the budget cannot be met (for example other measures than
-            parameters by pruning weights); the message says what can.
+        SettingsError: Latencies were not measured, or the budget cannot be met, for example a budget of multiply-adds
+            by pruning weights.
     """
     costs: Mapping[Measure, Callable[[Recognizer], float]] = {
         "parameters": nonzero_parameters,
@@ -286,8 +291,8 @@ def choose_levels(
         open_ = [layer for layer in steps if taken[layer] < len(steps[layer])]
         if not open_:
             raise SettingsError(
-                f"a budget of {budget:g} of the {measure} cannot be met with these levels: the lowest is "
-                f"{reached:.3f}; raise the budget, or measure higher --levels"
+                f"a budget of {budget:g} of the {measure} cannot be met with these levels; the lowest possible "
+                f"value is {reached:.3f}; increase the budget, or measure higher --levels"
             )
         layer = min(open_, key=lambda name: steps[name][taken[name]].price)
         step = steps[layer][taken[layer]]
@@ -303,12 +308,12 @@ def choose_levels(
 class _Step:
     level: float
     loss: float
-    """loss added to that of the previous level"""
+    """loss that the step adds to the loss of the previous level"""
     price: float
 
 
 def _steps(found: Sensitivity, layer: str, measure: Measure) -> list[_Step]:
-    """Return the levels of a layer that save something, with the loss that each adds; losses never fall."""
+    """Return the levels of a layer that reduce the cost, with the loss that each level adds."""
     points = found.points_of(layer)
     losses = list(accumulate((max(0.0, one.loss - found.base.loss) for one in points), max))
     steps = []
@@ -329,7 +334,9 @@ def _value(point: SensitivityPoint, measure: Measure) -> float:
     if measure == "macs":
         return point.multiply_adds
     if point.latency_ms is None:
-        raise SettingsError("a latency budget needs measured latencies, and there are none")
+        raise SettingsError(
+            "a latency budget requires measured latencies, found none; measure the sensitivity with latencies"
+        )
     return point.latency_ms
 
 
@@ -344,9 +351,9 @@ def _applied(model: Recognizer, options: Prune, levels: Levels) -> Recognizer:
 
 @plain_figures()
 def draw_sensitivity(found: Sensitivity, target: Path) -> None:
-    """Draw top-1 and loss against the pruned fraction, a curve per layer, into a PNG, SVG or PDF file.
+    """Draw top-1 accuracy and loss against the pruned fraction, with a curve for each layer, to a PNG, SVG or PDF file.
 
-    Early layers are dark, late ones light.
+    Early layers have dark curves, late layers have light ones.
     """
     layers = found.layers
     shown = len(layers) <= _LEGEND

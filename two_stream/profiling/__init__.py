@@ -1,1 +1,1 @@
-"""Costs of a model and its data: parameters, multiply-adds, time and memory, in total and by stage."""
+"""Costs of a model and its data: parameters, multiply-adds, time and memory, in total and for each stage."""

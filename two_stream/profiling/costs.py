@@ -1,4 +1,4 @@
-"""Counted costs of a model: parameters and operations of one clip, in total and by stage."""
+"""Counted costs of a model: parameters and operations for one clip, in total and for each stage."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ FVCORE = (
     "and fused attention, which are counted here)"
 )
 _BATCH_NORM, _OTHER_NORM = 2, 5
-"""Operations per element that fvcore counts for normalisations with weights, in evaluation."""
+"""Number of operations per element that fvcore counts for normalisations with weights, in evaluation."""
 
 
 @dataclass
 class StageCost:
-    """One stage of a model, for one clip."""
+    """Costs of a stage of a model for one clip."""
 
     name: str
     output: tuple[int, ...]
-    """shape of its output, without the batch"""
+    """shape of the stage's output, without the batch dimension"""
     parameters: int
     multiply_adds: int
     milliseconds: float | None = None
-    """median time of a batch, if measured"""
+    """median time of a batch; None if it was not measured"""
     beside: tuple[tuple[int, ...], ...] = ()
 
 
@@ -44,7 +44,10 @@ def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
 
 
 def meta_twin(model: Recognizer) -> Recognizer:
-    """Return a copy of a model (for an int8 network, of its float version) on the meta device, also pruned."""
+    """Return a copy of a model on the meta device, including removed channels.
+
+    For an int8 network, the copy is the float version.
+    """
     twin = meta_model(model.options, model.num_classes)
     for alteration in model.alterations:
         if alteration.reshapes:
@@ -53,17 +56,17 @@ def meta_twin(model: Recognizer) -> Recognizer:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Return the number of parameters, frozen ones included."""
+    """Return the number of parameters, including frozen ones."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def multiply_adds(model: Recognizer) -> int:
-    """Return the multiply-adds of one clip; see `CONVENTION`. Normalisations and activations are not counted."""
+    """Return the multiply-adds for one clip (see `CONVENTION`). Normalisations and activations are not counted."""
     return sum(stage.multiply_adds for stage in stage_costs(model))
 
 
 def stage_costs(model: Recognizer) -> list[StageCost]:
-    """Return output shape, parameters and multiply-adds of each stage for one clip, counted on the meta device."""
+    """Return the output shape, parameters and multiply-adds of each stage for one clip, counted on the meta device."""
     twin = meta_twin(model)
     clip = torch.empty(clip_shape(twin, 1), device="meta", dtype=torch.uint8)
     shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name, _ in callables(twin)}
@@ -95,13 +98,13 @@ def stage_costs(model: Recognizer) -> list[StageCost]:
 
 
 def clip_shape(model: Recognizer, batch_size: int) -> tuple[int, int, int, int, int]:
-    """Return `(B, C, T, H, W)` of the clips a model expects."""
+    """Return the shape `(B, C, T, H, W)` of a model's input clips."""
     spec = model.spec
     return batch_size, spec.channels, spec.clip_length, *spec.size
 
 
 def fvcore_operations(model: Recognizer) -> int:
-    """Return the operations of one clip as fvcore would report them; see `FVCORE`."""
+    """Return the number of operations for one clip as fvcore counts them (see `FVCORE`)."""
     twin = meta_twin(model)
     elements = 0
 
@@ -123,7 +126,10 @@ def fvcore_operations(model: Recognizer) -> int:
 
 
 def callables(model: Recognizer) -> list[tuple[str, nn.Module]]:
-    """Return the stages as modules whose forward is called: a list of heads is replaced by its members."""
+    """Return the names and modules of the stages.
+
+    A list of heads is replaced by its members, whose `forward` is called.
+    """
     called: list[tuple[str, nn.Module]] = []
     for name, stage in model.stages():
         called += [(name, part) for part in stage] if isinstance(stage, nn.ModuleList) else [(name, stage)]

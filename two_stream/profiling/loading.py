@@ -1,4 +1,4 @@
-"""Cost of the data path: reading and decoding, cropping, collating, copying to the device."""
+"""Cost of loading clips: reading and decoding, cropping, collating, and copying to the device."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _DECISIVE = 1.1
-"""Two rates that differ by less than this factor count as equal."""
+"""Two rates are treated as equal if they differ by less than this factor."""
 _AHEAD, _MOST = 2, 2000
-"""Number of batches that a worker prefetches; largest number of batches to read."""
+"""Number of batches that a worker prefetches, and largest number of batches to read."""
 
 
 @dataclass
 class LoadingCost:
-    """Milliseconds per training clip on one processor, and the rate of all workers."""
+    """Milliseconds per training clip on one CPU core, and the rate of all workers."""
 
     dataset: str
     source: str
     modality: str
     clips: int
     read: float
-    """time for reading, decoding and resizing"""
+    """milliseconds for reading, decoding and resizing"""
     transform: float
-    """time for cropping, mirroring and changing the memory layout"""
+    """milliseconds for cropping, mirroring and changing the memory layout"""
     collate: float
     copy: float
     workers: int
     clips_per_second: float
-    """clips per second of all workers, without a network"""
+    """clips per second of all workers together, without a network"""
 
     @property
     def worker_milliseconds(self) -> float:
-        """Cost of a clip for a worker."""
+        """Milliseconds that a worker takes for a clip."""
         return self.read + self.transform + self.collate
 
     def workers_for(self, clips_per_second: float) -> int:
-        """Return the number of loader processes (each on its own processor) needed to keep up with a model."""
+        """Return the number of loader processes, each on its own CPU core, that can keep up with a model."""
         return max(1, math.ceil(clips_per_second * self.worker_milliseconds / 1e3))
 
     def as_dict(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class LoadingCost:
 
 
 class _Clocked:
-    """Wraps a clip source and adds up the time spent in its methods."""
+    """Wraps a clip source and sums the time that its methods take."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -85,7 +85,9 @@ class _Clocked:
 def measure_loading(
     experiment: Experiment, spec: InputSpec, device: torch.device, *, seconds: float = 5.0
 ) -> LoadingCost:
-    """Time the training clips of an experiment for about twice `seconds`, at least one batch per measurement.
+    """Time the loading of an experiment's training clips, once with the workers and once in this process.
+
+    Each measurement takes about `seconds` and reads at least one batch.
 
     Raises:
         DataError: The data set, its split list or a video cannot be read.
@@ -118,7 +120,7 @@ def training_part(experiment: Experiment, spec: InputSpec) -> tuple[Record, list
 
 
 def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str, float], int]:
-    """Do a worker's work in this process, and return the seconds of each part and the number of clips."""
+    """Load clips in this process as a worker does; return the seconds of each part and the number of clips."""
     source = _Clocked(loader.dataset.source)
     loader.dataset.source = source
     times = dict.fromkeys(("read", "transform", "collate", "copy"), 0.0)
@@ -156,9 +158,9 @@ def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str,
 
 
 def _together(loader: Loader[Batch], data: DataOptions, seconds: float) -> float:
-    """Return the clips per second of the loader; the epoch is repeated as often as needed.
+    """Return the clips per second of the loader. The epoch is repeated if necessary.
 
-    The first batches, which the workers prefetch (two each), are not counted.
+    The first batches are not counted, because the workers prefetch them (two each).
     """
     ready = _AHEAD * data.workers + 1
     repeats = -(-(ready + _MOST) // len(loader.plan))
@@ -178,7 +180,7 @@ def _together(loader: Loader[Batch], data: DataOptions, seconds: float) -> float
 
 
 def loading_verdict(loading: LoadingCost, model_clips_per_second: float, what: str) -> str:
-    """Return a sentence that names what limits the speed of a run."""
+    """Return a sentence on whether the loader or the model limits the speed of a run."""
     loader, model = loading.clips_per_second, model_clips_per_second
     workers = f"{loading.workers} workers" if loading.workers != 1 else "1 worker"
     gives = f"the loader delivers {_rate(loader)} clips/s with {workers}, the model processes {_rate(model)} ({what})"

@@ -1,4 +1,4 @@
-"""Peak rates of the machine: large matrix products in each precision, and copies in memory."""
+"""Peak rates of the machine for large matrix products in each precision and for copies in memory."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Product:
-    """One way to multiply two matrices on a machine."""
+    """An implementation of a matrix product."""
 
     name: str
     run: Callable[[], object]
     operations: float
-    """floating-point operations of one run; a multiply-add counts as two"""
+    """number of floating-point operations of one run; a multiply-add counts as two"""
 
 
 def gemm_rate(device: torch.device, precision: str, *, seconds: float = 1.0) -> float:
-    """Return the operations per second of the fastest matrix product; see `fastest_product`."""
+    """Return the FLOP/s of the fastest matrix product, see `fastest_product`."""
     return fastest_product(device, precision, seconds=seconds)[1]
 
 
 def fastest_product(device: torch.device, precision: str, *, seconds: float = 1.0) -> tuple[Product, float]:
     """Return the fastest implementation of a large matrix product on this machine and its FLOP/s.
 
-    Each form is timed for a part of `seconds`, at least three times. On a CPU `torch.mm` may use a slower library than
-    the convolutions (MKL in fp32 on an AMD processor), so the same product is also timed as a 1×1 convolution. On a
-    GPU, fp32 uses TF32 if it is enabled for convolutions.
+    `seconds` is the total time; each implementation is timed at least three times. On a CPU, `torch.mm` can use a
+    slower library than convolutions (such as MKL in fp32 on an AMD processor), so the product is also timed as a 1×1
+    convolution. On a GPU, fp32 uses TF32 if TF32 is enabled for convolutions.
     """
     switch = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -73,7 +73,7 @@ def _rate(device: torch.device, product: Product, seconds: float) -> float:
 
 @cache
 def copy_rate(device: torch.device) -> float:
-    """Return the bytes per second that a copy inside the device's memory reads and writes together."""
+    """Return the bytes per second that a copy within the device's memory reads and writes, added together."""
     count = 2**28 if device.type == "cuda" else 2**26
     source, target = (torch.zeros(count // 4, device=device) for _ in range(2))
     return 2 * count / min(time_runs(lambda: target.copy_(source), device, 0.0, least=5))

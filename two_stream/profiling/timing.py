@@ -1,4 +1,4 @@
-"""Measured costs of a model: time, memory and fraction of the machine's peak, in the forward pass or in training."""
+"""Measures time, memory and cost of networks on this machine."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ _RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """Measures the peak memory from its creation on.
+    """Measures the peak memory from the creation of this object on.
 
-    On a GPU it is the memory that torch has allocated there. On the CPU it is the resident size of the process, with
-    interpreter and libraries. Linux can reset this mark; elsewhere it is the peak since the process started.
+    On a GPU, the peak is that of the memory that torch has allocated on the GPU. On a CPU, the peak is that of the
+    resident size of the process, including the interpreter and libraries. Only Linux can reset the peak of a process;
+    on other systems, the peak since the start of the process is returned.
 
     Attributes:
         kind: Description of what is measured.
-        before: Bytes at the start.
+        before: Number of bytes at the creation.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -66,7 +67,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Return free memory to the system, reset the kernel's high-water mark, and return whether this succeeded."""
+    """Return unused memory to the system and reset the kernel's peak value; return whether the reset succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # with another C library, freed memory is still counted
@@ -79,7 +80,7 @@ def _reset_mark() -> bool:
 
 
 def _status(key: str) -> int:
-    """Return a size of `/proc/self/status` in bytes."""
+    """Return a size in `/proc/self/status` in bytes."""
     for line in _STATUS.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == key:
@@ -88,7 +89,7 @@ def _status(key: str) -> int:
 
 
 def _windows_peak() -> int:
-    """Return the peak working set; 0 if it is unknown."""
+    """Return the peak working set in bytes; 0 if it is unknown."""
     # PROCESS_MEMORY_COUNTERS: two 32-bit fields in the first place, then the peak
     sizes = (ctypes.c_size_t * 9)()
     system = getattr(ctypes, "windll", None)
@@ -115,33 +116,34 @@ _BACKWARD = 3
 
 @dataclass
 class Speed:
-    """Measured passes of one kind, batch size and precision."""
+    """Measurements of one kind of pass with one batch size and precision."""
 
     device: str
     precision: str
     batch_size: int
     passes: int
     milliseconds: float
-    """median time of a batch"""
+    """median duration of a batch"""
     clips_per_second: float
     peak_memory: int
-    """bytes; `memory_kind` names what is counted"""
+    """peak memory in bytes; `memory_kind` describes what is counted"""
     stages: dict[str, float] = field(default_factory=dict)
-    """median milliseconds of each stage of a forward pass; `other` is preprocessing, pooling and overhead"""
+    """median duration in milliseconds of each stage of a forward pass; `other` is preprocessing, pooling and
+    overhead"""
     work: str = "forward"
-    """forward, or training: forward, loss and backward, without the optimizer"""
+    """`forward`, or `training`: forward pass, loss and backward pass, without the optimizer"""
     fastest: float = 0.0
     memory_kind: str = ""
     memory_added: int = 0
-    """bytes of the peak above the memory in use before: activations, gradients, workspace"""
+    """peak memory in bytes minus the memory in use before the first pass: activations, gradients and workspace"""
     flops_per_second: float = 0.0
-    """two per multiply-add; a training step counts as three forward passes"""
+    """FLOP/s; a multiply-add counts as two operations, and a training step as three forward passes"""
     peak_flops: float = 0.0
     """FLOP/s of a matrix product on the same machine in the same precision; 0 if it was not measured"""
 
     @property
     def share_of_peak(self) -> float | None:
-        """Model FLOP utilisation; None if the peak was not measured."""
+        """Fraction of the peak FLOP/s that is reached; None if the peak was not measured."""
         return self.flops_per_second / self.peak_flops if self.peak_flops else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -159,9 +161,9 @@ def measure_speed(
     work: Work = "forward",
     peak_flops: float = 0.0,
 ) -> Speed:
-    """Time passes on random pixels for about `seconds`, at least three, after a warm-up pass.
+    """Time at least three passes on random pixels for about `seconds`, after a warm-up pass.
 
-    Stages are timed in separate forward passes, because waiting for the GPU between stages slows it down.
+    Stages are timed in separate forward passes, because waiting for the GPU after each stage slows the passes down.
 
     Raises:
         SettingsError: The batch is too small for BatchNorm in training.
@@ -211,7 +213,7 @@ def measure_speed(
 
 
 def time_runs(run: Callable[[], object], device: torch.device, seconds: float, least: int = 3) -> list[float]:
-    """Return the seconds of repeated runs: for `seconds` in total, but at least `least` runs."""
+    """Repeat a run for `seconds` in total, but at least `least` times, and return the seconds of each run."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
@@ -278,7 +280,7 @@ def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.
 
 
 def device_name(device: torch.device) -> str:
-    """Return the text for a device: with its name (GPU) or its number of threads (CPU)."""
+    """Return the name of a device for display, with the model of a GPU or the number of threads of a CPU."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
@@ -286,44 +288,44 @@ def device_name(device: torch.device) -> str:
 
 Forward = Callable[[], None]
 _TURNS, _MEMORY_TURNS = 5, 2
-"""How often each network is timed, and its memory measured; the networks take turns."""
+"""Number of turns in which each network is timed, and in which its memory is measured."""
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """Size of a network on disk and cost of one view."""
+    """Size of a network on disk, and costs of one view."""
 
     file_bytes: int
-    """size of `model.safetensors`"""
+    """size of `model.safetensors` in bytes"""
     parameters: int
     nonzero: int
-    """parameters that are not 0"""
+    """number of parameters that are not 0"""
     multiply_adds: int
-    """multiply-adds of one view; the same for an int8 network and its float version"""
+    """multiply-adds for one view; for an int8 network, those of its float version"""
     latency_ms: float
-    """median time of a view's forward pass in evaluation"""
+    """median duration in milliseconds of a view's forward pass in evaluation"""
     latency_low: float
-    """smallest median of the turns"""
+    """smallest of the medians of all turns; `latency_high` is the largest"""
     latency_high: float
     memory_mib: float
-    """peak of loading and one view's forward pass, with weights, above what the process used before"""
+    """peak memory of the loaded network and one view's forward pass, minus the memory that the process used before"""
 
 
 @dataclass(frozen=True)
 class ViewCosts:
-    """Measured cost of one view's forward pass in a loaded network."""
+    """Measured costs of the forward pass of one view."""
 
     latency_ms: float
     memory_mib: float
-    """peak above what was in use before the first pass"""
+    """peak memory, minus the memory in use before the first pass"""
     precision: str
 
 
 def measure_view(
     model: Recognizer, experiment: Experiment, device: torch.device, seconds: float = 1.0
 ) -> ViewCosts:
-    """Measure the forward pass of one view as an experiment evaluates it, in at least three passes."""
+    """Measure the forward pass of one view with the evaluation settings of an experiment, in at least three passes."""
     forward, precision = evaluated_forward(model, experiment, experiment.evaluate, device)
     memory = PeakMemory(device)
     ((latency,),) = time_in_turns([forward], device, seconds)
@@ -333,10 +335,12 @@ def measure_view(
 def measure_networks(
     runs: Sequence[Run], options: EvaluateOptions, *, device: str, seconds: float = 1.0
 ) -> list[NetworkCosts]:
-    """Count and measure the networks of several runs alternately, so that machine load affects all of them.
+    """Count and measure the networks of several runs.
 
-    Each is timed for about `seconds` in total, at least five turns of three passes, and loaded again to measure its
-    memory, so that nothing else is counted.
+    The networks take turns, so that machine load affects all of them.
+
+    Each network is timed for about `seconds` in total, in at least five turns of three passes. To measure its memory,
+    each network is loaded again.
     """
     where = pick_device(device)
     passes = [evaluated_forward(run.model.to(where), run.experiment, options, where)[0] for run in runs]
@@ -363,13 +367,13 @@ def measure_networks(
 def evaluated_forward(
     model: Recognizer, experiment: Experiment, options: EvaluateOptions, device: torch.device
 ) -> tuple[Forward, str]:
-    """Return a function that runs one view in the way the model is evaluated, and the precision."""
+    """Return a function that computes one view with the evaluation options, and the precision."""
     chosen = resolve_evaluation(model, options, device, exact=is_exact(experiment))
     return forward_of(prepare_for_inference(model, chosen), device, chosen.precision), chosen.precision
 
 
 def forward_of(network: Recognizer | Compiled, device: torch.device, precision: str = "fp32") -> Forward:
-    """Return a function that runs one view through an unchanged network."""
+    """Return a function that computes one view with a prepared network."""
     clip_BCTHW = example_clip(network.model if isinstance(network, Compiled) else network)
 
     def run() -> None:
@@ -382,9 +386,9 @@ def forward_of(network: Recognizer | Compiled, device: torch.device, precision: 
 def time_in_turns(
     passes: Sequence[Forward], device: torch.device, seconds: float, turns: int = 1
 ) -> list[list[float]]:
-    """Return the median milliseconds of every turn of each pass, after a warm-up pass.
+    """Return the median duration in milliseconds of each pass in each turn, after a warm-up pass.
 
-    Each pass is timed for about `seconds` in total, and at least three times a turn.
+    Each pass is timed for about `seconds` in total, and at least three times in each turn.
     """
     for one in passes:
         one()
@@ -396,7 +400,7 @@ def time_in_turns(
 
 
 def nonzero_parameters(model: nn.Module) -> int:
-    """Return the number of parameters that are not 0; int8 parameters are counted by their stored values."""
+    """Return the number of parameters that are not 0. For int8 parameters, the stored integers are counted."""
     count = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     quantized: list[Any] = [part for part in model.modules() if callable(getattr(part, "weight", None))]
     for part in quantized:  # int8 layers of torch.ao hold packed weights, which methods return
@@ -407,7 +411,10 @@ def nonzero_parameters(model: nn.Module) -> int:
 
 
 def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device) -> list[float]:
-    """Return the peak of each network in MiB: the lower of two turns, since the rest of the process only adds."""
+    """Return the peak memory of each network in MiB.
+
+    The smaller of two turns is used, because other memory of the process can only increase the value.
+    """
     peaks: list[list[float]] = [[] for _ in runs]
     for _ in range(_MEMORY_TURNS):
         for found, run in zip(peaks, runs, strict=True):

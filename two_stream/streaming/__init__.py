@@ -1,4 +1,4 @@
-"""Clip networks turned into networks that take a stream frame by frame, with the same weights."""
+"""Conversion of clip networks to stream networks, which process a video frame by frame with the same weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The baseline of a data set: linear classifiers on features of networks that were not trained on the data set.
 
 The baseline fuses three linear probes: an ImageNet network on RGB frames, an ImageNet network on flow images, and flow
-statistics on a grid. Each probe is a run with the settings of `baseline.yaml`. Together they take minutes. A network
-trained on the data set should be better.
+statistics on a grid. Each probe is a run with the settings of `baseline.yaml`. The three probes together take minutes.
+A network trained on the data set should be better.
 """
 
 from __future__ import annotations

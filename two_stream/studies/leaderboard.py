@@ -155,7 +155,7 @@ def _board(
 def _title(panel: Panel) -> str:
     """Return the title of a board: data set, splits, part, protocol and size.
 
-    Seeds are left out, as variants differ in them.
+    Seeds are left out, because they differ between variants.
     """
     splits = ", ".join(map(str, panel.splits))
     meta = {
@@ -178,7 +178,7 @@ def _model(item: ScoredRun) -> str:
 
 
 def _runs(standing: Standing) -> str:
-    """Return the number of runs. The word "run" marks variants with too few training runs for a test."""
+    """Return the number of runs. The word "run" is added if there are too few training runs for a test."""
     number = len(standing.seeds) * len(standing.splits)
     few = len(standing.seeds) < ENOUGH_TRAININGS
     return f"{number} run{'s' if number > 1 else ''}" if few else str(number)

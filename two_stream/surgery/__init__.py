@@ -1,7 +1,7 @@
-"""Networks whose layers differ from those in their options (narrowed, int8), and how a model file rebuilds them.
+"""Alterations: networks whose layers differ from those that their options define (narrowed, int8), and their files.
 
-A `Recognizer` lists its changes in `alterations`, in order. Its model file stores the list. Reading the file applies
-the same changes to a network newly built from its options, before the weights are loaded.
+A `Recognizer` lists its changes in `alterations`, and its model file stores this list. When the file is read, a network
+is built from the options, changed in the same way, and then filled with the weights.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ class Alteration(ABC):
 
     kind: ClassVar[str]
     reshapes: ClassVar[bool] = False
-    """whether only the sizes of layers change: such a network is trained and counted like any other, and whatever loads
-    or continues its weights applies the same change to a newly built network first"""
+    """whether only the sizes of layers change. Such a network is trained and counted like other networks; before its
+    weights are loaded, the same change is applied to a new network"""
 
     @property
     def cpu_only(self) -> bool:
-        """Whether the network only runs on a CPU, in a fixed precision and without BatchNorm folding."""
+        """Whether the network runs only on a CPU, with a fixed precision and without BatchNorm folding."""
         return False
 
     @abstractmethod
     def apply(self, model: Recognizer) -> None:
-        """Change the layers in place. Names and shapes of tensors are then final; their values do not matter."""
+        """Change the layers in place. The names and shapes of all tensors are then final, but not their values."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return the values that `read` needs, as JSON values."""
+        """Return the JSON values from which `read` rebuilds the alteration."""
 
     @classmethod
     @abstractmethod
     def read(cls, values: dict[str, Any]) -> Alteration:
-        """Return the alteration that `describe` described."""
+        """Return the alteration from the values that `describe` returned."""
 
     def tensors(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Return an altered network's state as plain tensors for a safetensors file."""
+        """Convert the state of an altered network to plain tensors for a safetensors file."""
         return dict(state)
 
     def state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Return the state for `load_state_dict` from the tensors of a file: the inverse of `tensors`."""
+        """Convert the tensors of a file to the state for `load_state_dict`. `state` is the inverse of `tensors`."""
         return dict(tensors)
 
 
@@ -61,15 +61,15 @@ def alter(model: Recognizer, alteration: Alteration) -> None:
 
 
 def describe_alterations(model: Recognizer) -> list[dict[str, Any]]:
-    """Return a network's alterations as JSON values; empty for an ordinary network."""
+    """Return a network's alterations as JSON values; an empty list for a network without alterations."""
     return [{"kind": alteration.kind, **alteration.describe()} for alteration in model.alterations]
 
 
 def read_alterations(descriptions: Sequence[dict[str, Any]], source: object) -> list[Alteration]:
-    """Return the alterations that a model file lists, from the values of `describe_alterations`.
+    """Return the alterations from the values that `describe_alterations` returned.
 
     Raises:
-        CheckpointError: This version does not know a kind; the message names the file.
+        CheckpointError: This version does not support a kind of alteration.
     """
     found = []
     for description in descriptions:
@@ -77,8 +77,8 @@ def read_alterations(descriptions: Sequence[dict[str, Any]], source: object) -> 
         kind = values.pop("kind", None)
         if kind not in _CLASSES:
             raise CheckpointError(
-                f"{source}: its network has an alteration of kind {kind!r}, which this version does not know; "
-                "upgrade two-stream"
+                f"{source}: the network has an alteration of kind {kind!r}, which this version of two-stream does "
+                "not support; upgrade two-stream"
             )
         module, _, name = _CLASSES[kind].partition(":")
         found.append(getattr(import_module(module), name).read(values))

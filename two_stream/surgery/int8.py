@@ -1,6 +1,6 @@
-"""Networks whose convolutions and linear layers compute in int8, or round to int8 values while they are trained.
+"""Networks whose convolutions and linear layers compute in int8, or round to int8 values during training.
 
-torch.ao does the work, in `int8_graph`. It is imported only if a network is quantized.
+The conversion is in `int8_graph`, which uses torch.ao and is imported only if a network is quantized.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from two_stream.runtime.device import cpu_flags
 from two_stream.surgery import Alteration
 
 NARROW = 127
-"""largest quantized weight; without -128 the range is symmetric, which every engine accepts"""
+"""largest quantized weight; without -128, the range is symmetric, which all engines support"""
 NARROWER = 64
-"""largest quantized weight if two products are added in 16 bits: 2 · 255 · 64 = 32,640 fits for any activations"""
+"""largest quantized weight if two products are added in 16 bits, because 2 · 255 · 64 = 32,640 fits into 16 bits"""
 ENGINES = ("onednn", "qnnpack")
-"""Engines of torch that compute our layers correctly. fbgemm and x86 (torch 2.14) compute depthwise 3×3×3 convolutions
-with per-channel scales wrongly: by up to 58 steps of 255, and differently each time."""
+"""Engines of torch that compute these networks correctly.
+
+The engines fbgemm and x86 of torch 2.14 compute depthwise 3×3×3 convolutions with per-channel scales incorrectly: the
+error is up to 58 of 255 steps and differs each time.
+"""
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
-"""CPU flags of instructions that add four products of bytes without overflow"""
+"""CPU flags for instructions that add four products of bytes without overflow"""
 _CAPPED = {
     "SSE41": "",
     "AVX": "",
@@ -40,20 +43,21 @@ _CAPPED = {
     "AVX2_VNNI": "avx_vnni",
     "AVX2_VNNI_2": "avx_vnni",
 }
-"""values of `ONEDNN_MAX_CPU_ISA` with which oneDNN uses no VNNI, or only the 256-bit one; other values allow all"""
+"""values of `ONEDNN_MAX_CPU_ISA` for which oneDNN does not use VNNI, or only 256-bit VNNI; other values allow all
+kinds"""
 _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
-"""suffixes of the names under which a file stores a quantized weight"""
+"""suffixes of the names of the tensors with which a file stores a quantized weight"""
 _PACKED, _DTYPE = "._packed_params._packed_params", "._packed_params.dtype"
 _NONE = "#none"
 _FEW = 16
-"""tensors with fewer values may be the state of a range, which layers can share"""
+"""tensors with fewer values can be the state of a range, which layers can share"""
 
 
 @dataclass(frozen=True)
 class Int8(Alteration):
-    """Backbone and linear layers in int8: per-channel or per-tensor weights, activations with a calibrated range.
+    """A backbone and linear layers in int8: per-channel or per-tensor weights, and calibrated activation ranges.
 
-    Rebuilding such a network needs no calibration: scales and zero points are part of its state.
+    Such a network can be rebuilt without calibration, because scales and zero points are part of its state.
     """
 
     kind: ClassVar[str] = "int8"
@@ -61,27 +65,27 @@ class Int8(Alteration):
     keep: tuple[str, ...] = ()
     observer: str = "histogram"
     per_channel: bool = True
-    """one scale per output channel of a weight tensor, instead of one per tensor"""
+    """whether weights have one scale per output channel instead of one per tensor"""
     engine: str = "auto"
-    """engine of torch that packs the weights and computes"""
+    """engine of torch that packs the weights and computes the layers"""
     fake: bool = False
-    """compute in float with rounded values, for quantization-aware training"""
+    """whether to compute in float with rounded values, for quantization-aware training"""
     decay: float = 0.999
-    """decay of the moving average of ranges"""
+    """decay of the moving average of the ranges"""
 
     @property
     def cpu_only(self) -> bool:
-        """Whether the network runs on a CPU only; during training it runs anywhere."""
+        """Whether the network runs only on a CPU; during quantization-aware training it runs on all devices."""
         return not self.fake
 
     def apply(self, model: Recognizer) -> None:
-        """Change the layers in place; without calibration their scales are 1."""
+        """Change the layers in place. Without calibration, the scales of the layers are 1."""
         self.observe(model)
         if not self.fake:
             self.convert(model)
 
     def observe(self, model: Recognizer) -> None:
-        """Insert observers, or rounding, around the layers.
+        """Insert observers around the layers, or rounding if `fake` is true.
 
         Raises:
             SettingsError: torch.ao.quantization is missing, the backbone cannot be traced, or `keep` matches no layer.
@@ -103,7 +107,7 @@ class Int8(Alteration):
         model.train(training)
 
     def convert(self, model: Recognizer) -> None:
-        """Turn an observed model's layers into int8.
+        """Convert the layers of an observed model to int8.
 
         Raises:
             SettingsError: torch.ao.quantization or an engine is missing.
@@ -116,16 +120,16 @@ class Int8(Alteration):
             convert(model)
 
     def describe(self) -> dict[str, Any]:
-        """Return the fields."""
+        """Return the fields as JSON values."""
         return {**asdict(self), "keep": list(self.keep)}
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Int8:
-        """Return the alteration that `describe` described."""
+        """Return the alteration from the values that `describe` returned."""
         return cls(**{**values, "keep": tuple(values["keep"])})
 
     def tensors(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Return quantized weights as bytes with their scales; packed linear weights as torch 1 stored them."""
+        """Convert the state to plain tensors: quantized weights become bytes, scales and zero points."""
         made: dict[str, torch.Tensor] = {}
         if self.fake:
             # layers that share a range list it under several names, which safetensors does not allow
@@ -142,7 +146,10 @@ class Int8(Alteration):
         return made
 
     def state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Return the state from the tensors of a file; torch still reads linear layers that are not packed."""
+        """Convert the tensors of a file to the state.
+
+        Linear weights are not packed again; torch can load them unpacked.
+        """
         made: dict[str, Any] = {}
         for key, value in tensors.items():
             if key.endswith(_NONE):
@@ -166,25 +173,25 @@ def check_torch_ao() -> None:
             import_module("torch.ao.quantization.quantize_fx")
     except ImportError:
         raise SettingsError(
-            f"torch {torch.__version__} has no torch.ao.quantization, which int8 networks need; install an older torch "
-            "(docs/compression.md lists the tested versions)"
+            f"torch {torch.__version__} has no torch.ao.quantization, which int8 networks require; install an "
+            "older torch (docs/compression.md lists the tested versions)"
         ) from None
 
 
 def use_engine(wanted: str = "auto") -> str:
-    """Set the engine that torch packs int8 weights for, in the whole process, and return its name.
+    """Set the engine for which torch packs int8 weights in this process, and return its name.
 
-    `auto`, or an engine that this machine lacks, becomes one of `ENGINES` that it has.
+    If `wanted` is `auto` or an engine that this machine does not have, an available engine of `ENGINES` is used.
 
     Raises:
-        SettingsError: This torch has neither engine.
+        SettingsError: The installed torch has no suitable engine.
     """
     supported = torch.backends.quantized.supported_engines
     arm = platform.machine() in ("aarch64", "arm64")
     found = [name for name in (wanted, *(reversed(ENGINES) if arm else ENGINES)) if name in supported]
     if not found or found[0] not in ENGINES:
         raise SettingsError(
-            f"this torch has no suitable int8 engine (it has {', '.join(supported)}); install a torch with "
+            f"the installed torch has no suitable int8 engine, found {', '.join(supported)}; install a torch with "
             f"{' or '.join(ENGINES)}"
         )
     torch.backends.quantized.engine = found[0]
@@ -192,14 +199,14 @@ def use_engine(wanted: str = "auto") -> str:
 
 
 def has_vnni() -> bool:
-    """Whether oneDNN adds products of bytes without overflow: the CPU can, and `ONEDNN_MAX_CPU_ISA` allows it."""
+    """Return whether oneDNN adds products of bytes without overflow, given the CPU and `ONEDNN_MAX_CPU_ISA`."""
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
     usable = _CAPPED.get(cap.upper())
     return bool(cpu_flags() & (_VNNI if usable is None else {usable}))
 
 
 def _linear_layers(model: Recognizer) -> list[str]:
-    """Return the names of the linear layers after the backbone, without those inside torch's own modules (LSTM)."""
+    """Return the names of the linear layers after the backbone, except those inside torch modules such as an LSTM."""
     return [
         name
         for name, part in model.named_modules()
@@ -208,13 +215,13 @@ def _linear_layers(model: Recognizer) -> list[str]:
 
 
 def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
-    """Return the layers that patterns match: a layer, everything below a name, or a name with `*` and `?`.
+    """Return the layers that match patterns: a layer's name, a name that contains layers, or a name with `*` and `?`.
 
-    Backbone layers have their name in the backbone (`stem.0`), the others their name in the model (`heads.0.linear`,
-    `classifier`).
+    Layers of the backbone have their name in the backbone (`stem.0`). Other layers have their name in the model
+    (`heads.0.linear`, `classifier`).
 
     Raises:
-        SettingsError: A pattern matches no layer, or the patterns leave nothing to quantize.
+        SettingsError: A pattern matches no layer, or the patterns leave no layer to quantize.
     """
     kinds = (nn.Conv3d, nn.Linear)
     inside = [name for name, part in model.backbone.named_modules() if isinstance(part, kinds)]
@@ -234,13 +241,16 @@ def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
             )
         kept |= found
     if kept == set(names):
-        raise SettingsError("`compress.keep` keeps every layer in float, so nothing is left to quantize")
+        raise SettingsError(
+            "`compress.keep` keeps every layer in float, so nothing is left to quantize; use "
+            "patterns that match fewer layers"
+        )
     return kept
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Silence torch.ao's warnings about its removal and about scales that are not calibrated yet."""
+    """Context manager that hides warnings of torch.ao about its removal and about scales without calibration."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -260,7 +270,7 @@ def _encoded(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
 
 
 def _quantised(values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    """Return a quantized weight from its bytes; axis 0 is that of the output channels."""
+    """Return a quantized weight from its bytes. With per-channel scales, axis 0 is the axis of the output channels."""
     if scale.ndim:
         return torch._make_per_channel_quantized_tensor(values, scale, zero, 0)
     return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero))

@@ -1,4 +1,4 @@
-"""A network's layers as torch.ao quantizes them: observed, rounded in float for training, or computed in int8."""
+"""Conversion of a network's layers with torch.ao: with observers, rounded in float for training, or in int8."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ from two_stream.recognizer import Recognizer
 from two_stream.types import FeatureMap, Modality
 
 _MOVING_MODULES: tuple[type[nn.Module], ...] = (SameMaxPool3d, HalvingPool)
-"""modules that move, select or average values; not paddings, which torch supports for bytes in some layouts only"""
+"""modules that move, select or average values, without paddings, because torch pads bytes only in some layouts"""
 _MOVING_FUNCTIONS: tuple[Any, ...] = (shuffled, torch.relu)
 
 
 class MovingRange(MinMaxObserver):
-    """Range of a tensor as a bias-corrected moving average of the ranges seen.
+    """Range of a tensor as a bias-corrected moving average of observed ranges.
 
-    `r = decay * r + (1 - decay) * range`, and `r / (1 - decay^n)` after n updates, as in Distiller's quantization-aware
-    training. It is updated in training mode only, so validation clips do not change it.
+    Each update computes `r = decay * r + (1 - decay) * range`. The range after n updates is `r / (1 - decay^n)`, as in
+    the quantization-aware training of Distiller. The range is updated only in training mode, so validation clips do not
+    change it.
     """
 
     sums: torch.Tensor
@@ -71,10 +72,10 @@ class MovingRange(MinMaxObserver):
 
 
 class LatestRange(MinMaxObserver):
-    """Range of the last tensor seen."""
+    """Range of the most recent tensor."""
 
     def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
-        """Replace the stored range with the tensor's; return the tensor unchanged."""
+        """Replace the stored range with the range of the tensor, and return the tensor unchanged."""
         self.reset_min_max_vals()
         found: torch.Tensor = super().forward(x_orig)  # type: ignore[no-untyped-call]
         return found
@@ -85,16 +86,18 @@ OBSERVERS: dict[str, type[MinMaxObserver] | type[HistogramObserver]] = {
     "minmax": MinMaxObserver,
     "moving_average": MovingRange,
 }
-"""How the range of activations is found, by its name in the settings."""
+"""Observers that find the range of activations, by name in the settings."""
 
 
 def layer_config(
     observer: str, *, per_channel: bool, largest: int = 127, decay: float = 0.999, fake: bool = False
 ) -> QConfig:
-    """Return how activations and weights are quantized; `fake` rounds in float, for training.
+    """Return the configuration of how activations and weights are quantized.
 
-    The observer is a key of `OBSERVERS`, or, with `fake`, the moving average. Weights have one scale per output channel
-    or per tensor, and steps up to `largest`.
+    If `fake` is true, values are rounded in float.
+
+    `observer` is a key of `OBSERVERS`; if `fake` is true, the moving average is used. Weights have one scale per output
+    channel or per tensor, and integer values up to `largest`.
     """
     scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
     signed = {"dtype": torch.qint8, "qscheme": scheme, "quant_min": -largest, "quant_max": largest}
@@ -114,21 +117,24 @@ def _config(activation: Any, options: dict[str, Any], weight: Any, others: dict[
 
 
 def start_ranges(model: nn.Module) -> None:
-    """Let the moving ranges of a model in evaluation mode update."""
+    """Enable updates of the moving ranges of a model in evaluation mode."""
     for part in model.modules():
         if isinstance(part, MovingRange):
             part.train()
 
 
 def stop_ranges(model: nn.Module) -> None:
-    """Hold the moving ranges of a model in quantization-aware training."""
+    """Freeze the moving ranges of a model in quantization-aware training."""
     for part in model.modules():
         if isinstance(part, FakeQuantize) and isinstance(part.activation_post_process, MovingRange):
             part.disable_observer()
 
 
 class GraphBackbone(Backbone):
-    """A backbone as a graph of layers that are quantized or will be; its stages keep their places and names."""
+    """A backbone as a graph of layers that are quantized or prepared for quantization.
+
+    The stages keep their names and order.
+    """
 
     def __init__(self, backbone: Backbone, graph: fx.GraphModule) -> None:
         super().__init__(backbone.options, backbone.modality)
@@ -141,11 +147,11 @@ class GraphBackbone(Backbone):
 
     @classmethod
     def default_input(cls, options: Any, modality: Modality) -> Any:
-        """Not supported: the original network defines the input."""
+        """Raise an error, because the original network defines the input."""
         raise NotImplementedError((options, modality))
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the time steps of each pathway's map, as the original backbone counts them."""
+        """Return the number of time steps of each pathway's map, as for the original backbone."""
         return self.family.num_tokens(self, clip_length)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
@@ -154,28 +160,28 @@ class GraphBackbone(Backbone):
         return [(name, children[name]) for name in self._names if name in children]
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
-        """Map a normalised clip to one float feature map per pathway."""
+        """Return one float feature map for each pathway."""
         maps = self.graph(x_BCTHW)
         return [FeatureMap(map_, name) for map_, name in zip(maps, self.pathways, strict=True)]
 
     def append_block(self, channels: int) -> None:
-        """Not supported."""
+        """Raise an error, because quantized networks cannot be extended."""
         raise SettingsError(
             f"a quantized network cannot be extended with another block ({channels} channels); use the float network"
         )
 
     def replace_last_block(self, channels: int) -> None:
-        """Not supported."""
+        """Raise an error, because quantized networks cannot be extended."""
         self.append_block(channels)
 
 
 def insert_observers(
     model: Recognizer, config: QConfig, linear: Sequence[str], kept: Sequence[str], *, fake: bool
 ) -> None:
-    """Insert observers (or, with `fake`, rounding) around the layers of a model, in place, and fuse BatchNorm.
+    """Insert observers (or rounding, if `fake` is true) around the layers of a model, in place, and fuse BatchNorm.
 
-    The model is in training mode with `fake`, otherwise in evaluation mode. `linear` are the linear layers after the
-    backbone; layers in `kept` stay as they are.
+    The model must be in training mode if `fake` is true, otherwise in evaluation mode. `linear` are the names of the
+    linear layers after the backbone. Layers in `kept` are not changed.
 
     Raises:
         SettingsError: The backbone cannot be traced as a graph of layers.
@@ -202,7 +208,7 @@ def insert_observers(
 
 
 def convert(model: Recognizer) -> None:
-    """Turn the layers that `insert_observers` observed into int8 layers, in place."""
+    """Convert the layers with observers or rounding to int8 layers, in place."""
     model.cpu().eval()
     backbone = model.backbone
     assert isinstance(backbone, GraphBackbone)
@@ -217,7 +223,7 @@ def convert(model: Recognizer) -> None:
 
 
 def _backend() -> BackendConfig:
-    """Return torch's patterns of int8 layers and those of our networks."""
+    """Return the patterns of int8 layers of torch, and additional patterns for the modules of two-stream."""
     config = get_native_backend_config()
     for part in (*_MOVING_MODULES, *_MOVING_FUNCTIONS, SamePad3d):
         moved = BackendPatternConfig(part)
@@ -228,7 +234,10 @@ def _backend() -> BackendConfig:
 
 
 def _mapping(config: QConfig, kept: Sequence[str], *, fake: bool) -> QConfigMapping:
-    """Return a mapping with one config for all; operations of a known range (sigmoid) keep torch's."""
+    """Return a mapping with one configuration for all layers.
+
+    Operations with a known range, such as sigmoid, keep the configuration of torch.
+    """
     default = get_default_qat_qconfig_mapping if fake else get_default_qconfig_mapping
     mapping: QConfigMapping = default("x86").set_global(config)
     for name in kept:
@@ -237,7 +246,7 @@ def _mapping(config: QConfig, kept: Sequence[str], *, fake: bool) -> QConfigMapp
 
 
 def _split_padding(backbone: Backbone) -> None:
-    """Separate the padding from convolutions that pad by the size of their input: torch quantizes plain ones only."""
+    """Separate the padding from convolutions whose padding depends on the input, because torch cannot quantize them."""
     same = [(name, part) for name, part in backbone.named_modules() if isinstance(part, SameConv3d)]
     for name, part in same:
         kernel, stride = part.kernel_size, part.stride
@@ -263,10 +272,10 @@ def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
 
 
 def _move_bytes(graph: fx.GraphModule) -> fx.GraphModule:
-    """Remove the conversion to float and back around parts of a converted graph that only move values.
+    """Remove the conversions to float and back around modules of a converted graph that only move values.
 
-    torch converts around every part it does not know: our paddings, pooling and channel shuffle. Parts that move,
-    select or average values give the same result on bytes, in the scale of their input.
+    torch inserts these conversions around modules that it does not know, such as pooling and channel shuffle. Modules
+    that move, select or average values have the same result on bytes, with the scale of their input.
     """
     for node in list(graph.graph.nodes):
         sources = [arg for arg in node.all_input_nodes if arg.target == "dequantize"]
@@ -298,13 +307,16 @@ def _only_moves(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _rounds(node: fx.Node) -> bool:
-    """Whether a node rounds floats to bytes in a scale that may be replaced; the inputs of `torch.cat` share one."""
+    """Return whether a node rounds floats to bytes with a scale that can be replaced.
+
+    The inputs of `torch.cat` must share a scale, so their scales cannot be replaced.
+    """
     joined = any(user.target is torch.cat for user in node.users)
     return node.target is torch.quantize_per_tensor and not joined
 
 
 def _restore_floats(graph: fx.Graph, node: fx.Node, rounded: list[fx.Node]) -> None:
-    """Convert the bytes to float for the users that read floats; users of the shape read it from the bytes."""
+    """Convert the bytes to float for nodes that read floats. Nodes that read only the shape keep the bytes."""
     others = [user for user in node.users if user not in rounded and user.target is not getattr]
     if not others:
         return

@@ -1,4 +1,4 @@
-"""Networks with fewer channels: the remaining sizes of each layer."""
+"""Networks with fewer channels: storing and applying the remaining sizes of the layers."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from two_stream.recognizer import Recognizer
 from two_stream.surgery import Alteration
 
 _ATTRIBUTES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features")
-"""Attributes in which torch's layers store their sizes."""
+"""Attributes in which the layers of torch store their sizes."""
 
 
 @dataclass(frozen=True)
 class Narrowed(Alteration):
-    """Layers with fewer channels than the options define. The last feature map keeps its width, so every head fits."""
+    """Layers with fewer channels than the options define.
+
+    The last feature map keeps its width, so that every head fits.
+    """
 
     sizes: Mapping[str, Mapping[int, int]]
-    """by the name of a weight or statistic: dimension -> remaining size"""
+    """for each weight or statistic, by name: `{dimension: remaining size}`"""
     attributes: Mapping[str, Mapping[str, int]]
-    """by the name of a layer: its size attributes"""
+    """for each layer, by name: the values of its size attributes"""
 
     kind: ClassVar[str] = "narrowed"
     reshapes: ClassVar[bool] = True
 
     def apply(self, model: Recognizer) -> None:
-        """Give each named tensor its size, keeping its first values.
+        """Shorten the tensors to the sizes, keeping the first values of each dimension.
 
         Raises:
-            CheckpointError: A layer is missing or smaller, so the sizes belong to a different network; nothing is
+            CheckpointError: A layer is missing or too small, so the sizes belong to a different network. Nothing is
                 changed.
         """
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -41,7 +44,7 @@ class Narrowed(Alteration):
             if any(dim >= len(shape) or shape[dim] < size for dim, size in sizes.items()):
                 raise CheckpointError(
                     f"the pruned weights belong to a different network: {name} does not fit the backbone "
-                    f"{model.options.backbone.kind}; check `model.backbone`"
+                    f"{model.options.backbone.kind}; use the `model.backbone` that was pruned"
                 )
         for name, sizes in self.sizes.items():
             owner, _, last = name.rpartition(".")
@@ -52,7 +55,7 @@ class Narrowed(Alteration):
                 setattr(layer, attribute, value)
 
     def describe(self) -> dict[str, Any]:
-        """Return sizes and attributes."""
+        """Return the sizes and attributes as JSON values."""
         sizes = {name: {str(dim): size for dim, size in dims.items()} for name, dims in self.sizes.items()}
         return {
             "sizes": sizes,
@@ -61,7 +64,7 @@ class Narrowed(Alteration):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Narrowed:
-        """Return the alteration that `describe` described."""
+        """Return the alteration from the values that `describe` returned."""
         sizes = {
             name: {int(dim): int(size) for dim, size in dims.items()}
             for name, dims in values["sizes"].items()
@@ -70,7 +73,10 @@ class Narrowed(Alteration):
 
 
 def find_narrowing(before: nn.Module, after: nn.Module) -> Narrowed:
-    """Return the sizes of the second network that differ from the first's; both have the same layers."""
+    """Return the sizes of a narrowed network that differ from those of the original.
+
+    Both networks must have the same layers.
+    """
     new = dict(after.named_parameters()) | dict(after.named_buffers())
     sizes = {}
     for name, old in [*before.named_parameters(), *before.named_buffers()]:

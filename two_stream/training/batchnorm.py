@@ -4,7 +4,8 @@ By default each process normalises with the statistics s of its own micro-batch,
 process updates its running statistics r with momentum m after each micro-batch: `r <- (1 - m) r + m s`. To get the same
 result for a row of q micro-batches, one per process, every process uses the momentum `p = 1 - (1 - m)^q`. The running
 statistics are then averaged over the processes with the weights `m (1 - m)^(q - 1 - rank) / p`, which sum to one.
-Because the average is linear, it can be taken after several rows. Only rounding differs from a single process.
+Because the average is linear, it can be taken after several rows. The result differs from that of a single process only
+by rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ class RunningStatistics:
         self._counted: torch.Tensor | None = None
 
     def begin_micro_step(self, active: int) -> None:
-        """Prepare a row in which the first `active` processes have a micro-batch. All processes must call this."""
+        """Prepare a row in which the first `active` processes have a micro-batch.
+
+        All processes must call this method.
+        """
         if active == self.active:
             return
         if self.active:
@@ -45,7 +49,7 @@ class RunningStatistics:
             norm.momentum = 1.0 - (1.0 - momentum) ** active
 
     def end_step(self) -> None:
-        """Average the running statistics of all processes. All processes must call this."""
+        """Average the running statistics of all processes. All processes must call this method."""
         self._average()
         self.active = 0
         for norm, momentum in zip(self._norms, self._momenta, strict=True):

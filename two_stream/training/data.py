@@ -156,8 +156,8 @@ def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classe
 def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]:
     """Return the length and the fingerprint of a training list, to check whether runs used the same list.
 
-    The fingerprint covers the ids and labels of the training list and of the data set's own validation list. It does
-    not depend on the seed, the holdout, the modality or the order of the videos.
+    The fingerprint covers the ids and labels of the training list and of the data set's own validation list. The
+    fingerprint does not depend on the seed, the holdout, the modality or the order of the videos.
     """
     lists = (
         load_part(record, modality, split, "train", selection="paper"),

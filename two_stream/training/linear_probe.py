@@ -1,7 +1,7 @@
 """The linear probe: it replaces the trainer if `train.optimizer.kind` is `logistic`.
 
 A frozen network computes one vector per training clip, and the classifier is a logistic regression on these vectors.
-The classifier is solved in one go, so an interrupted run starts again from the beginning.
+The classifier is fitted in a single step, so an interrupted run starts again from the beginning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,13 @@
-"""DDP: one copy of the network per process; also the choice between a single process, DDP and FSDP2."""
+"""One optimizer step by the processes of a run: a single process, replicas (DDP) or shards (FSDP2).
+
+In a *row*, each process computes one micro-batch; a step consists of one or more rows. Gradients are exchanged once per
+step, in the last row. If a process has no micro-batch in the last row (at the end of an epoch, or because of unreadable
+clips), it contributes a gradient of zero, so that the other processes do not wait.
+
+FSDP2 serves networks that are too large for one GPU. Each stage of the backbone is one shard group; the head and the
+classifier form another group. A process gathers the weights of one group at a time. Checkpoints contain full tensors, so
+a run can resume with any `train.strategy`.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +62,11 @@ class Parallel:
         """Synchronise the buffers that the step changed differently in each process."""
 
     def gather(self, tree: Any) -> Any:
-        """Return a state dict with full tensors. All processes must call this."""
+        """Return a state dict with full tensors. All processes must call this method."""
         return tree
 
     def full_model(self, model: nn.Module) -> nn.Module:
-        """Return the model with full tensors. All processes must call this."""
+        """Return the model with full tensors. All processes must call this method."""
         return model
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
@@ -141,7 +150,7 @@ class Sharded(Parallel):
             self.statistics.end_step()
 
     def gather(self, tree: Any) -> Any:
-        """Return a state dict with full tensors on the CPU. All processes must call this."""
+        """Return a state dict with full tensors on the CPU. All processes must call this method."""
         if isinstance(tree, DTensor):
             return tree.full_tensor().cpu()
         if isinstance(tree, torch.Tensor):
@@ -153,7 +162,7 @@ class Sharded(Parallel):
         return tree
 
     def full_model(self, model: nn.Module) -> nn.Module:
-        """Return a copy of the model with full tensors. All processes must call this."""
+        """Return a copy of the model with full tensors. All processes must call this method."""
         weights = self.gather(model.state_dict())
         return self._filled(weights)
 
@@ -260,7 +269,7 @@ class Replicas(Parallel):
 class _Entry(nn.Module):
     """The module that DDP wraps.
 
-    With clips it returns the logits, without clips a zero that depends on every weight.
+    With clips, the module returns the logits; without clips, it returns a zero that depends on every weight.
     """
 
     def __init__(self, model: nn.Module) -> None:

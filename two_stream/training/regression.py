@@ -2,8 +2,8 @@
 
 The estimator is `LogisticRegression` of scikit-learn: multinomial, with an L2 penalty on the weights but not on the
 biases. The vectors of one video share the weight of one sample, and all clips of a source video are in the same fold.
-If there are fewer vectors than dimensions, the problem is solved in the span of the vectors. This is exact, because the
-solution lies in that span.
+If there are fewer vectors than dimensions, the problem is solved in the span of the vectors. The result is exact,
+because the solution is always in the span of the vectors.
 """
 
 from __future__ import annotations

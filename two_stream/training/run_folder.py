@@ -1,8 +1,9 @@
 """The folder of a run: lock, settings, environment and checkpoints.
 
-A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums. It is written completely or not at
-all. `last/` contains the weights of the latest step, and `best/` those of the best epoch. With a moving average,
-`best/` contains the averaged weights. Both contain the training state, so a run can continue from either.
+A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums. A checkpoint is written completely or
+not at all. `last/` contains the weights of the latest step, and `best/` those of the best epoch. With a moving average,
+`best/` contains the averaged weights. `last/` and `best/` both contain the training state, so a run can continue from
+either.
 """
 
 from __future__ import annotations
@@ -207,7 +208,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise CheckpointError(f"{folder / STATE}: cannot be read ({_first_line(error)})") from None
+        raise CheckpointError(
+            f"{folder / STATE}: cannot be read ({_first_line(error)}); the checkpoint is damaged"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / STATE}: written by a different version of two-stream; expected "

@@ -1,11 +1,7 @@
-"""One optimizer step over a group of micro-batches; the gradient is the mean over all clips of the group.
+"""One optimizer step: mixup, forward and backward passes of the micro-batches, and the hooks of extensions.
 
-Every clip has the same weight: micro-batches of 3, 3 and 2 clips give the gradient of one batch of 8 clips. This also
-holds for a smaller last group of an epoch, and if `data.on_error: skip` skips clips. The random numbers of a step
-depend only on the seed, the epoch, the step and the rank.
-
-Several processes share a group: for example, three processes compute 6 micro-batches in two rows of three. The result
-equals that of one process that accumulates 6 micro-batches, except for random dropout and token masks.
+Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) mix all frames of a clip alike. Each clip contributes at least half
+of its mixture, so training accuracy is measured against the clip's own label.
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression"
 
 
 class Extension:
-    """Base class of all extensions. Its methods change nothing."""
+    """Base class of all extensions, whose methods change nothing."""
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
         """Change the network in place before the optimizer is built.
@@ -57,7 +53,7 @@ class Extension:
         return data
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
-        """Store the number of optimizer steps per epoch. The trainer calls this before the first step."""
+        """Store the number of optimizer steps per epoch. The trainer calls this method before the first step."""
 
     def restored(self, models: Sequence[nn.Module]) -> None:
         """Update the extension after a checkpoint has been loaded into `models` (see `stepped`)."""
@@ -181,8 +177,8 @@ def cut_mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paste a box from a random clip of the batch into each clip, at the same position in every frame.
 
-    The box has the aspect ratio of the frame and covers min(λ, 1 - λ) of its area, with λ as in `mix`. Its centre is
-    random, and parts outside the frame are cut off. Labels are mixed in proportion to the pixels.
+    The box has the aspect ratio of the frame and covers min(λ, 1 - λ) of its area, with λ as in `mix`. The centre of
+    the box is random, and parts outside the frame are cut off. Labels are mixed in proportion to the pixels.
 
     Returns:
         Clips with the dtype of the input, and class probabilities `(B, K)`.
@@ -401,7 +397,8 @@ class ShortConv3d(nn.Conv3d):
     This avoids an error in oneDNN's bfloat16 kernel for weight gradients on a CPU (`jit_bf16:avx512_core_bf16`, found
     with torch 2.14 on Zen 4). If the input has fewer time steps, rows or columns than the convolution kernel, for
     example two frames for a 3×3×3 kernel, the oneDNN kernel reads and writes outside its buffers. The gradient is then
-    wrong or not finite, or the process crashes. These inputs are small, so float32 costs little time.
+    wrong or not finite, or the process crashes. Inputs smaller than the kernel require little computation, so float32
+    costs little time.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -151,8 +151,7 @@ def _plain(value: Any) -> Any:
 def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return quantized flow as RGB: the hue is the direction of motion (red: to the right), the saturation the speed.
 
-    Pixels without motion are white. The saturation is full from half the largest speed that one flow component can
-    store.
+    Pixels without motion are white. The saturation is full at half the largest speed that a flow component can store.
     """
     vector = flow_HW2.astype(np.float32) - FLOW_ZERO
     speed, angle = cv2.cartToPolar(vector[..., 0].copy(), vector[..., 1].copy(), angleInDegrees=True)
@@ -180,7 +179,7 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix. Colours are fractions of the true class, and up to 20 classes, cells contain counts.
+    """Draw a confusion matrix. Colours are fractions of the true class. With up to 20 classes, cells contain counts.
 
     Call this function and render the figure within `plain_figures`.
     """

@@ -293,8 +293,8 @@ def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> Non
 def _measure_tokens(model: Recognizer, data: TrainingData, device: torch.device, precision: str) -> None:
     """Measure the mean and standard deviation of each token channel for the network's `Standard` modules.
 
-    They are computed in float64 over all time steps of the centred training clips of all processes. Networks whose
-    modules already have these values are left unchanged.
+    The values are computed in float64 over all time steps of the centred training clips of all processes. Networks
+    whose modules already have a mean and a standard deviation are left unchanged.
 
     Raises:
         DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.

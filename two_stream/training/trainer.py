@@ -129,7 +129,7 @@ class Tally:
         self.clips += len(labels)
 
     def result(self, *, stopped: bool, multi_label: bool) -> Validation | None:
-        """Combine the sums of all processes; None if a process stopped early. All processes must call this.
+        """Combine the sums of all processes; None if a process stopped early. All processes must call this method.
 
         Raises:
             DataError: There are no clips.
@@ -365,7 +365,7 @@ class Feed:
     On a GPU, the next micro-batch is copied while the current one is computed.
 
     Attributes:
-        error: The exception that ended reading early. The trainer raises it in all processes together.
+        error: The exception that ended reading early. The trainer raises this exception in all processes together.
     """
 
     def __init__(self, loader: EpochLoader, device: torch.device) -> None:
@@ -392,7 +392,7 @@ class Feed:
     def prefetch(self) -> None:
         """Start to copy the next micro-batch to the GPU.
 
-        Call this when the work of the current micro-batch is queued.
+        Call this method when the work of the current micro-batch is queued.
         """
         if self._stream is not None:
             self._fetch()

@@ -269,7 +269,7 @@ def test_data_without_the_other_modality_is_told(
         train(Experiment.model_validate(given))
     record["classes"] = ["up", "down", "still"]
     (folder / "dataset.yaml").write_text(yaml.safe_dump(record))
-    with pytest.raises(SettingsError, match="its 3 classes are not the 3 of tiny"):
+    with pytest.raises(SettingsError, match="the teacher's 3 classes differ from the 3 classes of tiny"):
         train(Experiment.model_validate(given))
 
 

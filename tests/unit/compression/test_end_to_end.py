@@ -98,9 +98,9 @@ def test_a_study_counts_the_narrowed_network(runs: dict[str, Path], tmp_path: Pa
     [
         (["--amount", "1.5"], "`amount` is 1.5: expected a fraction above 0 and below 1"),
         (["--layers", "layer9"], "leaves no layer to prune"),
-        (["--what", "channels", "--target-macs", "0.001"], "of the multiply-adds; use a larger target"),
+        (["--what", "channels", "--target-macs", "0.001"], "; use a larger target"),
         (["--amout", "0.5"], "unknown flag --amout"),
-        (["--end", "9", "--train.epochs", "4"], "`compress.end` is 9 and `train.epochs` 4"),
+        (["--end", "9", "--train.epochs", "4"], "`compress.end` is 9, but `train.epochs` is 4"),
         (["--levels", "nothing.json"], "nothing.json: cannot be read"),
         (["--part", "train"], "--part is train: expected test or val"),
     ],

@@ -80,7 +80,7 @@ def test_what_cannot_be_quantised_is_told(small_world: SmallWorld, static_run: P
     with pytest.raises(SettingsError, match="already quantized"):
         quantise_run(int8(small_world, static_run, "twice", {}))
     library = create_model("timm/resnet50_tsn", num_classes=2)
-    with pytest.raises(SettingsError, match="backbone timm comes from a library"):
+    with pytest.raises(SettingsError, match="backbone timm is from a library"):
         from two_stream.compression.quantization import check_quantisable
 
         check_quantisable(library)
@@ -91,10 +91,10 @@ def test_what_cannot_be_quantised_is_told(small_world: SmallWorld, static_run: P
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"compress": {"method": "static"}}, "needs no training: use `two-stream compress quantize RUN`"),
-        ({"ema": 0.9}, "`train.ema` does not work with"),
-        ({"precision": "bf16"}, "quantization-aware training needs fp32"),
-        ({"freeze_until": "stem"}, "`train.freeze_until` does not work with"),
+        ({"compress": {"method": "static"}}, "requires no training; use `two-stream compress quantize RUN`"),
+        ({"ema": 0.9}, "`train.ema` cannot be combined with"),
+        ({"precision": "bf16"}, "quantization-aware training requires fp32"),
+        ({"freeze_until": "stem"}, "`train.freeze_until` cannot be combined with"),
     ],
 )
 def test_contradictions(small_world: SmallWorld, rgb_run: Path, options: dict[str, Any], words: str) -> None:

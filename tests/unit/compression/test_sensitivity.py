@@ -116,7 +116,9 @@ def test_cheap_layers_are_pruned_first_and_the_budget_is_met(rgb_run: Path) -> N
     choice = choose_levels(model, found, Prune(), "parameters", budget)
     assert choice.levels == {big: 0.9, small: 0.5}
     assert choice.reached <= budget
-    with pytest.raises(SettingsError, match=r"cannot be met with these levels: the lowest is 0\.\d+"):
+    with pytest.raises(
+        SettingsError, match=r"cannot be met with these levels; the lowest possible value is 0\.\d+"
+    ):
         choose_levels(model, found, Prune(), "parameters", 0.05)
 
 
@@ -150,7 +152,7 @@ def test_the_command_writes_levels_that_prune_takes(
     names = list(layers_of(load_run(rgb_run).model))
     levels = read_levels(out / "levels_channels.json", names, "channels")
     assert levels == told["levels"]
-    with pytest.raises(SettingsError, match="has levels for pruning channels"):
+    with pytest.raises(SettingsError, match="contains levels for pruning channels"):
         read_levels(out / "levels_channels.json", names)
     model = load_run(rgb_run).model
     whole = multiply_adds(model)

@@ -127,7 +127,7 @@ class Listed(list):
 def test_a_video_broken_off_is_left_out_and_one_that_is_short_is_an_error(model):
     whole, broken = video(model, "whole", 8, 1), video(model, "broken", 12, 2)
     chunks = Listed([*cut(broken, 2)[:-1], whole])
-    with pytest.raises(ScoreError, match="broken: only 4 of its 5 clips were read"):
+    with pytest.raises(ScoreError, match="broken: only 4 of the video's 5 clips were read"):
         score_videos(model, chunks, device=CPU)
     chunks.skipped = [("broken", "frame 9 is damaged")]
     found = score_videos(model, chunks, device=CPU, keep_views=True)

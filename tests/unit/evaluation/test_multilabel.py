@@ -127,7 +127,7 @@ def test_the_table_shows_map_and_the_report_says_what_is_left_out(tmp_path: Path
     assert first[1].startswith(f"{100 * found[0].summary.main.value:.1f} [")
     page, facts, text = write_report(paths, tmp_path / "report.html")
     html = page.read_text()
-    assert "left out: they take one class per video" in html
+    assert "left out, because they require one class per video" in html
     assert 'id="confusion"' not in html
     loaded = json.loads(facts.read_text())
     assert loaded["headline"]["metric"] == "mAP"
@@ -195,7 +195,9 @@ def test_nine_sources_give_no_interval_of_map() -> None:
         found = metrics.summarise(table)
         assert found.map is not None
         assert found.map.known == known
-        assert ("no interval: 9 sources" in words.protocol_line(table.meta, found)) != known
+        assert (
+            "no interval: too few independent sources (9 sources)" in words.protocol_line(table.meta, found)
+        ) != known
 
 
 def test_many_sources_are_left_out_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:

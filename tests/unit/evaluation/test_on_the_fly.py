@@ -279,7 +279,7 @@ def test_view_flags_without_their_views_and_negative_workers_are_one_line(world,
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "workers" in line
     assert "-1" in line
-    with pytest.raises(SettingsError, match="workers is -1"):
+    with pytest.raises(SettingsError, match="`workers` is -1"):
         evaluate_run(world / "rgb", workers=-1, device="cpu")
 
 

@@ -146,7 +146,7 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
         notify=told.append,
     )
     seen: list[FrameResult] = []
-    with pytest.raises(VideoError, match=r"script: lost for \d+ seconds \(connection refused\)"):
+    with pytest.raises(VideoError, match=r"script: was lost for \d+ seconds \(connection refused\)"):
         for one in pipeline.run():
             seen.append(one)  # noqa: PERF402 - what came before the error is wanted
     assert said_of(seen) == {3: 3.0, 4: 6.0, 5: 9.0, 8: 18.0, 9: 21.0}  # no window over the gap
@@ -180,7 +180,7 @@ def test_a_network_that_miscounts_is_an_error() -> None:
     stream = NetworkTrack("rgb", network, present)
     wrong = Summing(delay=3)
     network.step = wrong.step  # type: ignore[method-assign]
-    with pytest.raises(TwoStreamError, match="rgb: the network made 0 predictions, expected 1"):
+    with pytest.raises(TwoStreamError, match="rgb: the network returned 0 predictions, expected 1"):
         list(Pipeline(Script([3], live=False), [stream], queue=1).run())
 
 

@@ -55,7 +55,7 @@ def test_pictures_of_another_size_are_brought_to_the_first_ones(tmp_path: Path) 
 
 @pytest.mark.parametrize("where", ["", "no/such/out.mp4"])
 def test_a_target_that_cannot_be_is_refused_at_once(tmp_path: Path, where: str) -> None:
-    with pytest.raises(VideoError, match=r"is a directory|no folder"):
+    with pytest.raises(VideoError, match=r"is a directory|does not exist"):
         Recording(tmp_path / where)
 
 

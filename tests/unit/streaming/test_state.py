@@ -74,7 +74,7 @@ def test_another_size_needs_a_reset() -> None:
     stream = convert(small())
     stream.step(frames_of(stream.model, 2))
     with pytest.raises(
-        SettingsError, match=r"\(1, 64, 64\) do not match the stream's \(1, 32, 32\); call `reset`"
+        SettingsError, match=r"\(1, 64, 64\); expected \(1, 32, 32\), as before in this stream; call `reset`"
     ):
         stream.step(frames_of(stream.model, 2, side=64))
 
@@ -82,9 +82,9 @@ def test_another_size_needs_a_reset() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"squeeze": "video"}, "`squeeze` 'video': expected frame or clip"),
-        ({"start": "mirror"}, "`start` 'mirror': expected zeros or replicate"),
-        ({"window": 0}, "`window` 0: expected a number of frames"),
+        ({"squeeze": "video"}, "`squeeze` is 'video'; expected `frame` or `clip`"),
+        ({"start": "mirror"}, "`start` is 'mirror'; expected `zeros` or `replicate`"),
+        ({"window": 0}, "`window` is 0; expected a number of frames"),
     ],
 )
 def test_wrong_choices(options: dict, message: str) -> None:
@@ -110,7 +110,7 @@ def test_blocks_of_timm_without_rules_say_why() -> None:
     model = small(backbone={"kind": "timm", "name": "convnext_atto", "tsm": 0.125})
     with pytest.raises(
         SettingsError,
-        match=r"this network cannot stream: \w+gamma .*: expected layers and functions only",
+        match=r"this network cannot stream: \w+gamma .*: expected only layers, methods and functions",
     ):
         convert(model)
 
@@ -129,7 +129,9 @@ def test_a_layer_without_a_rule_is_named() -> None:
     model = small()
     model.backbone.stem.append(torch.nn.InstanceNorm3d(8))  # type: ignore[union-attr,operator]
     with pytest.raises(
-        SettingsError, match=r"this network cannot stream: stem\.3 \(InstanceNorm3d\): there is no rule"
+        SettingsError,
+        match=r"this network cannot stream: stem\.3 \(InstanceNorm3d\): streaming does not support "
+        "this layer",
     ):
         convert(model)
 

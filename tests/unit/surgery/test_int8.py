@@ -230,7 +230,7 @@ def test_a_torch_without_quantisation_is_one_line(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(sys.modules, name, None)
     model = built({"kind": "resnet3d", "depth": 10, "width": 0.25})
     with pytest.raises(
-        SettingsError, match=r"has no torch\.ao\.quantization, which int8 networks need"
+        SettingsError, match=r"has no torch\.ao\.quantization, which int8 networks require"
     ) as caught:
         alter(model, Int8())
     assert "\n" not in str(caught.value)

@@ -1,11 +1,11 @@
 """Stored features: the outputs of a frozen backbone for each view of each video, read for training and scoring.
 
-A cache folder contains these files. `features.json` records how the features were computed and lists the videos.
-`<part>.npy` has one float32 row for each view and is memory-mapped. `<part>_mirrored.npy` marks the mirrored views.
-`checksums.json` contains the SHA-256 of each file. The part `train` covers the complete official training list, because
-the holdout depends on the seed of a run. Row 0 of a training video is its centred clip, and row 1 + e is the clip that
-a run with the cache's seed draws in epoch e. The part `test` has the views of an evaluation, in the order of
-`VideoViews`: all clips of a crop follow each other.
+In a cache folder, `features.json` records how the features were computed and lists the videos. `<part>.npy` has one
+float32 row for each view and is memory-mapped. `<part>_mirrored.npy` marks the mirrored views. `checksums.json`
+contains the SHA-256 of each file. The part `train` covers the complete official training list, because the holdout
+depends on the seed of a run. Row 0 of a training video is its centred clip, and row 1 + e is the clip that a run with
+the cache's seed draws in epoch e. The part `test` has the views of an evaluation, in the order of `VideoViews`: all
+clips of a crop follow each other.
 
 `StoredClips` returns the rows as training batches. `StoredViews` scores the rows with a head and a classifier.
 """
@@ -68,7 +68,7 @@ class StoredVideo(Options):
     group: str
     num_frames: int
     first: int
-    """index of the row of its first view"""
+    """index of the row with the video's first view"""
     clips: int
     """number of clips, each with all crops of the part; in the training part, the number of rows"""
 
@@ -133,7 +133,7 @@ class FeatureCache:
         folder: Path of the folder.
         facts: How the features were computed.
         layout: Layout of a row.
-        content: SHA-256 of the rows. It does not depend on the time of writing.
+        content: SHA-256 of the rows; the time of writing does not change this value.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -174,7 +174,7 @@ class FeatureCache:
         """
         if sha256 != self.facts.backbone_sha256:
             raise CheckpointError(
-                f"{self.folder}: its features are of a different backbone (weights "
+                f"{self.folder}: the stored features are of a different backbone (weights "
                 f"{self.facts.backbone_sha256[:12]}…, expected {sha256[:12]}…); {advice}"
             )
 
@@ -220,7 +220,7 @@ def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 def stored_video(
     cache: FeatureCache, part: StoredPart, record: VideoRecord, on_error: str = "skip"
 ) -> StoredVideo | None:
-    """Return the stored video for an entry of a split list; None if it could not be read when the cache was written.
+    """Return the stored video of a list entry; None if the video could not be read when the cache was written.
 
     Raises:
         DataError: The video is not stored, its number of frames or its labels have changed in the list, or it could not

@@ -69,9 +69,9 @@ def write_features(
     """Store the backbone's outputs for all videos of a split. The folder is written completely or not at all.
 
     The part `train` contains all videos of the official training list, including those that a run uses as its holdout.
-    Its clips are the centred clip of each video, and the clips that `ClipDataset` draws in the first `train_views`
-    epochs with the experiment's seed. They are computed in `train.precision`. The part `test` contains all views of
-    `experiment.evaluate`, computed in `evaluate.precision`.
+    The clips of the part `train` are the centred clip of each video, and the clips that `ClipDataset` draws in the
+    first `train_views` epochs with the experiment's seed. Training clips are computed in `train.precision`. The part
+    `test` contains all views of `experiment.evaluate`, computed in `evaluate.precision`.
 
     Args:
         model: The network, on the device to compute on. Its head and classifier are not used.
@@ -123,7 +123,7 @@ def _check(
             "stored features are written by one process only; start the command without torchrun"
         )
     if train_views < 1:
-        raise SettingsError(f"train_views is {train_views}: expected 1 or more")
+        raise SettingsError(f"`train_views` is {train_views}; expected 1 or more")
     if model.options.dense:
         raise SettingsError(
             "`model.dense` classifies without a head, so there are no features to store; set "

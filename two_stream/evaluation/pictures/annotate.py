@@ -126,7 +126,7 @@ class Encoder:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Open the file. Raises `VideoError` if it cannot be written."""
+        """Open the file; raise `VideoError` if the file cannot be written."""
         with self._named():
             self._container = self._stack.enter_context(av.open(str(self.part), "w", format="mp4"))
             rate = Fraction(self.fps).limit_denominator(1001)
@@ -154,7 +154,7 @@ class Encoder:
         self._mux(frame)
 
     def end(self, seconds: float) -> None:
-        """Set the end time of the last image. By default it is displayed as long as the image before it."""
+        """Set the end time of the last image. By default the last image is displayed as long as the image before."""
         self._end = round(seconds * self._ticks)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:

@@ -228,7 +228,7 @@ def _thumbnails(
 ) -> dict[int, Frames]:
     """Return thumbnails of the crop by frame number; flow is shown in colours.
 
-    They have the aspect ratio of the video, although the network's input may have another one.
+    The thumbnails have the aspect ratio of the video, although the network's input may have another one.
     """
     resized_height, resized_width = next(iter(frames.values())).shape[:2]
     y, x = video.height / resized_height, video.width / resized_width

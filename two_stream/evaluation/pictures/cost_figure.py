@@ -40,7 +40,7 @@ class FigurePoint:
     multiply_adds: float
     """multiply-adds of one clip"""
     views: float | None
-    """mean number of views per video; None if the score file does not contain it, in which case one view is assumed"""
+    """mean number of views per video; None if unknown, in which case one view is assumed"""
     videos: int
     protocol: str
 

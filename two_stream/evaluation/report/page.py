@@ -1,6 +1,6 @@
 """Parts of report pages: templates, and figures as inline SVG with colours for the light and dark themes.
 
-Matplotlib draws with placeholder colours. They are then replaced by CSS variables of the page.
+Matplotlib draws with placeholder colours, which are then replaced by CSS variables of the page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The report on runs: a self-contained HTML page, and the same numbers as JSON and Markdown.
 
-All values are first collected in one dictionary. The three files are written from this dictionary.
+All values are first collected in one dictionary, from which the three files are written.
 """
 
 from __future__ import annotations

@@ -176,8 +176,8 @@ def evaluate_run(
 ) -> tuple[ScoreTable, Path]:
     """Score a part of a run's data set and write `runs/<name>/scores/<part>_<protocol>.npz`.
 
-    If the run was trained on stored features (`data.features`), these features are scored. For training and validation
-    videos, they contain only the centred clip and crop.
+    If the run was trained on stored features (`data.features`), these features are scored. The stored features of
+    training and validation videos contain only the centred clip and crop.
 
     Args:
         run: A loaded run, its folder, or a loaded export (`export.load`).
@@ -414,9 +414,9 @@ def _with_options(run: AnyRun[Any], options: EvaluateOptions | None, workers: in
 def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
     """Return the extraction settings of the frames that a run was trained on; None if unknown.
 
-    Videos should be read with the same settings, because flow depends on the size of the images and on the algorithm.
-    The settings are those that the training recorded. If it recorded none, they are those of the data set, provided
-    that its classes are those of the network.
+    A video should be read with the settings of the training frames, because flow depends on the size of the images and
+    on the algorithm. The settings are those that the training recorded. If the training recorded none, the settings of
+    the data set are returned, provided that the data set has the network's classes.
     """
     written: dict[str, Any] | None = run.meta.get("extraction")
     if written:

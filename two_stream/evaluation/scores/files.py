@@ -63,7 +63,10 @@ def read_scores(path: Path | str) -> ScoreTable:
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
     except (OSError, ValueError) as error:
-        raise ScoreError(f"{path}: not a score file, or a damaged one ({error})") from None
+        raise ScoreError(
+            f"{path}: not a score file, or a damaged one ({error}); write it again with "
+            "`two-stream evaluate RUN`"
+        ) from None
     try:
         if int(arrays["format"]) > FORMAT:
             raise ScoreError(
@@ -83,9 +86,15 @@ def read_scores(path: Path | str) -> ScoreTable:
             targets=arrays["targets"].astype(np.bool_) if "targets" in arrays else None,
         )
     except KeyError as error:
-        raise ScoreError(f"{path}: not a score file: the array {error} is missing") from None
+        raise ScoreError(
+            f"{path}: not a score file: the array {error} is missing; use a file written by "
+            "`two-stream evaluate`"
+        ) from None
     except (TypeError, ValueError) as error:
-        raise ScoreError(f"{path}: damaged score file ({str(error).splitlines()[0]})") from None
+        raise ScoreError(
+            f"{path}: damaged score file ({str(error).splitlines()[0]}); write it again with "
+            "`two-stream evaluate RUN`"
+        ) from None
     check_table(table, str(path))
     return table
 
@@ -115,7 +124,7 @@ def find_scores(path: Path | str, part: str = "test") -> Path:
     if path.is_dir():
         return newest_scores(path, part)
     if not path.exists():
-        raise ScoreError(f"{path}: no such score file or run folder")
+        raise ScoreError(f"{path}: no such score file or run folder; check the path")
     return path
 
 

@@ -63,11 +63,11 @@ def fuse(
     """Fuse two or more score tables of the same videos, joined by id.
 
     Rules, where s_m are the logits of stream m and w_m is its weight (default: 1): l2: sum of w_m · s_m / ‖s_m‖₂. With
-    equal weights, this is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
+    equal weights, l2 is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
     softmax(s_m); for a multi-label data set, logit of the weighted mean of sigmoid(s_m). rank: sum of w_m · Borda
     points (K - 1 for a stream's best class, 0 for its worst class, means for ties). learned: sum of w_m · s_m, with
-    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). Their sum is the inverse of a
-    temperature.
+    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). The sum of the learned weights is the
+    inverse of a temperature.
 
     Args:
         tables: Two or more tables.
@@ -111,7 +111,7 @@ def fuse(
 def combine(
     logits: Sequence[NDArray[np.float64]], rule: str, weights: Sequence[float], *, sigmoid: bool = False
 ) -> NDArray[np.float64]:
-    """Fuse arrays `(N, K)` with equal rows by a fixed rule; `learned` means a weighted sum here.
+    """Fuse arrays `(N, K)` of the same videos by a fixed rule; `learned` means a weighted sum here.
 
     If `sigmoid` is true, classes have independent probabilities, as in a multi-label data set.
     """
@@ -131,8 +131,8 @@ def combine(
 def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps: int = 101) -> Curve:
     """Compute top-1 accuracy (or mAP) over the weight of the first of two streams, and choose the best weight.
 
-    Both tables must be scores of the holdout part. The rule `learned` is treated as `logits`. `steps` is the number of
-    weights from 0 to 1.
+    `first` and `second` must be scores of the holdout part. The rule `learned` is treated as `logits`. `steps` is the
+    number of weights from 0 to 1.
 
     Raises:
         ScoreError: The tables do not join or are not of the holdout part.
@@ -277,7 +277,9 @@ def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
         return [1.0] * count
     values = [float(w) for w in weights]
     if len(values) != count:
-        raise ScoreError(f"{len(values)} weights for {count} score tables; expected one for each")
+        raise ScoreError(
+            f"{len(values)} weights for {count} score tables; expected one weight for each table"
+        )
     if not all(np.isfinite(w) and w >= 0 for w in values) or sum(values) <= 0:
         raise ScoreError(f"weights {values}: expected finite values of 0 or more, not all 0")
     return values
@@ -302,7 +304,10 @@ def _weights_from_holdout(
             "holdout part"
         )
     if matched[0].class_names != tables[0].class_names:
-        raise ScoreError(f"{name_of(matched[0])}: class names differ from those in {name_of(tables[0])}")
+        raise ScoreError(
+            f"{name_of(matched[0])}: class names differ from those in {name_of(tables[0])}; use "
+            "score files with the same classes"
+        )
     weights = fit_stacking(matched) if rule == "learned" else search_weights(matched, rule)
     facts: dict[str, Any] = {
         "fitted_on": [name_of(table) for table in matched],
@@ -321,7 +326,9 @@ def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[S
         ScoreError: A table has no match.
     """
     if len(fit) != len(tables):
-        raise ScoreError(f"{len(fit)} holdout score files for {len(tables)} streams; expected one for each")
+        raise ScoreError(
+            f"{len(fit)} holdout score files for {len(tables)} streams; expected one file for each stream"
+        )
     for key in ("model_sha256", "modality"):
         ours = [table.meta.get(key) for table in tables]
         theirs = {table.meta.get(key): table for table in fit}

@@ -158,8 +158,8 @@ def per_class(table: ScoreTable) -> list[ClassRow]:
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
     """Return the expected calibration error (Guo et al. 2017) of softmax(logits) in equal-width bins.
 
-    This is the mean of |accuracy - mean confidence| over bins of confidence `(low, high]`, weighted by the number of
-    videos.
+    The error is the mean of |accuracy - mean confidence| over bins of confidence `(low, high]`, weighted by the number
+    of videos.
     """
     probabilities = softmax(logits, axis=1)
     confidence = probabilities.max(axis=1)
@@ -315,7 +315,7 @@ def pseudo_values(
 ) -> list[NDArray[np.float64]]:
     """Return jackknife pseudo-values `(G,)` of the mAP for each array of scores.
 
-    They are shifted so that their mean is the mAP.
+    The pseudo-values are shifted so that their mean is the mAP.
 
     The method is that of the multi-reader analysis of Dorfman, Berbaum and Metz (1992). If there are more than `BLOCKS`
     units, groups of units are left out (Kott 2001).
@@ -358,7 +358,7 @@ def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.floa
     """Return a function of integer weights `(R, N)` of the videos that returns the average precision `(R,)` of a class.
 
     The average precision is the mean of the precision at the scores of the class's videos, where equal scores are
-    counted together. It is 0 if no video of the class has a weight.
+    counted together. The average precision is 0 if no video of the class has a weight.
     """
     order = np.argsort(-scores_N, kind="stable")
     ranked = scores_N[order]

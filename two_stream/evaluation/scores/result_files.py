@@ -2,8 +2,8 @@
 
 The format `{"results": {video: [{"label": …, "score": …}, …]}}` contains the best classes of each video by mean softmax
 over its clips. With `--inference_no_average`, 3D-ResNets writes a list for each clip: `[{"segment": [first, end],
-"result": […]}, …]`. The original code loses the last video of a file and fails if a class does not occur. Here, every
-video is written, and a listed video without a result counts as a mistake and is reported.
+"result": […]}, …]`. The original code loses the last video of a file and fails if a class does not occur. Two-stream
+writes every video; a listed video without a result counts as a mistake and is reported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
     """Return the content of a result file for a table, with the `count` best classes of each video.
 
     Scores are the softmax of the table's logits (the sigmoid for a multi-label table). If the table was scored with
-    `aggregate: probabilities`, this is the mean softmax over clips, as published.
+    `aggregate: probabilities`, the scores are the mean softmax over clips, as published.
     """
     shares = probabilities(table.logits, multi_label=table.targets is not None)
     named = zip(table.ids, shares)
@@ -113,7 +113,9 @@ def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, .
     truth = {}
     for video, entry in database.items():
         if not isinstance(entry, dict) or "subset" not in entry:
-            raise DataError(f"{path}: database.{video}: `subset` is missing")
+            raise DataError(
+                f"{path}: database.{video}: `subset` is missing; expected a subset for every video"
+            )
         if entry["subset"] == subset:
             truth[str(video)] = _labels(entry.get("annotations"), f"{path}: database.{video}")
     if not truth:
@@ -172,4 +174,4 @@ def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as failure:
-        raise error(f"{path}: not a JSON file ({failure})") from None
+        raise error(f"{path}: not a JSON file ({failure}); expected JSON") from None

@@ -68,7 +68,7 @@ class Sample:
         return _effective(self.shares)
 
     def variance_of_mean(self, correlation: float) -> float:
-        """Return the variance of the mean of videos with variance 1 and this correlation within units (Kish 1965)."""
+        """Return the variance of the mean of videos with variance 1 and a correlation within units (Kish 1965)."""
         squares_G = np.bincount(self.unit, weights=self.weight**2)
         return float((correlation * self.shares**2 + (1 - correlation) * squares_G).sum())
 
@@ -115,8 +115,8 @@ class Estimate:
     def share_interval(self, level: float = LEVEL) -> Interval:
         """Return Wilson's interval of a fraction, with the number of trials that corresponds to the standard error.
 
-        Unlike a t interval, it is within 0 and 1 and has good coverage near 0 and 1 (Kott and Carr 1997; Dean and
-        Pagano 2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
+        Unlike a t interval, Wilson's interval is within 0 and 1 and has good coverage near 0 and 1 (Kott and Carr 1997;
+        Dean and Pagano 2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
         """
         share = min(1.0, max(0.0, self.value))
         if self.units < self.least:
@@ -140,13 +140,14 @@ class Estimate:
 def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
     """Return the weighted mean over videos and training runs; its standard error treats units and runs as random.
 
-    A mean over videos is a ratio of sums over units. Its variance over units is the larger of two estimates. The first
-    is the variance of the linearised sums (Wolter 2007, chapter 6). In it, the square of a unit that is the fraction q
-    of its stratum is divided by 1 - 2q + Σq². This makes the estimate unbiased if all units have the same variance; for
-    m equal units, the factor is m / (m - 1). The second estimate follows from the intraclass correlation ρ of the
-    units: σ² Σ (ρ h² + (1 - ρ) Σ w²), where h are the weights of the units and w those of their videos (Kish 1965). It
-    is needed because the first estimate is uncertain if few units contain most of the videos. The degrees of freedom
-    are the effective number of units minus one.
+    A mean over videos is a ratio of sums over units. The variance of the mean over units is the larger of two
+    estimates. The first estimate is the variance of the linearised sums (Wolter 2007, chapter 6). In the first
+    estimate, the square of a unit that is the fraction q of its stratum is divided by 1 - 2q + Σq². The division makes
+    the estimate unbiased if all units have the same variance; for m equal units, the factor is m / (m - 1). The second
+    estimate follows from the intraclass correlation ρ of the units: σ² Σ (ρ h² + (1 - ρ) Σ w²), where h are the weights
+    of the units and w those of their videos (Kish 1965). The second estimate is required because the first one is
+    uncertain if few units contain most of the videos. The degrees of freedom are the effective number of units minus
+    one.
 
     Args:
         values_VS: Values `(V, S)` of V videos in S training runs.
@@ -213,12 +214,12 @@ def _crossed(
 ) -> Estimate:
     """Combine the variance of a mean over units with its variance over training runs.
 
-    This is the two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz 1992;
-    Hillis 2007), where readers are training runs and cases are sources. The variance of the mean is the variance over
-    training runs, plus the variance over units, minus their interaction. Two changes make it more conservative. First,
-    the variance is at least that over units. Second, the degrees of freedom are those of the training runs divided by
-    their fraction of the variance. Hillis squares this fraction, but the variance of three training runs is often small
-    by chance, so that equal variants would be found different too often.
+    The method is the two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz
+    1992; Hillis 2007), where readers are training runs and cases are sources. The variance of the mean is the variance
+    over training runs, plus the variance over units, minus their interaction. Two changes make the analysis more
+    conservative. First, the variance is at least that over units. Second, the degrees of freedom are those of the
+    training runs divided by their fraction of the variance. Hillis squares the fraction, but the variance of three
+    training runs is often small by chance, so that equal variants would be found different too often.
 
     `variance` is the variance of the mean over units. `rest_GS` are the deviations of the units in each training run,
     scaled so that their means over units are the deviations of the training runs. For the other arguments see
@@ -272,8 +273,8 @@ class Difference:
 def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: float = LEVEL) -> Difference:
     """Test whether the means of two arrays of hits differ.
 
-    This is the t test of `Estimate`. For one training run with independent videos, it is McNemar's exact test, and the
-    interval covers those of both tests.
+    The test is the t test of `Estimate`. For one training run with independent videos, the test is McNemar's exact
+    test, and the interval covers those of both tests.
     """
     gap_VS = first_VS - second_VS
     found = estimate_mean(gap_VS, sample, share=False)
@@ -289,8 +290,8 @@ def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: fl
 def smallest_gain(tests: Sequence[Callable[[float], Interval]], level: float = LEVEL) -> Interval:
     """Return the interval of the smallest of several differences, such as those of a fusion from each of its streams.
 
-    This is the intersection-union test (Berger 1982), so the best stream does not have to be known. The lower end is
-    the smallest lower end. The upper end is the smallest upper end of intervals with half the error probability.
+    The method is the intersection-union test (Berger 1982), so the best stream does not have to be known. The lower end
+    is the smallest lower end. The upper end is the smallest upper end of intervals with half the error probability.
 
     `tests` contains, for each difference, a function of the level that returns the interval.
     """
@@ -340,8 +341,8 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
 def mcnemar_interval(first_only: int, second_only: int, videos: int, level: float) -> Interval:
     """Return the difference of two accuracies with the interval of McNemar's exact test.
 
-    This is the Clopper-Pearson interval of the fraction of discordant pairs that only the first gets right, transformed
-    to the difference. It contains 0 if and only if the test does not reject.
+    The interval is the Clopper-Pearson interval of the fraction of discordant pairs that only the first gets right,
+    transformed to the difference. This interval contains 0 if and only if the test does not reject.
     """
     total = first_only + second_only
     value = (first_only - second_only) / videos
@@ -365,8 +366,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 def detectable(se: float, df: float, alpha: float, power: float = POWER) -> float:
     """Return the smallest true difference that a two-sided t test at `alpha` finds with probability `power`.
 
-    It is (t of 1 - alpha/2 + t of power) · se, the usual approximation by central t distributions (Bloom 1995, "Minimum
-    detectable effects"). The result is at most 1, the largest difference of two fractions.
+    The difference is (t of 1 - alpha/2 + t of power) · se, the usual approximation by central t distributions (Bloom
+    1995, "Minimum detectable effects"). The result is at most 1, the largest difference of two fractions.
     """
     return min(1.0, (_quantile(1 - alpha / 2, df) + _quantile(power, df)) * se)
 

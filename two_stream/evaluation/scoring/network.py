@@ -29,10 +29,11 @@ threads"""
 
 
 class ClipNetwork(nn.Module, ABC):
-    """A network that another runtime computes on the CPU. It maps uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
+    """A network that another runtime computes on the CPU, from uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
 
     Attributes:
-        spec: Input of the network. source: File of the network, for messages.
+        spec: Input of the network.
+        source: File of the network, for messages.
     """
 
     precision: ClassVar[str] = "fp32"

@@ -255,9 +255,9 @@ class VideoScores(NamedTuple):
 def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logits") -> NDArray[np.float64]:
     """Aggregate the logits of a video's views to one vector `(K,)`, in float64.
 
-    With `logits`, the result is the mean of the logits, as in the paper. With `probabilities`, it is the logarithm of
-    the mean softmax; its softmax is the mean softmax, so it can be used like logits. With `sigmoids`, for multi-label
-    data sets, the sigmoid of the result is the mean sigmoid.
+    With `logits`, the result is the mean of the logits, as in the paper. With `probabilities`, the result is the
+    logarithm of the mean softmax, so that the softmax of the result is the mean softmax. With `sigmoids`, for
+    multi-label data sets, the sigmoid of the result is the mean sigmoid.
 
     Raises:
         SettingsError: `aggregate` is unknown.

@@ -77,7 +77,7 @@ class VideoResult:
     """times in seconds of the frames and of the end, `(frames + 1,)`; None if the file has no times (see `Video`)"""
     views: int
     damage: str | None
-    """description of a damage of the file; None if there is none. The frames that could be decoded were scored"""
+    """description of the damage to the file, or None; all frames that could be decoded are scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
     """logits `(V, K)` of the views; all clips of a crop follow each other, as in a score file"""
     multi_label: bool = False
@@ -114,7 +114,7 @@ def score_file(
         frames = video.num_frames
         available = frames - 1 if model.spec.modality == "flow" else frames
         if frames == 0:
-            raise VideoError(path, f"no frame decodes{f' ({video.damage})' if video.damage else ''}")
+            raise VideoError(path, f"no frame can be decoded{f' ({video.damage})' if video.damage else ''}")
         if available < 1:
             raise VideoError(path, "has only one frame, but flow requires two; use an RGB run")
         clips = evaluation_clips(options, model.spec, available, reading.sampling)
@@ -143,7 +143,7 @@ def fuse_results(
     if len(vectors) == 1:
         if weights is not None:
             raise ScoreError(
-                "weights are given for a single stream; expected weights only for several runs; omit them"
+                "weights are given for a single stream; expected weights only for several runs; omit the weights"
             )
         return probabilities(vectors[0][0], multi_label=several)
     used = checked_weights(weights, len(vectors))

@@ -1,1 +1,1 @@
-"""Live prediction from cameras, streams and files."""
+"""Live prediction from cameras, network streams and files."""

@@ -1,4 +1,4 @@
-"""One network of a live pipeline: its input from each image, and its predictions."""
+"""The networks of a live pipeline: preparing their input and computing their predictions."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from two_stream.video.frames import Region, fit_frame
 
 
 class StreamNetwork(Protocol):
-    """A network that takes a stream: `StreamRecognizer`, or a clip network on sliding windows."""
+    """A network for a stream of frames: a `StreamRecognizer`, or a clip network on sliding windows."""
 
     @property
     def delay(self) -> int:
-        """Number, from 0, of the frame that completes the first prediction."""
+        """Number (from 0) of the frame that completes the first prediction."""
 
     @property
     def stride(self) -> int:
-        """Frames from one prediction to the next."""
+        """Number of frames from one prediction to the next."""
 
     def step(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Take the next frames, uint8 `(1, C, n, H, W)`, and return the logits `(1, m, K)` that they complete."""
+        """Process the next frames, uint8 `(1, C, n, H, W)`, and return the complete predictions, `(1, m, K)`."""
 
     def finish(self) -> torch.Tensor:
-        """Return the logits `(1, m, K)` of the windows that the end of the stream completes, and reset."""
+        """Return the logits `(1, m, K)` of the windows that the end of the stream completes, and reset the network."""
 
     def reset(self) -> None:
         """Forget all frames."""
@@ -51,30 +51,30 @@ class WindowLogits:
     """A network's prediction for one window."""
 
     logits: NDArray[np.float64]
-    """`(K,)`"""
+    """logits `(K,)`"""
     first: int
-    """number of the first source frame of the window"""
+    """number of the window's first frame in the source"""
 
 
 @dataclass
 class NetworkTrack:
-    """One network with its input; counts its frames, so that each prediction is assigned to its window."""
+    """A network of the pipeline. The frames are counted in order to assign each prediction to a window."""
 
     name: str
-    """`rgb` or `flow`"""
+    """name of the network: `rgb` or `flow`"""
     network: StreamNetwork
     prepare: Callable[[Image | None, Image], torch.Tensor]
-    """computes the network's input, uint8 `(C, H, W)`, from the previous and the current image"""
+    """function that computes the network's input, uint8 `(C, H, W)`, from the previous and the current image"""
     every: int = 1
-    """source frames per frame of the network"""
+    """number of source frames for each frame of the network"""
     pairs: bool = False
-    """whether the network needs the previous image"""
+    """whether the network requires the previous image"""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
-    """autocast type"""
+    """autocast precision"""
 
     def wants(self, index: int) -> bool:
-        """Return whether the network takes this frame, counted from 0 since the source was opened."""
+        """Return whether the network uses a source frame; `index` counts frames from 0 since the source was opened."""
         index -= int(self.pairs)
         return index >= 0 and index % self.every == 0
 
@@ -85,24 +85,24 @@ class NetworkTrack:
         self._numbers: deque[int] = deque(maxlen=self.network.delay + 1)
 
     def warm_up(self, size: tuple[int, int], channels: int) -> None:
-        """Process a few empty frames, so that kernels are chosen and memory is allocated before the first real one."""
+        """Process a few empty frames, so that kernels are selected and memory is allocated before the first image."""
         for count in (8, 1, 1):
             frames_BCTHW = torch.zeros(1, channels, count, *size, dtype=torch.uint8)
             self._compute(partial(self.network.step, frames_BCTHW.to(self.device)))
         self.reset()
 
     def step(self, numbers: Sequence[int], pictures: Sequence[torch.Tensor]) -> dict[int, WindowLogits]:
-        """Give the network its next frames.
+        """Process the next frames.
 
         Args:
-            numbers: Numbers of the source frames.
-            pictures: The network's input for each, uint8 `(C, H, W)`.
+            numbers: Numbers of the frames in the source.
+            pictures: Network input for each frame, uint8 `(C, H, W)`.
 
         Returns:
-            The predictions, by the index in `numbers` of the frame that completes them.
+            The predictions. The key is the index in `numbers` of the frame that completes a prediction.
 
         Raises:
-            TwoStreamError: The network does not keep its delay and stride.
+            TwoStreamError: The number of predictions does not match the network's delay and stride.
         """
         network = self.network
         frames_BCTHW = torch.stack(list(pictures), dim=1)[None].to(self.device)
@@ -116,14 +116,14 @@ class NetworkTrack:
                 due.append((place, self._numbers[0]))
         if len(due) != len(logits_MK):
             raise TwoStreamError(
-                f"{self.name}: the network made {len(logits_MK)} predictions, expected {len(due)}"
+                f"{self.name}: the network returned {len(logits_MK)} predictions, expected {len(due)}"
             )
         return {place: WindowLogits(row, first) for (place, first), row in zip(due, logits_MK, strict=True)}
 
     def finish(self) -> list[WindowLogits]:
         """Return the predictions that the end of the stream completes.
 
-        A window whose first frame's number is not kept gets the number of the newest frame.
+        If the number of a window's first frame is no longer stored, the number of the newest frame is used.
         """
         network = self.network
         logits_MK = self._compute(network.finish)
@@ -142,10 +142,10 @@ class NetworkTrack:
 
 
 class Prepare:
-    """Computes a network's input from images: the same pixels as `predict` with a single centred view.
+    """Computes a network's input from images. The pixels are those of `predict` with a single centred view.
 
-    Resizes an image as the run's frames were, or computes the flow from the previous one, and crops the centre. Not
-    thread-safe.
+    An RGB image is resized like the run's training frames; for a flow network, the flow from the previous image is
+    computed. The centre is then cropped. An instance must not be used by several threads.
     """
 
     def __init__(self, spec: InputSpec, reading: VideoInput) -> None:
@@ -158,7 +158,7 @@ class Prepare:
         self._last: tuple[Image, Image] | None = None
 
     def __call__(self, previous: Image | None, picture: Image) -> torch.Tensor:
-        """Return uint8 `(C, *spec.size)` of an RGB image `(H, W, 3)`; flow needs the previous image."""
+        """Return the input, uint8 `(C, *spec.size)`, for an RGB image `(H, W, 3)`. Flow requires the previous image."""
         if self._estimator is None:
             stored = picture_at(picture, self.reading)
         else:
@@ -170,21 +170,21 @@ class Prepare:
         return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
 
     def _gray(self, picture: Image) -> Image:
-        """Return the grey image that flow is computed on; the last one is cached."""
+        """Return the grey image from which flow is computed; the last result is cached."""
         if self._last is None or self._last[0] is not picture:
             self._last = (picture, to_gray(picture_at(picture, self.reading)))
         return self._last[1]
 
 
 class SlidingRecognizer:
-    """A clip network on a stream: computes the whole clip again for every prediction.
+    """A clip network on a stream, which computes a complete clip for each prediction.
 
-    For networks that cannot be converted to a stream network, and for comparison.
+    The class is used for networks that cannot be converted to stream networks, and for comparisons.
 
     Attributes:
-        delay: Number, from 0, of the frame that completes the first clip.
-        stride: Frames from one clip to the next.
-        receptive_field: Frames from the first to the last of a clip.
+        delay: Number (from 0) of the frame that completes the first clip.
+        stride: Number of frames from one clip to the next.
+        receptive_field: Number of frames from the first to the last frame of a clip.
     """
 
     def __init__(
@@ -193,9 +193,9 @@ class SlidingRecognizer:
         """Wrap a model.
 
         Args:
-            model: In evaluation mode.
-            stride: Frames between the starts of clips; None for half a clip.
-            picked: Which frames of a window form a clip, ascending from 0; None for consecutive frames.
+            model: The clip network, in evaluation mode.
+            stride: Number of frames from one clip to the next; None for half a clip.
+            picked: Indices (from 0, ascending) of the frames of a window that form a clip; None for consecutive frames.
 
         Raises:
             SettingsError: The stride is less than 1.
@@ -205,7 +205,7 @@ class SlidingRecognizer:
         self.picked = None if picked is None else torch.tensor(picked)
         self.stride = max(1, length // 2) if stride is None else stride
         if self.stride < 1:
-            raise SettingsError(f"the step of sliding clips is {self.stride} frames: expected 1 or more")
+            raise SettingsError(f"the step of sliding clips is {self.stride} frames; expected 1 or more")
         self.delay, self.receptive_field = length - 1, length
         self.reset()
 
@@ -215,7 +215,7 @@ class SlidingRecognizer:
         self._skip = 0
 
     def step(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Take the next frames, uint8 `(B, C, n, H, W)`, and return the logits `(B, m, K)` of clips now complete."""
+        """Process the next frames, uint8 `(B, C, n, H, W)`, and return the logits `(B, m, K)` of completed clips."""
         if self._skip:  # a stride longer than the clip skips frames
             left = min(self._skip, frames_BCTHW.shape[2])
             frames_BCTHW, self._skip = frames_BCTHW[:, :, left:], self._skip - left
@@ -232,7 +232,7 @@ class SlidingRecognizer:
         return torch.stack(logits, dim=1) if logits else self._no_logits(len(frames_BCTHW))
 
     def finish(self) -> torch.Tensor:
-        """Return `(B, 0, K)`, because the end of a stream completes no clip, and reset."""
+        """Return no logits, `(B, 0, K)`, because the end of a stream completes no clip, and reset the network."""
         batch = 1 if self._held is None else len(self._held)
         self.reset()
         return self._no_logits(batch)

@@ -1,4 +1,4 @@
-"""Outputs of a running stream with drawn predictions: an annotated MP4 file, and a live image in a browser."""
+"""Outputs of a stream with the predictions drawn on the images: an MP4 file, and a live page in a browser."""
 
 from __future__ import annotations
 
@@ -25,28 +25,33 @@ Guesses = Sequence[tuple[str, float]]
 
 
 def draw_guesses(picture: Image, guesses: Guesses) -> Image:
-    """Return an image, cropped to even sides, with the most probable classes drawn on it."""
+    """Return an image with the most probable classes drawn on it; its sides are cropped to even numbers."""
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
     return blend(picture[:height, :width], *panel(height, width, guesses))
 
 
 class Recording:
-    """Writes an MP4 file in a thread while the stream runs; the file exists only once it is closed.
+    """Writes an MP4 file in a thread while the stream runs. The file exists only after `close`.
 
-    An image is shown from its own time on; in place of a dropped one, the previous image stays visible. All images
-    get the size of the first.
+    Each image is displayed from its own time until the time of the next image. All images are resized to the size of
+    the first one.
     """
 
     def __init__(self, out: Path, fps: float | None = None) -> None:
-        """Set up a recording to the MP4 file `out`; `fps` is for players, timestamps are the images' own.
+        """Set up a recording to the MP4 file `out`.
+
+        `fps` is the nominal frame rate for players; images keep their own times.
 
         Raises:
-            VideoError: It is a folder, or its folder does not exist.
+            VideoError: `out` is a folder, or its parent folder does not exist.
         """
         if out.is_dir():
-            raise VideoError(out, "is a directory; name the MP4 file to write")
+            raise VideoError(out, "is a directory; expected the name of an MP4 file to write")
         if not out.parent.is_dir():
-            raise VideoError(out, f"cannot be written: no folder {out.parent}")
+            raise VideoError(
+                out,
+                f"cannot be written, because the folder {out.parent} does not exist; create the folder first",
+            )
         self.out = out
         self.fps = fps
         self._inbox: Inbox[tuple[Image, float, Guesses]] = Inbox(8, drop=False)
@@ -55,7 +60,7 @@ class Recording:
         self._thread.start()
 
     def add(self, picture: Image, seconds: float, guesses: Guesses) -> None:
-        """Add an image `(H, W, 3)` and its time; waits if the encoder is slower.
+        """Add an image `(H, W, 3)` and its time; wait if the encoder is too slow.
 
         Raises:
             VideoError: The file cannot be written.
@@ -112,11 +117,11 @@ MOST_CONNECTIONS = 16
 
 
 SILENCE = 10.0
-"""seconds after which an inactive connection is closed"""
+"""number of seconds after which an inactive connection is closed"""
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves a limited number of connections at once; further ones are closed."""
+    """Serves a limited number of connections at the same time; further connections are closed."""
 
     daemon_threads = True
 
@@ -125,7 +130,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection if the limit allows."""
+        """Start a thread for a connection, unless the limit is reached."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -140,13 +145,13 @@ class _Server(ThreadingHTTPServer):
 
 
 class BrowserWindow:
-    """Serves the latest image as a web page to any number of browsers; slow ones miss images.
+    """Serves the latest image as a web page to one or more browsers. Slow browsers miss images.
 
-    It works without a screen on this machine; by default only browsers of this machine can connect.
+    The machine does not need a screen. By default, only browsers on this machine can connect.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        """Start serving at the address `host`; port 0 takes any free one.
+        """Start serving at the address `host`; port 0 selects a free port.
 
         Raises:
             SettingsError: The port is in use or not allowed.
@@ -159,13 +164,15 @@ class BrowserWindow:
         try:
             self._server = _Server((host, port), self._handler())
         except OSError as error:
-            raise SettingsError(f"--window {port}: cannot listen on this port ({error.strerror})") from None
+            raise SettingsError(
+                f"--window {port}: cannot listen on this port ({error.strerror}); choose another port"
+            ) from None
         self._hosts = {host, "localhost", socket.gethostname()}
         self.address = f"http://{host}:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()
 
     def show(self, picture: Image, guesses: Guesses) -> None:
-        """Show an image `(H, W, 3)`; nothing is drawn while no browser is connected."""
+        """Show an image `(H, W, 3)` if a browser is connected."""
         if not self._watchers:
             return
         is_encoded, jpeg = cv2.imencode(
@@ -193,7 +200,7 @@ class BrowserWindow:
 
             def do_GET(self) -> None:
                 if not window.answers(self.headers.get("Host", ""), self.headers.get("Sec-Fetch-Site", "")):
-                    self.send_error(403, "this page answers only to its own address")
+                    self.send_error(403, "this page is available only at its own address")
                 elif self.path == "/pictures":
                     window.pictures(self)
                 elif self.path == "/":
@@ -206,15 +213,15 @@ class BrowserWindow:
                     self.send_error(404)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Keep the terminal for the stream."""
+                """Log nothing, because the terminal displays the stream."""
 
         return Handler
 
     def answers(self, host: str, site: str) -> bool:
-        """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page itself.
+        """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page.
 
-        A page of another site could embed the images, or use its own host name that resolves to this machine. Neither
-        works with a numeric address in `Host`, so numeric addresses are accepted.
+        Pages of other sites are rejected: they could embed the images, or use a host name of their own that resolves to
+        this machine. Numeric addresses in `Host` are accepted, because such an attack requires a host name.
         """
         name = urlsplit(f"//{host}").hostname or ""
         if site not in ("", "none", "same-origin"):

@@ -1,8 +1,8 @@
-"""Reads, prepares and predicts in parallel, so that no queue adds to the latency of a prediction.
+"""Reads frames, prepares inputs and computes predictions in parallel, with short queues so that latency stays low.
 
-One thread reads the source, one resizes images and computes flow, and the caller's thread runs the networks, with
-inboxes of a few frames between them. From a live source, the oldest frame is dropped and counted if the networks are
-too slow; reading a file waits.
+One thread reads the source, one thread resizes images and computes flow, and the caller's thread runs the networks.
+Queues of a few frames connect the threads. If the networks are too slow for a live source, the oldest frame is dropped
+and counted. A file is read only as fast as the networks can process it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from two_stream.video.decoding.live import LiveFrame, LiveSource
 
 T = TypeVar("T")
 _CHUNK = 8
-"""largest number of frames per forward pass, if that many are waiting"""
+"""largest number of waiting frames that are processed in one forward pass"""
 _LONGEST_WAIT = 5.0
-"""seconds between two attempts to open a lost source"""
+"""longest time in seconds between two attempts to open a lost source"""
 
 
 class Inbox(Generic[T]):
-    """A bounded queue between two threads. If it is full, `put` waits, or (`drop`) the oldest item is dropped.
+    """A bounded queue between two threads.
+
+    If the queue is full, `put` waits, or drops the oldest item if `drop` is true.
 
     Attributes:
         dropped: Number of dropped items.
@@ -45,7 +47,7 @@ class Inbox(Generic[T]):
         self._closed = False
 
     def put(self, item: T) -> bool:
-        """Add an item; return false, without adding it, if the inbox is closed."""
+        """Add an item and return true. If the inbox is closed, add nothing and return false."""
         with self._changed:
             while not self._closed and len(self._items) >= self.size:
                 if self.drop:
@@ -59,7 +61,10 @@ class Inbox(Generic[T]):
             return not self._closed
 
     def take(self, most: int = 1, timeout: float | None = None) -> list[T]:
-        """Wait for items and return the oldest, at most `most`; empty if closed, or after `timeout` seconds."""
+        """Wait for items and return up to `most` of the oldest.
+
+        The list is empty if the inbox is closed or `timeout` is over.
+        """
         with self._changed:
             if not self._items and not self._closed:
                 self._changed.wait(timeout)
@@ -69,7 +74,7 @@ class Inbox(Generic[T]):
             return taken
 
     def close(self, *, empty: bool = False) -> None:
-        """Accept no more items; those inside can still be taken, unless `empty` removes them."""
+        """Accept no more items. Items in the inbox can still be taken, unless `empty` is true, which removes them."""
         with self._changed:
             self._closed = True
             if empty:
@@ -78,7 +83,7 @@ class Inbox(Generic[T]):
 
     @property
     def over(self) -> bool:
-        """Whether it is closed and empty."""
+        """Whether the inbox is closed and empty."""
         with self._changed:
             return self._closed and not self._items
 
@@ -89,39 +94,39 @@ class Inbox(Generic[T]):
 
 @dataclass(frozen=True)
 class FrameResult:
-    """A frame that has passed through the pipeline, with its predictions."""
+    """A processed frame with its predictions."""
 
     frame: LiveFrame
     windows: dict[str, WindowLogits]
-    """predictions that the frame completes, by network; usually of all networks or none"""
+    """predictions that the frame completes, by network"""
     passed: tuple[LiveFrame, ...] = ()
-    """the frames since the previous result, which no network takes, if they are kept"""
+    """frames since the previous result that no network uses; empty unless `keep_passed` is true"""
     begins: bool = False
-    """the first frame, or the first after an interruption: the networks have been reset"""
+    """whether this is the first frame of the stream or the first one after an interruption, when networks are reset"""
     ended: bool = False
-    """the source has ended: the frame is the last one again, with the predictions that the end completes"""
+    """whether the source has ended. The frame is then the last frame again, with predictions that the end completes"""
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A frame on its way through the pipeline."""
+    """A frame between two stages of the pipeline."""
 
     frame: LiveFrame
     index: int
-    """counts from 0 since the source was opened"""
+    """number of the frame, from 0, since the source was opened"""
     opening: int
-    """counts how often the source was opened"""
+    """number of times that the source was opened"""
     previous: Image | None
     passed: tuple[LiveFrame, ...]
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    """the input of each network that takes the frame"""
+    """input for each network that uses the frame"""
 
 
 class Pipeline:
-    """Reads a source to its end, or until `stop`.
+    """Processes a source until its end or until `stop` is called.
 
     Attributes:
-        interruptions: How often the source was lost and came back.
+        interruptions: Number of interruptions of the source.
     """
 
     def __init__(
@@ -135,16 +140,16 @@ class Pipeline:
         keep_passed: bool = False,
         notify: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Set up a pipeline; nothing is opened yet.
+        """Set up a pipeline. The source is not opened yet.
 
         Args:
             source: The source of frames.
             streams: The networks.
-            queue: Frames that may wait for the networks.
-            patience: Seconds to wait for a lost live source.
-            paced: Read a file at its own frame rate, as if it were live.
-            keep_passed: Also return the frames that no network takes.
-            notify: Called with a message when the source is lost or comes back.
+            queue: Largest number of frames that wait for the networks.
+            patience: Number of seconds to wait for a lost live source.
+            paced: Whether to read a file at its own frame rate, as if it were a live source.
+            keep_passed: Whether to also return frames that no network uses.
+            notify: Function that is called with a message when the source is lost or available again.
         """
         self.source = source
         self.streams = list(streams)
@@ -163,18 +168,18 @@ class Pipeline:
 
     @property
     def dropped(self) -> int:
-        """Frames dropped so far because the networks were too slow."""
+        """Number of frames dropped so far because the networks were too slow."""
         return self._read.dropped
 
     def stop(self) -> None:
-        """End the pipeline at once; may be called from any thread or a signal handler."""
+        """Stop the pipeline at once. The method can be called from any thread or from a signal handler."""
         self._stop.set()
 
     def run(self) -> Iterator[FrameResult]:
-        """Yield every frame once the networks have processed it.
+        """Yield each frame after the networks have processed it.
 
         Raises:
-            VideoError: The source cannot be opened, or was lost for longer than `patience`.
+            VideoError: The source cannot be opened, or it was lost for longer than `patience`.
         """
         threads = [
             threading.Thread(target=self._guard, args=(work, box), daemon=True, name=work.__name__)
@@ -199,7 +204,7 @@ class Pipeline:
             raise self._error
 
     def _guard(self, work: Callable[[], None], box: Inbox[_Item]) -> None:
-        """Run a thread's work; keep its error for the caller, and close the inbox that it fills."""
+        """Run the work of a thread, store its error for `run`, and close the inbox that the thread fills."""
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - raised again by `run`
@@ -219,7 +224,9 @@ class Pipeline:
                 for frame in self.source.numbered(number, offset):
                     if index == 0 and lost is not None:
                         gap = time.monotonic() - lost[0]
-                        self.notify(f"{self.source.name}: back after {gap:.1f} s; the networks are reset")
+                        self.notify(
+                            f"{self.source.name}: available again after {gap:.1f} s; the networks are reset"
+                        )
                         lost = None
                     if self.paced and self._stop.wait(max(0.0, opened + frame.seconds - time.monotonic())):
                         return
@@ -243,20 +250,23 @@ class Pipeline:
                 offset = self._wait(error, lost, first=frame is not None)
 
     def _wait(self, error: VideoError, lost: tuple[float, float] | None, *, first: bool) -> float:
-        """Wait before the next attempt to open the source; return the seconds from which its frames will count.
+        """Wait before the next attempt to open a lost source, and return the time of its first frame in seconds.
 
         Raises:
-            VideoError: It is a file, or was lost for longer than `patience`.
+            VideoError: The source is a file, or it was lost for longer than `patience`.
         """
         if not self.source.live or self.patience <= 0 or lost is None:
             raise error
         since, seconds = lost
         gone = time.monotonic() - since
         if gone > self.patience:
-            raise VideoError(error.path, f"lost for {gone:.0f} seconds ({error.reason})") from None
+            raise VideoError(
+                error.path,
+                f"was lost for {gone:.0f} seconds ({error.reason}); check the source, or set a larger `--patience`",
+            ) from None
         if first:
             self.interruptions += 1
-            self.notify(f"{error}; waiting up to {self.patience:g} s for it to come back")
+            self.notify(f"{error}; waiting up to {self.patience:g} s until the source is available again")
         self._stop.wait(min(_LONGEST_WAIT, 0.5 + gone / 4))
         return seconds + time.monotonic() - since
 
@@ -270,7 +280,7 @@ class Pipeline:
                     return
 
     def _step(self, items: list[_Item]) -> Iterator[FrameResult]:
-        """Send frames of one opening through the networks, which are reset if the opening is new."""
+        """Process frames with the networks. After the source was opened again, the networks are reset first."""
         begins = self._newest is None or self._newest.opening != items[0].opening
         if begins:
             for stream in self.streams:
@@ -288,7 +298,7 @@ class Pipeline:
             yield FrameResult(item.frame, windows[row], item.passed, begins=begins and row == 0)
 
     def _finish(self) -> Iterator[FrameResult]:
-        """Yield the predictions that the end of a file completes, window by window."""
+        """Yield the predictions that the end of a file completes, in the order of their windows."""
         if self._newest is None:
             return
         windows: dict[int, dict[str, WindowLogits]] = {}

@@ -1,4 +1,4 @@
-"""Displays the status of a running stream in the terminal: the most probable classes, rates, latency and losses."""
+"""Displays the status of a running stream in the terminal: most probable classes, rates, latency, dropped frames."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Status:
 
     source: str
     delay: str
-    """description of the networks' delay"""
+    """description of the delay of the networks"""
     seconds: float = 0.0
-    """time of the latest frame, by the source's clock"""
+    """time of the latest frame in seconds since the start of the source"""
     guesses: Sequence[tuple[str, float]] = ()
     dropped: int = 0
     interruptions: int = 0
@@ -35,12 +35,12 @@ class Status:
         self.latency, self.frames, self.predictions = Latency(), Rate(), Rate()
 
     def speed(self) -> str:
-        """Return rates, latencies and losses in one line."""
+        """Return one line with rates, latencies and the number of dropped frames."""
         frames, predictions = self.frames.per_second(), self.predictions.per_second()
         return " · ".join([f"{frames:.1f} frames/s", f"{predictions:.1f} predictions/s", *self._losses()])
 
     def summary(self, elapsed: float) -> str:
-        """Summarise a stream that ended after this many seconds."""
+        """Return a summary of a stream that ended after `elapsed` seconds."""
         counts = f"{self.frames.total} frames, {self.predictions.total} predictions in {elapsed:.1f} s"
         return " · ".join([f"{self.source}: {counts}", *self._losses()])
 
@@ -56,7 +56,7 @@ class Status:
 
 
 class Screen:
-    """Prints the status on standard error: a live display in a terminal, otherwise a line every few seconds."""
+    """Prints the status on standard error: as a live display in a terminal, otherwise as a line every few seconds."""
 
     def __init__(self, status: Status, every: float = 2.0) -> None:
         self.status = status
@@ -75,7 +75,7 @@ class Screen:
             self._live.stop()
 
     def update(self) -> None:
-        """Print the status if it is time to."""
+        """Print the status, unless it was printed very recently."""
         now = time.monotonic()
         if now - self._last < (0.1 if self._live is not None else self.every):
             return
@@ -100,15 +100,15 @@ class Screen:
 
 
 _PER_DOUBLING = 16
-"""bins per factor of two: percentiles are exact to 4.4 %"""
+"""number of bins per factor of two, so that percentiles are exact to 4.4 %"""
 
 
 _LEAST = 1e-4
-"""seconds below which latencies are not distinguished"""
+"""latencies below this number of seconds are not distinguished"""
 
 
 class Latency:
-    """Percentiles of latencies, from a histogram with logarithmic bins: its memory does not grow with the stream."""
+    """Percentiles of latencies from a histogram with logarithmic bins, whose size does not grow with the stream."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -123,7 +123,7 @@ class Latency:
         self._bins[place] = self._bins.get(place, 0) + 1
 
     def percentile(self, share: float) -> float | None:
-        """Return a percentile in seconds, `share` in 0..1; None before the first latency."""
+        """Return a percentile in seconds, or None before the first latency; `share` is from 0 to 1."""
         if not self.count:
             return None
         left = math.ceil(share * self.count)
@@ -135,7 +135,7 @@ class Latency:
 
 
 class Rate:
-    """Events per second over the last few seconds."""
+    """Number of events per second over the last few seconds."""
 
     def __init__(self, seconds: float = 5.0) -> None:
         self.seconds = seconds
@@ -151,7 +151,7 @@ class Rate:
             self._times.popleft()
 
     def per_second(self, now: float | None = None) -> float:
-        """Return the rate; 0 before two events."""
+        """Return the number of events per second; 0 before the second event."""
         now = time.monotonic() if now is None else now
         recent = [(at, count) for at, count in self._times if at >= now - self.seconds]
         if len(recent) < 2:

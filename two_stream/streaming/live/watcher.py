@@ -1,4 +1,4 @@
-"""Fuses the predictions of a running stream's networks, and keeps the status that is displayed."""
+"""Fuses the predictions of the networks of a running stream, and updates the displayed status."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from two_stream.video.decoding.live import LiveSource
 
 @dataclass(frozen=True)
 class Prediction:
-    """The fused prediction of all networks after a frame."""
+    """The fused prediction of all networks for a window."""
 
     first: int
-    """number, from 1, of the window's first frame"""
+    """number (from 1) of the window's first frame"""
     frame: int
     """number of the window's last frame"""
     seconds: float
-    """time of that frame, by the source's clock"""
+    """time of the last frame in seconds since the start of the source"""
     latency: float
-    """seconds from the frame's arrival to the prediction"""
+    """seconds from the arrival of the last frame to the prediction"""
     probabilities: NDArray[np.float64]
-    """`(K,)`, fused"""
+    """fused probabilities `(K,)`"""
     logits: dict[str, NDArray[np.float64]]
-    """`(K,)` by network: of this frame, or the latest before"""
+    """logits `(K,)` by network: for this frame or, if the network has none, from the latest earlier frame"""
 
 
 class Watcher:
-    """Runs a pipeline and keeps the latest prediction.
+    """Runs a pipeline and fuses its predictions.
 
-    The network with the longest stride sets the output rate; the latest logits of the others are used.
+    A prediction is returned each time the network with the longest stride makes a prediction. Of the other networks,
+    the latest logits are used.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Watcher:
         self._slowest = slowest.name
 
     def run(self, top_k: int) -> Iterator[tuple[FrameResult, Prediction | None]]:
-        """Yield every frame with the prediction that it completes (or None), and update `status`.
+        """Yield each frame with the prediction that it completes, or None, and update `status`.
 
         Raises:
             VideoError: See `Pipeline.run`.
@@ -96,7 +97,7 @@ class Watcher:
 
 
 def prediction_record(made: Prediction, names: Sequence[str], count: int, dropped: int) -> dict[str, Any]:
-    """Return the JSON line of a prediction, with the `count` most probable classes."""
+    """Return the values of a prediction's JSON line, with the `count` most probable classes."""
     guesses = top_classes(made.probabilities, list(names), count)
     return {
         "first_frame": made.first,
@@ -109,7 +110,7 @@ def prediction_record(made: Prediction, names: Sequence[str], count: int, droppe
 
 
 def describe_delay(streams: Sequence[NetworkTrack], source: LiveSource) -> str:
-    """Describe when each network makes its first prediction, and how often it makes one."""
+    """Return a description of when each network makes its first prediction, and how often it makes predictions."""
     fps = source.fps if source.live else None  # a file's frames need not come at its mean rate
     parts = []
     for stream in streams:

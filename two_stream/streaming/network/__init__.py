@@ -1,1 +1,1 @@
-"""Clip networks converted to networks that take one frame at a time."""
+"""Conversion of clip networks to networks that process one frame at a time."""

@@ -1,8 +1,8 @@
-"""Cells: the parts of a stream network, with what each keeps of past frames and computes for new ones.
+"""Cells: the layers of a stream network, with the state that each layer keeps between frames.
 
-Every map has time as its third dimension: `(B, C, n, H, W)`, or `(B, D, n)` for tokens, with n new steps. A cell
-computes each of its steps once. It runs in two ways with equal results: `push` takes any number of steps and keeps the
-state itself; `StepNetwork` takes a fixed number of steps and keeps the state outside.
+In all maps, time is the third dimension: `(B, C, n, H, W)`, or `(B, D, n)` for tokens, with n new time steps. A cell
+computes each time step once. A cell can be run in two ways with equal results. `push` takes any number of steps and
+keeps the state in the cell. `StepNetwork` takes a fixed number of steps and keeps the state outside the cell.
 """
 
 from __future__ import annotations
@@ -18,58 +18,58 @@ from torch import nn
 from two_stream.errors import SettingsError
 
 Start = Literal["zeros", "replicate"]
-"""What replaces the frames before the first: every layer's own padding, or its first input repeated."""
+"""What replaces the frames before the first one: each layer's own padding, or each layer's first input, repeated."""
 TIME = 2
 _SLACK = 2
-"""a view is kept if its tensor is at most this many times as long, otherwise it is copied"""
+"""a view is copied if its tensor is more than this number of times longer than the view"""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Receptive field of step `i` of a map: `before` frames before frame `i * stride`, and `after` frames after it."""
+    """Receptive field of step `i` of a map: frame `i * stride`, `before` frames before and `after` frames after it."""
 
     stride: int = 1
-    """frames per step"""
+    """number of frames per step"""
     before: int = 0
-    """frames covered before its own; padding for the first step"""
+    """number of earlier frames that a step depends on; for the first step, these frames are padding"""
     after: int = 0
-    """frames covered after its own, which it waits for"""
+    """number of later frames that a step depends on, and therefore waits for"""
     endless: bool = False
-    """covers everything from the first frame on (an LSTM with its own state)"""
+    """whether a step depends on all frames since the first one (an LSTM with its own state)"""
 
     @property
     def receptive_field(self) -> int | None:
-        """Number of frames that one step covers; None if it covers all since the first."""
+        """Number of frames that a step depends on; None if it depends on all frames so far."""
         return None if self.endless else self.before + self.after + 1
 
     def windowed(self, span: int, step: int, front: int) -> Reach:
-        """Return the reach after a window of `span` steps, moved by `step`, with `front` steps of padding."""
+        """Return the reach after a window of `span` steps with stride `step` and `front` steps of padding."""
         before = self.before + front * self.stride
         after = self.after + (span - 1 - front) * self.stride
         return Reach(self.stride * step, before, after, self.endless)
 
 
 class StreamCell(nn.Module, ABC):
-    """One node of the network."""
+    """A node of a stream network."""
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return the reach of the output's steps, given that of the inputs."""
+        """Return the reach of the output for the reaches of the inputs."""
         return inputs[0]
 
     @abstractmethod
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Take the next steps of every input (None: none) and return those that can be computed now.
+        """Process the next steps of the inputs and return the output steps that can be computed now, or None.
 
         Args:
-            inputs: One map per input of the node.
-            last: The stream ends here, and padding follows the last step.
+            inputs: One map for each input of the node; None for an input without new steps.
+            last: Whether the stream ends, so that padding follows the last step.
         """
 
     def reset(self) -> None:
-        """Forget the stream."""
+        """Forget all steps of the stream."""
 
     def state_size(self) -> int:
-        """Return how many numbers are kept between calls."""
+        """Return the number of values that are kept between calls."""
         return 0
 
 
@@ -88,12 +88,12 @@ class FrameWise(StreamCell):
 
 
 class WindowCell(StreamCell):
-    """A layer over windows of `span` steps, moved by `step`; `front` steps of padding precede the stream.
+    """A layer on windows of `span` steps with stride `step`; `front` steps of padding precede the stream.
 
     Attributes:
-        back: Steps of padding after the end of the stream.
+        back: Number of steps of padding after the end of the stream.
         fill: Value of the padding; minus infinity for max pooling.
-        start: Whether padding repeats the first (last) step instead.
+        start: Whether padding is filled with `fill` ("zeros") or repeats the first or last step ("replicate").
     """
 
     def __init__(
@@ -115,26 +115,26 @@ class WindowCell(StreamCell):
 
     @abstractmethod
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the m outputs of `(m - 1) * step + span` inputs."""
+        """Return m output steps for `(m - 1) * step + span` input steps."""
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return the input's reach, widened by the window."""
+        """Return the reach of the input, extended by the window."""
         return inputs[0].windowed(self.span, self.step, self.front)
 
     def pad(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        """Return `steps` steps of padding; `x` is the single step next to it."""
+        """Return `steps` steps of padding; `x` is the step next to the padding."""
         shape = list(x.shape)
         shape[TIME] = steps
         return x.expand(shape) if self.start == "replicate" else x.new_full(shape, self.fill)
 
     def close(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last inputs followed by padding."""
+        """Return the last input steps, followed by padding."""
         if not self.back:
             return x
         return torch.cat((x, self.pad(x.narrow(TIME, x.shape[TIME] - 1, 1), self.back)), TIME)
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Return the steps whose window is complete."""
+        """Return the output steps whose windows are complete."""
         full = self._join_kept(inputs[0])
         if full is None:
             return None
@@ -152,11 +152,11 @@ class WindowCell(StreamCell):
         return self.emit(full.narrow(TIME, 0, used - self.step + self.span)) if count else None
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute for `push`; subclasses that keep a state update it here."""
+        """Compute the output of `push`. Subclasses with a state of their own update this state."""
         return self.compute(x)
 
     def _join_kept(self, x: torch.Tensor | None) -> torch.Tensor | None:
-        """Return the kept steps followed by the new ones."""
+        """Return the kept steps, followed by the new steps."""
         if x is None:
             return self._kept
         if not self._begun:
@@ -166,7 +166,10 @@ class WindowCell(StreamCell):
         return x if self._kept is None else torch.cat((self._kept, x), TIME)
 
     def _keep(self, full: torch.Tensor, used: int, own: bool) -> None:
-        """Keep the steps after the first `used`; copy them if the tensor is not our own or much longer."""
+        """Keep the steps after the first `used` steps.
+
+        Copy the steps if the tensor belongs to the caller or is much longer.
+        """
         rest = full.shape[TIME] - used
         if rest == 0:
             self._kept = None
@@ -175,19 +178,19 @@ class WindowCell(StreamCell):
         self._kept = kept if own and full.shape[TIME] <= _SLACK * rest else kept.clone()
 
     def reset(self) -> None:
-        """Forget the stream."""
+        """Forget all steps of the stream."""
         self._kept, self._begun, self._skip = None, False, 0
 
     def state_size(self) -> int:
-        """Return how many numbers are kept between calls."""
+        """Return the number of values that are kept between calls."""
         return 0 if self._kept is None else self._kept.numel()
 
 
 class Join(StreamCell):
-    """A sum, product or concatenation of maps; steps of faster inputs wait for the slowest.
+    """A sum, product or concatenation of maps. Steps of inputs with less delay wait for the input with the most delay.
 
     Args:
-        function: Computes the joined map.
+        function: Function that computes the joined map.
         what: Name of the operation, for error messages.
     """
 
@@ -196,26 +199,26 @@ class Join(StreamCell):
         self.function = function
         self.what = what
         self._waiting: list[list[torch.Tensor]] = []
-        """per input, the steps that wait, in order"""
+        """for each input, the steps that wait, in order"""
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return the widest reach of the inputs.
+        """Return a reach that covers the reaches of all inputs.
 
         Raises:
-            SettingsError: They have different rates.
+            SettingsError: The inputs have different rates.
         """
         strides = sorted({reach.stride for reach in inputs})
         if len(strides) > 1:
             rates = " and per ".join(map(str, strides))
             raise SettingsError(
-                f"this network cannot stream: {self.what} joins feature maps of different rates "
-                f"(one step per {rates} frames)"
+                f"this network cannot stream: {self.what} joins feature maps with different rates (one step per "
+                f"{rates} frames); expected equal rates"
             )
         before, after = max(reach.before for reach in inputs), max(reach.after for reach in inputs)
         return Reach(strides[0], before, after, any(reach.endless for reach in inputs))
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Join as many steps as all inputs have."""
+        """Join the steps that all inputs have."""
         del last
         if not self._waiting:
             self._waiting = [[] for _ in inputs]
@@ -230,12 +233,12 @@ class Join(StreamCell):
         self._waiting = []
 
     def state_size(self) -> int:
-        """Return how many numbers wait."""
+        """Return the number of values that wait."""
         return sum(x.numel() for queue in self._waiting for x in queue)
 
 
 def _take(queue: list[torch.Tensor], count: int) -> torch.Tensor:
-    """Remove the first `count` steps from a queue; nothing is copied if they are one whole tensor."""
+    """Remove the first `count` steps from a queue and return them; a complete tensor is not copied."""
     parts: list[torch.Tensor] = []
     while count:
         x = queue.pop(0)

@@ -1,4 +1,4 @@
-"""Reads a backbone's graph of layers and builds the cells of a stream network."""
+"""Builds the cells of a stream network from a backbone's graph of layers."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from two_stream.streaming.network.layers import (
 
 @dataclass(frozen=True)
 class LayerNode:
-    """One cell with its inputs and reach."""
+    """A cell with its inputs and its reach."""
 
     name: str
     cell: StreamCell
     inputs: tuple[int, ...]
-    """indices of its input nodes; -1 is the stream of frames"""
+    """indices of the input nodes; -1 is the stream of frames"""
     reach: Reach
 
 
 @dataclass(frozen=True)
 class _Size:
-    """The size of a map, or one of its dimensions, which is not known in a stream."""
+    """The size of a map or of one of its dimensions, which is unknown in a stream."""
 
     of: int
     dimension: int | None = None
@@ -55,14 +55,14 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Equal parts of a map's channels."""
+    """A map's channels, divided into equal parts."""
 
     of: int
     count: int
 
 
 class Builder:
-    """Collects nodes, numbered in order of execution."""
+    """Collects the nodes, which are numbered in the order of execution."""
 
     def __init__(self) -> None:
         self.nodes: list[LayerNode] = []
@@ -79,27 +79,27 @@ class Builder:
 
 
 def add_backbone(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
-    """Add a backbone's cells and return the indices of its maps, one per pathway.
+    """Add the cells of a backbone and return the numbers of its maps, one for each pathway.
 
     Raises:
-        SettingsError: It cannot stream; the message names the layer or setting and the reason.
+        SettingsError: The backbone cannot stream.
     """
     if isinstance(backbone, TimmBackbone):
         return [_add_timm(backbone, choice, builder)]
     if isinstance(backbone, LibraryBackbone):
         raise SettingsError(
-            f"backbone {backbone.options.kind} cannot stream: every frame attends to all frames of its clip"
+            f"backbone {backbone.options.kind} cannot stream, because every frame attends to all frames of its clip"
         )
     if isinstance(backbone, SlowFast3D) and backbone.options.spread:
         raise SettingsError(
-            "backbone slowfast cannot stream with `spread: true`: it picks its slow frames by the clip's length; "
-            "set `backbone.spread: false`, every `alpha`-th frame"
+            "backbone slowfast cannot stream with `spread: true`, because its slow frames depend on the length of "
+            "the clip; set `backbone.spread: false` to use every `alpha`-th frame"
         )
     return GraphReader(traced(backbone, LEAVES), choice, builder).maps()
 
 
 class GraphReader:
-    """Builds the cells of one graph, from input to output."""
+    """Builds the cells of a graph, from input to output."""
 
     def __init__(self, module: fx.GraphModule, choice: CellChoice, builder: Builder) -> None:
         self.module = module
@@ -108,7 +108,7 @@ class GraphReader:
         self.values: dict[fx.Node, Any] = {}
 
     def maps(self) -> list[int]:
-        """Add every node of the graph and return the indices of its outputs."""
+        """Add all nodes of the graph and return the numbers of its outputs."""
         graph = self.module.graph
         graph.eliminate_dead_code()
         for node in graph.nodes:
@@ -118,7 +118,7 @@ class GraphReader:
                 return [self.values[each] for each in node.args[0]]
             else:
                 self.values[node] = self._value(node)
-        raise AssertionError("the graph has no output node")
+        raise AssertionError("expected a graph with an output node, found none")
 
     def _value(self, node: fx.Node) -> Any:
         if node.op == "call_module":
@@ -127,10 +127,10 @@ class GraphReader:
             return self._method(node)
         if node.op == "call_function":
             return self._function(node)
-        raise no_stream_error(node.name, node.target, "expected layers and functions only")
+        raise no_stream_error(node.name, node.target, "expected only layers, methods and functions")
 
     def _may_overwrite(self, value: int) -> bool:
-        """Whether a map is read by one node only, and is not a view of another map."""
+        """Return whether only one node reads a map and the map is not a view of another map."""
         if value < 0:
             return False
         readers = sum(len(node.users) for node, each in self.values.items() if each == value)
@@ -144,7 +144,7 @@ class GraphReader:
         return readers - aliases <= 1 and not is_view
 
     def layer(self, node: fx.Node) -> int:
-        """Add the cell of a module and return its number."""
+        """Add the cell of a module and return the number of its node."""
         value = self.map(node.args[0], node)
         part = self.module.get_submodule(str(node.target))
         stride = self.builder.reach(value).stride
@@ -154,7 +154,7 @@ class GraphReader:
         return self._done(node, value, cell, value, in_place=bool(getattr(part, "inplace", False)))
 
     def _done(self, node: fx.Node, changed: int, cell: StreamCell, *inputs: int, in_place: bool) -> int:
-        """Add a node; later readers of a map that it overwrites in the clip network read its result."""
+        """Add a node. If the clip network overwrites a map in place, later nodes read the result of the new node."""
         name = str(node.target) if node.op == "call_module" else node.name
         number = self.builder.add(name, cell, *inputs)
         if in_place:
@@ -165,7 +165,7 @@ class GraphReader:
         value = self.map(node.args[0], node)
         if node.target == "chunk" and node.kwargs.get("dim", node.args[-1]) == 1:
             return _Parts(value, int(node.args[1]))  # type: ignore[arg-type]
-        raise no_stream_error(node.name, node.target, "there is no rule for this method")
+        raise no_stream_error(node.name, node.target, "streaming does not support this method")
 
     def _function(self, node: fx.Node) -> Any:
         target: Any = node.target
@@ -187,7 +187,7 @@ class GraphReader:
             return self.builder.add(node.name, make_averaging(int(node.args[1])), value)  # type: ignore[arg-type]
         if target is F.adaptive_avg_pool3d:
             return self._pool_to_slow(node, value)
-        raise no_stream_error(node.name, target, "there is no rule for this function")
+        raise no_stream_error(node.name, target, "streaming does not support this function")
 
     def _concatenate(self, node: fx.Node) -> int:
         dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -210,30 +210,34 @@ class GraphReader:
                 step = int(steps.step or 1)
                 return value if step == 1 else self.builder.add(node.name, Picked(step), value)
         raise no_stream_error(
-            node.name, operator.getitem, f"only every n-th step can be selected, not {index}"
+            node.name,
+            operator.getitem,
+            f"found the index {index}; expected a slice that selects every n-th time step",
         )
 
     def _pool_to_slow(self, node: fx.Node, value: int) -> int:
-        """Average the fast map to the slow one's rate."""
+        """Average the fast pathway's map to the rate of the slow pathway."""
         size: Any = node.args[1]
         length = self.values.get(size[0]) if isinstance(size, tuple) else None
         if not isinstance(length, _Size) or length.dimension != 2 or size[1:] != (None, None):
             raise no_stream_error(
-                node.name, node.target, "it pools to a number of steps, and a stream has no length"
+                node.name,
+                node.target,
+                "the layer pools to a fixed number of steps, but a stream has no length",
             )
         ratio = self.builder.reach(length.of).stride // self.builder.reach(value).stride
         return self.builder.add(node.name, make_thinning(ratio), value)
 
     def map(self, argument: Any, node: fx.Node) -> int:
-        """Return the number of a node's input that must be a map."""
+        """Return the number of the map that is an input of a node."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if not isinstance(value, int):
-            raise no_stream_error(node.name, node.target, f"its input {argument} is not a map")
+            raise no_stream_error(node.name, node.target, f"expected a map as input, found {argument}")
         return value
 
 
 def concatenate_channels(*maps: torch.Tensor) -> torch.Tensor:
-    """Concatenate maps along their second dimension."""
+    """Concatenate maps along the channel dimension."""
     return torch.cat(maps, dim=1)
 
 
@@ -244,40 +248,40 @@ def _part(count: int, index: int) -> Callable[[torch.Tensor], torch.Tensor]:
 def _bound(
     function: Callable[..., torch.Tensor], rest: tuple[Any, ...]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function of the map alone, with its other positional arguments bound; `inplace` is left out."""
+    """Return a function of only the map, with the other positional arguments bound; `inplace` is dropped."""
     return (lambda x_BCTHW: function(x_BCTHW, *rest)) if rest else function
 
 
 class OnImages(nn.Module):
-    """A 2D layer applied to every frame of a map `(B, C, n, H, W)`."""
+    """Applies a 2D layer to each frame of a map `(B, C, n, H, W)`."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the frames' maps, joined along time."""
+        """Return the maps of the frames, stacked along time."""
         batch, count = x_BCTHW.shape[0], x_BCTHW.shape[TIME]
         y_NCHW: torch.Tensor = self.part(x_BCTHW.transpose(1, TIME).flatten(0, 1))
         return y_NCHW.reshape(batch, count, *y_NCHW.shape[1:]).transpose(1, TIME)
 
 
 class Shift(WindowCell):
-    """TSM's shift: the first part of the channels comes from the next frame, the second from the previous one."""
+    """The shift of TSM: the first part of the channels is from the next frame, the second from the previous frame."""
 
     def __init__(self, share: float, start: Start) -> None:
         super().__init__(3, front=1, back=1, start=start)
         self.share = share
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Return every frame between the first and the last, shifted."""
+        """Return the shifted maps of all frames except the first and the last."""
         count = int(x.shape[1] * self.share)
         following, preceding, rest = x[:, :count, 2:], x[:, count : 2 * count, :-2], x[:, 2 * count :, 1:-1]
         return torch.cat((following, preceding, rest), dim=1)
 
 
 class _ShiftTracer(fx.Tracer):
-    """Traces into modules that contain a shift; every other module is one layer on images."""
+    """Traces modules that contain a shift; all other modules are treated as one layer."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
@@ -285,7 +289,7 @@ class _ShiftTracer(fx.Tracer):
 
 
 class _ShiftReader(GraphReader):
-    """Reads a graph whose layers process images, except for the shifts."""
+    """Reads a graph whose layers are shifts or process single images."""
 
     def layer(self, node: fx.Node) -> int:
         value, name = self.map(node.args[0], node), str(node.target)
@@ -297,13 +301,13 @@ class _ShiftReader(GraphReader):
 
 
 def _add_timm(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
-    """Add a network of timm, frame by frame, shifted (TSM) or inflated, and return the number of its map."""
+    """Add a network of timm (frame by frame, with TSM or inflated) and return the number of its map."""
     options = backbone.options
     if options.picture or options.difference != "none":
         setting = "picture: true" if options.picture else f"difference: {options.difference}"
         raise SettingsError(
-            f"backbone timm cannot stream with `{setting}`: its input is computed from several frames; use "
-            "`--mode sliding`, which sends clips"
+            f"backbone timm cannot stream with `{setting}`, because its input is computed from several frames; "
+            "use `--mode sliding`, which computes clips"
         )
     if options.tsm or options.inflate:
         value = _add_temporal_timm(backbone, choice, builder)
@@ -318,11 +322,11 @@ def _add_timm(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> i
 
 
 def _add_temporal_timm(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
-    """Add the stages of a network with layers over several frames."""
+    """Add the stages of a network whose layers use several frames."""
     if backbone.layout != "nchw":
         raise SettingsError(
-            f"backbone timm cannot stream with `tsm` in {backbone.options.name}: its maps have channels last; "
-            "use a ResNet, RegNet, EfficientNet or MobileNet"
+            f"backbone timm cannot stream with `tsm` in {backbone.options.name}, because the network's maps have "
+            "the channels last; use a ResNet, RegNet, EfficientNet or MobileNet"
         )
     names = [name for name in backbone.names if name in backbone._modules]
     stages = nn.Sequential(OrderedDict((name, backbone.get_submodule(name)) for name in names))
@@ -330,7 +334,7 @@ def _add_temporal_timm(backbone: TimmBackbone, choice: CellChoice, builder: Buil
         graph = (_ShiftTracer() if backbone.options.tsm else BackboneTracer()).trace(stages)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"backbone timm cannot stream in {backbone.options.name}: {reason}") from None
+        raise SettingsError(f"backbone timm: {backbone.options.name} cannot stream ({reason})") from None
     output = graph.output_node()
     output.args = ([output.args[0]],)
     reader = _ShiftReader if backbone.options.tsm else GraphReader

@@ -1,4 +1,4 @@
-"""Temporal heads on a stream: over a sliding window of tokens, or as an LSTM over all tokens so far."""
+"""Temporal heads for a stream: on a sliding window of tokens, or as an LSTM over all tokens so far."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from two_stream.streaming.network.cells import TIME, FrameWise, Join, Reach, Win
 from two_stream.streaming.network.graph import Builder, concatenate_channels
 
 States = tuple[torch.Tensor, torch.Tensor]
-"""Hidden and cell state of an LSTM, `(layers, B, hidden)` each."""
+"""Hidden state and cell state of an LSTM, each `(layers, B, hidden)`."""
 
 
 class TokenWindow(WindowCell):
-    """A head over the newest `span` tokens; maps tokens `(B, D, n)` to vectors `(B, F, m)`."""
+    """A head on the newest `span` tokens, which maps tokens `(B, D, n)` to vectors `(B, F, m)`."""
 
     def __init__(self, head: Callable[[torch.Tensor], torch.Tensor], span: int, step: int) -> None:
         super().__init__(span, step)
         self.head = head
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the head to every window."""
+        """Apply the head to each window."""
         if x.shape[TIME] == self.span:
             return self.head(x.transpose(1, 2)).unsqueeze(TIME)
         windows = x.unfold(TIME, self.span, self.step)  # (B, D, m, span)
@@ -37,14 +37,14 @@ class TokenWindow(WindowCell):
 
 
 class MapWindow(WindowCell):
-    """A head over maps, for the newest `span` maps `(B, C, n, H, W)`."""
+    """A head on the newest `span` steps of maps `(B, C, n, H, W)`."""
 
     def __init__(self, head: Head, span: int, step: int) -> None:
         super().__init__(span, step)
         self.head = head
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply pooling and head to every window."""
+        """Apply the pooling and the head to each window."""
         if x.shape[TIME] == self.span:
             vector: torch.Tensor = self.head(self.head.pool(x))
             return vector.unsqueeze(TIME)
@@ -63,20 +63,20 @@ class RunningLstm(WindowCell):
         self._states: States | None = None
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return an endless reach."""
+        """Return a reach of all frames so far."""
         return replace(super().reach(inputs), endless=True)
 
     def run(self, x: torch.Tensor, states: States | None) -> tuple[torch.Tensor, States]:
-        """Return the outputs `(B, hidden, m)` of `m * step` more tokens, and the new states."""
+        """Return the outputs `(B, hidden, m)` for the next `m * step` tokens, and the new states."""
         out_BTD, states = self.head.lstm(x.transpose(1, 2), states)
         return out_BTD[:, self.step - 1 :: self.step].transpose(1, 2), states
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Run from the first token."""
+        """Compute from the first token on."""
         return self.run(x, None)[0]
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Continue from the last call's states."""
+        """Continue with the states of the last call."""
         out, self._states = self.run(x, self._states)
         return out
 
@@ -86,12 +86,12 @@ class RunningLstm(WindowCell):
         self._states = None
 
     def state_size(self) -> int:
-        """Return how many numbers are kept between calls."""
+        """Return the number of values that are kept between calls."""
         return super().state_size() + sum(state.numel() for state in self._states or ())
 
 
 class Classified(nn.Module):
-    """Dropout (none in evaluation) and classifier; maps vectors `(B, F, m)` to logits `(B, m, K)`."""
+    """The classifier, which maps vectors `(B, F, m)` to logits `(B, m, K)`."""
 
     def __init__(self, model: Recognizer) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Classified(nn.Module):
 
 
 class DenselyClassified(Classified):
-    """The spatial mean of the classifier's positive outputs: maps `(B, C, n, H, W)` to `(B, K, n)`."""
+    """The classifier for `dense`: maps `(B, C, n, H, W)` to the spatial mean of positive outputs, `(B, K, n)`."""
 
     def forward(self, z_BFM: torch.Tensor) -> torch.Tensor:
         """Return the logits of each step."""
@@ -114,13 +114,13 @@ class DenselyClassified(Classified):
 
 
 def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: Builder) -> None:
-    """Add the nodes after the backbone; the last one returns logits `(B, m, K)`.
+    """Add the nodes after the backbone. The last node returns logits `(B, m, K)`.
 
     Args:
         model: The clip network.
-        maps: Numbers of the backbone's maps, one per pathway.
-        window: Frames per prediction; None is the model's clip length, and for an LSTM all frames so far.
-        builder: Receives the nodes.
+        maps: Numbers of the backbone's maps, one for each pathway.
+        window: Number of frames per prediction. None means the model's clip length or, for an LSTM, all frames so far.
+        builder: Builder that the nodes are added to.
 
     Raises:
         SettingsError: The head does not support a stream or the window.
@@ -129,7 +129,10 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
     tokens = model.backbone.num_tokens(window or model.spec.clip_length)
     if model.options.dense:
         if len(maps) > 1:
-            raise SettingsError("this network cannot stream: `dense` classifies two pathways together")
+            raise SettingsError(
+                "this network cannot stream: `model.dense` classifies two pathways together; "
+                "expected one pathway"
+            )
         each = builder.add("places", FrameWise(DenselyClassified(model)), maps[0])
         mean = builder.add("mean", TokenWindow(_time_mean, tokens[0], 1), each)
         builder.add("logits", FrameWise(_swap_time), mean)
@@ -140,8 +143,8 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
         name = f"head{place}"
         if head.fixed_length and count != head.tokens:
             raise SettingsError(
-                f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens but would get {count}; "
-                f"omit it, or use {model.spec.clip_length}"
+                f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens but would get "
+                f"{count}; omit `window`, or set it to {model.spec.clip_length}"
             )
         if len(model.standards):  # standardises the map: its spatial mean is then the standardised token
             number = builder.add(f"{name}_standard", FrameWise(model.standards[place]), number)
@@ -162,14 +165,14 @@ def _head_cell(head: Head, count: int, step: int, *, running: bool) -> WindowCel
         return TokenWindow(head, count, step)
     if head.options.bidirectional:
         raise SettingsError(
-            "head lstm cannot stream with `bidirectional: true`: it reads from the end; with `window`, it reads the "
-            "newest frames again at every step"
+            "head lstm cannot stream with `bidirectional: true`, because it also reads from the end of the video; "
+            "set `window`, so that the head reads the newest frames again for each prediction"
         )
     return RunningLstm(head, step)
 
 
 def _in_time(vectors: torch.Tensor, batch: int, count: int) -> torch.Tensor:
-    """Reshape the vectors of windows, ordered by stream, to `(B, F, m)`."""
+    """Reshape vectors of windows, which are ordered by stream, to `(B, F, m)`."""
     return vectors.reshape(batch, count, -1).transpose(1, 2)
 
 

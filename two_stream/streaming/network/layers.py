@@ -1,4 +1,4 @@
-"""The cell of each layer: convolution, pooling, squeeze-and-excitation and more. Layers without a rule are rejected."""
+"""Cells for the layers of a network: convolution, pooling, squeeze-and-excitation and more."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from two_stream.errors import SettingsError
 from two_stream.streaming.network.cells import TIME, FrameWise, Start, StreamCell, WindowCell
 
 Squeeze = Literal["frame", "clip"]
-"""What squeeze-and-excitation averages: each frame separately, or a window as long as the clip."""
+"""What squeeze-and-excitation averages over: each frame separately, or a window as long as the clip."""
 LEAVES: tuple[type[nn.Module], ...] = (PaddedIdentity, SqueezeExcitation)
-"""Our modules with a rule of their own, in addition to those of `tracing.LEAVES`."""
+"""Modules with their own cell, in addition to `tracing.LEAVES`."""
 IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
 """Modules that change nothing in evaluation."""
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
@@ -44,16 +44,16 @@ _LOWEST = float("-inf")
 
 @dataclass(frozen=True)
 class CellChoice:
-    """Options of `convert` that hold for every layer."""
+    """Options of `convert` that apply to all layers."""
 
     squeeze: Squeeze
     start: Start
     window: int
-    """frames that squeeze-and-excitation averages if `squeeze` is `clip`"""
+    """number of frames that squeeze-and-excitation averages over if `squeeze` is `clip`"""
 
 
 class Convolution(WindowCell):
-    """A 3D convolution; `WindowCell` pads it in time, the convolution itself in space."""
+    """A 3D convolution. The cell pads in time, the convolution in space."""
 
     def __init__(self, conv: nn.Conv3d, padding: int, start: Start) -> None:
         span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
@@ -77,7 +77,7 @@ class SameConvolution(Convolution):
         self.front, self.back = missing // 2, missing - missing // 2
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Pad height and width by their sizes, and convolve."""
+        """Pad height and width according to their sizes, and convolve."""
         conv = self.conv
         both, end = _space_padding(x, conv.kernel_size, conv.stride)
         x = F.pad(x, end) if any(end) else x
@@ -88,12 +88,12 @@ class Pooling(WindowCell):
     """Max or average pooling.
 
     Args:
-        pool: Pools, with padding in space only.
-        span: Steps of a window.
-        step: Steps between windows.
-        padding: Steps of padding at both ends of the stream.
+        pool: Function that pools, with padding in space only.
+        span: Number of steps in a window.
+        step: Number of steps from one window to the next.
+        padding: Number of steps of padding at both ends of the stream.
         fill: Value of the padding.
-        partial: Whether an incomplete last window is dropped, filled with `fill`, or filled with its last step.
+        partial: Whether an incomplete last window is dropped, filled with `fill`, or filled by repeating its last step.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Pooling(WindowCell):
         return self.pool(x)
 
     def close(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last inputs, completed to a last window."""
+        """Return the last input steps, completed to a full window."""
         x = super().close(x)
         missing = (self.span - x.shape[TIME]) % self.step
         if self.partial == "drop" or not missing:
@@ -127,23 +127,23 @@ class Pooling(WindowCell):
 
 
 class Picked(WindowCell):
-    """Every `step`-th step, with an optional function applied to it."""
+    """Every `step`-th time step, with an optional function applied to it."""
 
     def __init__(self, step: int, function: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__(1, step)
         self.function = function
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Pick."""
+        """Select the steps and apply the function."""
         picked = x[:, :, :: self.step]
         return picked if self.function is None else self.function(picked)
 
 
 class Excitation(WindowCell):
-    """Squeeze-and-excitation of each frame by the mean over a window that begins with it, like co3d's `se_scope: clip`.
+    """Squeeze-and-excitation of each frame with the mean over the window that starts with the frame.
 
-    At the end of the stream the last full window is used for the remaining frames, so a clip as long as the window
-    gives the clip network's result.
+    The option is called `se_scope: clip` in co3d. At the end of the stream, the last full window is used for the
+    remaining frames. A clip as long as the window therefore has the same result as in the clip network.
     """
 
     def __init__(self, part: SqueezeExcitation, window: int) -> None:
@@ -157,12 +157,12 @@ class Excitation(WindowCell):
         return x.mean((3, 4)).unfold(TIME, self.span, 1).mean(-1)
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Scale all but the last `span - 1` frames."""
+        """Scale all frames except the last `span - 1`."""
         means_BCT = self._means(x)
         return excite(self.part, x.narrow(TIME, 0, means_BCT.shape[TIME]), means_BCT)
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Return the frames whose window is complete, and at the end all remaining ones."""
+        """Return the frames whose windows are complete, and at the end of the stream all remaining frames."""
         done = super().push(inputs, False)
         rest = self._kept
         if not last or rest is None:
@@ -172,7 +172,7 @@ class Excitation(WindowCell):
         return closing if done is None else torch.cat((done, closing), TIME)
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute, and keep the last window's mean."""
+        """Scale the frames, and keep the mean of the last window."""
         means_BCT = self._means(x)
         self._mean = means_BCT[:, :, -1:]
         return excite(self.part, x.narrow(TIME, 0, means_BCT.shape[TIME]), means_BCT)
@@ -184,7 +184,7 @@ class Excitation(WindowCell):
 
 
 class FrameExcitation(nn.Module):
-    """Squeeze-and-excitation of each frame by its own mean over space."""
+    """Squeeze-and-excitation of each frame with its own mean over space."""
 
     def __init__(self, part: SqueezeExcitation) -> None:
         super().__init__()
@@ -196,24 +196,24 @@ class FrameExcitation(nn.Module):
 
 
 def excite(part: SqueezeExcitation, x_BCTHW: torch.Tensor, means_BCT: torch.Tensor) -> torch.Tensor:
-    """Scale channels by weights computed from the given means."""
+    """Scale channels by weights that are computed from `means_BCT`."""
     weight = torch.relu(part.fc1(means_BCT[..., None, None]))
     scaled_BCTHW: torch.Tensor = x_BCTHW * torch.sigmoid(part.fc2(weight))
     return scaled_BCTHW
 
 
 def make_cell(name: str, part: nn.Module, choice: CellChoice, stride: int, alone: bool) -> StreamCell | None:
-    """Return the cell of a layer; None if it changes nothing.
+    """Return the cell for a layer; None if the layer changes nothing.
 
     Args:
-        name: The layer's name, for error messages.
+        name: Name of the layer, for error messages.
         part: The layer.
         choice: Options of the conversion.
-        stride: Frames per step of the input.
-        alone: Whether no other layer reads the input, so that it may be overwritten.
+        stride: Number of frames per step of the input.
+        alone: Whether no other layer reads the input, so that the layer may overwrite it.
 
     Raises:
-        SettingsError: There is no rule for the layer.
+        SettingsError: Streaming does not support the layer.
     """
     if isinstance(part, IDENTITIES):
         return None
@@ -226,7 +226,7 @@ def make_cell(name: str, part: nn.Module, choice: CellChoice, stride: int, alone
         if part.track_running_stats:
             return FrameWise(part)
         raise no_stream_error(
-            name, part, "it normalises by statistics of the batch, and a stream has no batch"
+            name, part, "the layer normalises with statistics of the batch, but a stream has no batch"
         )
     if isinstance(part, CellMeans):
         return FrameWise(part)
@@ -278,12 +278,15 @@ def _make_pooling(name: str, part: nn.Module) -> StreamCell:
     if isinstance(part, nn.AvgPool3d):
         kernel, stride, padding = map(_triple, (part.kernel_size, part.stride, part.padding))
         if padding[0] and not part.count_include_pad:
-            why = "its averages leave out padding, so its first steps have different weights"
+            why = (
+                "the averages leave out padding, so the first steps would have different weights; expected "
+                "`count_include_pad=True`"
+            )
             raise no_stream_error(name, part, why)
         options = {"count_include_pad": part.count_include_pad}
         pool = partial(F.avg_pool3d, kernel_size=kernel, stride=stride, padding=(0, *padding[1:]), **options)
         return _pool_cell(pool, kernel, stride, padding=padding[0])
-    raise no_stream_error(name, part, "there is no rule for it in `streaming/network/layers.py`")
+    raise no_stream_error(name, part, "streaming does not support this layer")
 
 
 def _pool_cell(
@@ -296,7 +299,7 @@ def _pool_cell(
 
 
 def _make_same_max_pool(part: SameMaxPool3d) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return max pooling with SAME padding in space and none in time."""
+    """Return a function for max pooling with SAME padding in space and no padding in time."""
 
     def pool(x: torch.Tensor) -> torch.Tensor:
         both, end = _space_padding(x, part.kernel, part.stride)
@@ -309,13 +312,13 @@ def _make_same_max_pool(part: SameMaxPool3d) -> Callable[[torch.Tensor], torch.T
 def _space_padding(
     x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
 ) -> tuple[tuple[int, int, int], list[int]]:
-    """Return the padding of a layer on both sides, and the additional padding at the end, in the order of `F.pad`."""
+    """Return a layer's padding on both sides, and the additional padding at the end in the order of `F.pad`."""
     (high, low), (left, right) = (same_padding(x.shape[i], kernel[i - 2], stride[i - 2]) for i in (3, 4))
     return (0, high, left), [0, right, 0, low]
 
 
 def make_averaging(time: int) -> StreamCell:
-    """Return the cell of `shufflenet_3d.averaged`."""
+    """Return the cell for `shufflenet_3d.averaged`."""
     function = partial(averaged, time=time)
     return FrameWise(function) if time == 1 else Pooling(function, time, time, partial="repeat")
 
@@ -326,7 +329,7 @@ def make_thinning(time: int) -> StreamCell:
 
 
 def no_stream_error(name: str, part: object, reason: str) -> SettingsError:
-    """Return the error for a layer or function that a stream cannot have."""
+    """Return the error for a layer or function that streaming does not support."""
     what = type(part).__name__ if isinstance(part, nn.Module) else getattr(part, "__name__", str(part))
     return SettingsError(f"this network cannot stream: {name} ({what}): {reason}")
 

@@ -1,8 +1,8 @@
-"""Converts a clip network to a stream network with the same weights, without training.
+"""Conversion of a clip network to a stream network with the same weights, without training.
 
-Source of the idea: Hedegaard and Iosifidis, "Continual 3D Convolutional Neural Networks for Real-time Processing of
-Videos" (arXiv 2106.00050). Their networks compute every product of a kernel with a frame when the frame arrives and add
-them up later; ours keep the frames and compute each output once.
+The method is based on Hedegaard and Iosifidis, "Continual 3D Convolutional Neural Networks for Real-time Processing of
+Videos" (arXiv 2106.00050). In the paper, networks compute the products of a kernel with a frame when the frame arrives,
+and add the products later. The networks here keep the frames and compute each output once.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from two_stream.streaming.network.layers import CellChoice, Squeeze
 
 
 class StreamRecognizer(nn.Module):
-    """Takes the next frames of one stream, or of a batch of streams; made by `convert`.
+    """A network for a stream of frames, or for a batch of streams; `convert` creates such networks.
 
-    Prediction `j` is for the window that begins at frame `j * stride`, and is made at frame `delay + j * stride`, both
-    counted from 0. The memory kept between calls does not grow with the stream.
+    Prediction `j` is for the window that starts at frame `j * stride`. Prediction `j` is complete at frame `delay + j *
+    stride`. Frames are counted from 0. The memory that is kept between calls does not grow with the stream.
 
     Attributes:
-        model: The clip network, with shared weights.
-        delay: Frames before the one at which the first prediction is made.
-        stride: Frames per prediction.
-        receptive_field: Frames on which a prediction depends; None if all so far (an LSTM).
-        padding: Frames of the first receptive field that lie before the stream.
+        model: The clip network, which shares the weights.
+        delay: Number (from 0) of the frame that completes the first prediction.
+        stride: Number of frames from one prediction to the next.
+        receptive_field: Number of frames that a prediction depends on; None if it depends on all frames so far (an
+            LSTM).
+        padding: Number of frames of the first receptive field that are before the start of the stream.
     """
 
     def __init__(self, model: Recognizer, nodes: list[LayerNode]) -> None:
@@ -43,7 +44,7 @@ class StreamRecognizer(nn.Module):
         self.delay, self.stride, self.padding = reach.after, reach.stride, reach.before
         self.receptive_field = reach.receptive_field
         self._shape: tuple[int, ...] | None = None
-        """(batch, height, width) of the stream"""
+        """`(batch, height, width)` of the stream"""
         self._done: list[list[int]] = [[] for _ in nodes]
         last_reader = {number: place for place, node in enumerate(nodes) for number in node.inputs}
         for number, place in last_reader.items():
@@ -51,42 +52,47 @@ class StreamRecognizer(nn.Module):
                 self._done[place].append(number)
 
     def reset(self) -> None:
-        """Forget the stream: the next frame is the first of a new one."""
+        """Forget the stream; the next frame is the first frame of a new stream."""
         self._shape = None
         for node in self.nodes:
             node.cell.reset()
 
     @torch.inference_mode()
     def step(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Take the next frames and return the predictions that they complete.
+        """Process the next frames and return the predictions that they complete.
 
         Args:
-            frames_BCTHW: Pixel values 0..255 (uint8 or float), `(B, C, n, H, W)` with any n: single frames of a camera
-                and many frames of a file give the same results. They are `spec.stride` frames of the video apart, as
-                in the model's clips.
+            frames_BCTHW: Pixel values 0..255 (uint8 or float), `(B, C, n, H, W)`. The results do not depend on n, the
+                number of frames per call. As in the model's clips, consecutive frames must be `spec.stride` frames of
+                the video apart.
 
         Returns:
-            Logits `(B, m, K)`, in time order, of the classifier's type; m is 0 if no prediction is complete.
+            Logits `(B, m, K)` of m predictions in the order of time, with the dtype of the classifier. m is 0 if no
+            prediction is complete.
 
         Raises:
-            SettingsError: Wrong channels or number of dimensions, or batch or size differ from the stream's.
+            SettingsError: The number of channels or dimensions is wrong, or the batch size or frame size differs from
+                that of the stream.
         """
         return self._logits(frames_BCTHW.shape, self._run(self._checked(frames_BCTHW), last=False))
 
     @torch.inference_mode()
     def finish(self) -> torch.Tensor:
-        """End the stream: return the logits `(B, m, K)` of the remaining windows, which include padding, and reset."""
+        """End the stream: return the logits `(B, m, K)` of the remaining windows, and reset the network.
+
+        The remaining windows include padding.
+        """
         shape = (1,) if self._shape is None else self._shape
         logits = self._logits(shape, None if self._shape is None else self._run(None, last=True))
         self.reset()
         return logits
 
     def forward(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
-        """As `step`."""
+        """Call `step`."""
         return self.step(frames_BCTHW)
 
     def state_bytes(self) -> int:
-        """Return the size of the state between calls, in bytes of float32 (half in bfloat16)."""
+        """Return the size in bytes of the state between calls in float32; bfloat16 takes half of this size."""
         return 4 * sum(node.cell.state_size() for node in self.nodes)
 
     def _checked(self, frames_BCTHW: torch.Tensor) -> torch.Tensor | None:
@@ -94,8 +100,8 @@ class StreamRecognizer(nn.Module):
         shape = (x.shape[0], *x.shape[3:])
         if self._shape not in (None, shape):
             raise SettingsError(
-                f"frames (batch, height, width) {shape} do not match the stream's {self._shape}; call `reset` before a "
-                "new stream"
+                f"found frames of (batch, height, width) {shape}; expected {self._shape}, as before in this "
+                "stream; call `reset` before a new stream"
             )
         self._shape = shape
         return x if x.shape[TIME] else None
@@ -120,33 +126,32 @@ class StreamRecognizer(nn.Module):
 def convert(
     model: Recognizer, *, window: int | None = None, squeeze: Squeeze = "frame", start: Start = "zeros"
 ) -> StreamRecognizer:
-    """Return a network that takes frames one by one (or many at a time) and shares the model's weights.
+    """Convert a clip network to a stream network that shares the model's weights.
 
-    The model is put into evaluation mode. Its BatchNorms may be folded and its weights in bfloat16
-    (`evaluation.scoring.network.prepare_for_inference`). With zero padding, the predictions are the clip network's for
-    the whole stream as one long clip, one per window; squeeze-and-excitation differs, see `squeeze`.
+    The model is put into evaluation mode. BatchNorm layers of the model can be folded and its weights can be bfloat16
+    (see `evaluation.scoring.network.prepare_for_inference`). With `start="zeros"`, the predictions equal those of the
+    clip network for the whole stream as one long clip. The exception is squeeze-and-excitation, see `squeeze`.
 
     Args:
         model: A trained clip network.
         window: Frames per prediction; None is the model's clip length, and for an LSTM all frames so far.
-        squeeze: What squeeze-and-excitation (X3D) averages. `frame`: each frame separately, without delay; by design
-            not the clip network's result. `clip`: the window that begins with the frame; each such layer waits for it.
-        start: What replaces frames before the first and after the last: `zeros`, every layer's own padding as in a
-            clip, or `replicate`, the first (last) input of every layer repeated.
+        squeeze: What squeeze-and-excitation (in X3D) averages over. With `frame`, it averages each frame separately,
+            without delay; the result differs from that of the clip network. With `clip`, it averages over the window
+            that starts with the frame, and each such layer waits for this window.
+        start: What replaces frames before the first and after the last frame. With `zeros`, each layer pads as for a
+            clip. With `replicate`, each layer repeats its first or last input.
 
     Raises:
-        SettingsError: A layer or head cannot stream; the message names it and the reason.
+        SettingsError: A layer or the head cannot stream.
     """
     if squeeze not in ("frame", "clip"):
-        raise SettingsError(f"`squeeze` {squeeze!r}: expected frame or clip")
+        raise SettingsError(f"`squeeze` is {squeeze!r}; expected `frame` or `clip`")
     if start not in ("zeros", "replicate"):
-        raise SettingsError(f"`start` {start!r}: expected zeros or replicate")
+        raise SettingsError(f"`start` is {start!r}; expected `zeros` or `replicate`")
     if window is not None and window < 1:
-        raise SettingsError(f"`window` {window}: expected a number of frames, 1 or more")
+        raise SettingsError(f"`window` is {window}; expected a number of frames, 1 or more")
     if model.cpu_only:
-        raise SettingsError(
-            "int8 networks cannot stream; convert the network that this one was quantized from"
-        )
+        raise SettingsError("int8 networks cannot stream; convert the float network that was quantized")
     model.eval()
     builder = Builder()
     choice = CellChoice(squeeze, start, window or model.spec.clip_length)
@@ -157,10 +162,10 @@ def convert(
 def multiply_adds_per_prediction(
     model: Recognizer, *, window: int | None = None, squeeze: Squeeze = "frame", start: Start = "zeros"
 ) -> int:
-    """Return the multiply-adds of one prediction of a running stream, counted on the meta device.
+    """Return the multiply-adds for one prediction of a running stream, counted on the meta device.
 
-    The result is comparable to `profiling.multiply_adds`, which counts one clip, and so one prediction of sliding
-    clips. Only the options of the model matter. The other arguments are those of `convert`.
+    The result can be compared with `profiling.multiply_adds`, which counts one clip and therefore one prediction of
+    sliding clips. The count depends only on the options of the model. The other arguments are those of `convert`.
 
     Raises:
         SettingsError: The model cannot stream.

@@ -1,4 +1,4 @@
-"""The stream network with its state as inputs and outputs, for export: fixed shapes, and nothing kept inside."""
+"""A stream network for export: all shapes are fixed, and the state is an input and an output."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from two_stream.streaming.network.recognizer import StreamRecognizer
 FRAMES = "frames"
 LOGITS = "logits"
 STEPS = "steps"
-"""Names of the first input, the first output and the first state."""
+"""Names of the input of frames, the output of logits, and the first state (the number of calls)."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """The steps of a map in each call: `count` steps, the first with number `call * count - lag`."""
+    """The steps of a map that each call computes: `count` steps, the first with number `call * count - lag`."""
 
     count: int
     lag: int
-    """steps of delay; steps with a number below 0 are meaningless"""
+    """delay in steps; steps with a negative number have no meaning"""
 
     def numbers(self, calls: torch.Tensor) -> torch.Tensor:
-        """Return the numbers of this call's steps, `(count,)`."""
+        """Return the numbers of a call's steps, `(count,)`."""
         return calls * self.count - self.lag + torch.arange(self.count, device=calls.device)
 
 
 class Ledger:
-    """The states of one call: returns them in order and collects the new ones; without states it creates them."""
+    """The states of a call: returns the old states in order (or creates them), and collects the new states."""
 
     def __init__(self, states: list[torch.Tensor] | None) -> None:
         self.given = states
@@ -50,12 +50,12 @@ class Ledger:
         return self.first[-1]
 
     def put(self, state: torch.Tensor) -> None:
-        """Add the state that follows the one just taken."""
+        """Add the new value of the state that was taken last."""
         self.new.append(state)
 
 
 class StepNetwork(nn.Module):
-    """Makes one prediction per call, from `frames_per_step` frames and the states; returns logits and the new states.
+    """Makes one prediction per call from `frames_per_step` frames and the states; also returns the new states.
 
     ::
 
@@ -64,12 +64,13 @@ class StepNetwork(nn.Module):
         for frames_BCTHW in stream:                  # uint8 (B, C, network.frames_per_step, H, W)
             logits_BK, *states = network(frames_BCTHW, *states)
 
-    The logits of the first `warm_up` calls are meaningless; those of call `warm_up + j` are prediction `j` of
-    `StreamRecognizer.step`. Control flow does not depend on values, so it can be exported; batch size may vary.
+    The logits of the first `warm_up` calls have no meaning. The logits of call `warm_up + j` are prediction `j` of
+    `StreamRecognizer.step`. The control flow does not depend on tensor values, so the network can be exported. The
+    batch size can vary.
 
     Attributes:
-        frames_per_step: Frames per call.
-        warm_up: Calls before the first prediction.
+        frames_per_step: Number of frames per call.
+        warm_up: Number of calls before the first prediction.
     """
 
     def __init__(self, stream: StreamRecognizer) -> None:
@@ -95,11 +96,11 @@ class StepNetwork(nn.Module):
 
     @torch.no_grad()
     def initial_states(self, batch: int, height: int, width: int) -> list[torch.Tensor]:
-        """Return the states before the first frame, in the order of `state_names`, for frames of the given size."""
+        """Return the states before the first frame for frames of this size, in the order of `state_names`."""
         return self._begun(batch, height, width).first
 
     def state_names(self) -> list[str]:
-        """Return a name for each state, from its layer's name."""
+        """Return the names of the states; they are based on the names of the layers."""
         return self._begun(1, *self.model.spec.size).names
 
     @torch.no_grad()
@@ -110,14 +111,14 @@ class StepNetwork(nn.Module):
         return ledger
 
     def forward(self, frames_BCTHW: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Take the next frames.
+        """Process the next frames.
 
         Args:
             frames_BCTHW: uint8 `(B, C, frames_per_step, H, W)`.
-            *states: From `initial_states`, then from the previous call.
+            *states: The states from `initial_states` or, after the first call, from the previous call.
 
         Returns:
-            Logits `(B, K)` and the new states.
+            The logits `(B, K)` and the new states.
         """
         ledger = Ledger(list(states))
         logits_BMK = self._advance(frames_BCTHW, ledger)
@@ -159,7 +160,7 @@ def _windowed(
     calls: torch.Tensor,
     ledger: Ledger,
 ) -> torch.Tensor:
-    """Return a window's outputs of one call; the past inputs that it needs are a state."""
+    """Return the output of a window cell for one call; the past inputs that it requires are a state."""
     kept = outside.lag * cell.step + cell.front - inside.lag
     padded = cell.front > 0
     if padded and inside.lag and cell.start == "zeros":
@@ -182,7 +183,7 @@ def _windowed(
 def _run_on(
     cell: RunningLstm, name: str, x: torch.Tensor, pace: Pace, calls: torch.Tensor, ledger: Ledger
 ) -> torch.Tensor:
-    """Return an LSTM's output of one call; its states do not change before the first token."""
+    """Return the output of an LSTM for one call; its states do not change before the first token."""
     lstm = cell.head.lstm
     shape = (lstm.num_layers, x.shape[0], lstm.hidden_size)
     begun = pace.numbers(calls)[:1] >= 0
@@ -194,7 +195,7 @@ def _run_on(
 
 
 def _delayed(x: torch.Tensor, steps: int, name: str, ledger: Ledger) -> torch.Tensor:
-    """Return the input of `steps` steps ago."""
+    """Return the input, delayed by `steps` steps."""
     if steps == 0:
         return x
     count = x.shape[TIME]
@@ -205,7 +206,7 @@ def _delayed(x: torch.Tensor, steps: int, name: str, ledger: Ledger) -> torch.Te
 
 
 def _replicated(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Replace the steps before position `first`, the stream's first step, by that step, as long as it is kept."""
+    """Replace the steps before position `first`, where the stream starts, with the step at this position."""
     length = x.shape[TIME]
     places = torch.maximum(torch.arange(length, device=x.device), first.clamp(0, length - 1))
     return x.index_select(TIME, places)

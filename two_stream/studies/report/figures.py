@@ -1,6 +1,6 @@
 """Figures of a study: differences, accuracies, costs, classes and learning curves.
 
-Names are written above their rows because they may be too long for the width of a phone.
+Names are written above their rows, because long names do not fit the width of a phone.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
 
     A few variants share the axes. If there are many variants, each variant has its own axes, with the means of the
     other variants in the background. The rows of a run have `epoch` and any of `val_loss`, `val_top1` and `val_map`.
-    Without such values, the result is None.
+    The result is None if no row has any of these metrics.
     """
     labels = {
         "val_top1": "validation top-1 (%)",

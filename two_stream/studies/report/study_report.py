@@ -115,7 +115,8 @@ def read_result(path: Path) -> StudyResult:
 def escape_tex(text: object) -> str:
     r"""Escape the special characters of LaTeX. Line breaks become spaces.
 
-    LaTeX would read a bracket or star at the start as an option of the preceding `\\`; it gets braces.
+    A bracket or star at the start is protected by braces, because LaTeX would read it as an option of the preceding
+    `\\`.
     """
     plain = " ".join(str(text).split())
     safe = _TEX_MARKS.sub(lambda found: _TEX[found.group()], plain)

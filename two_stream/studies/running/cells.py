@@ -208,7 +208,7 @@ def _resumed(experiment: Experiment, paths: RunPaths) -> Experiment | None:
     """Return the settings that resume a run; None if the run must start from the beginning.
 
     If the evaluation settings have changed, the study stores new features in another folder. The training still resumes
-    with the features it started with, which contain the same training clips. If these features are missing, the
+    with the features it started with, which contain the same training clips. If the old features are missing, the
     training starts from the beginning.
     """
     if not paths.experiment.is_file():

@@ -322,7 +322,7 @@ def _weights_digest(name: str, where: Path) -> str:
         weights = complete_folder(where / folder) / "model.safetensors"
         if weights.is_file():
             return sha256(weights)
-    raise SettingsError(f"`{name}`: {where} is neither a file nor a run folder with weights")
+    raise SettingsError(f"`{name}`: {where} is neither a file nor a run folder with weights; check the path")
 
 
 @cache

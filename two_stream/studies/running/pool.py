@@ -101,7 +101,7 @@ def _started() -> subprocess.Popen[bytes]:
 def _listen(slot: Slot, process: subprocess.Popen[bytes], received: queue.Queue[_Received]) -> None:
     """Forward the output of a process.
 
-    This runs in a thread, because Windows cannot wait for several pipes otherwise.
+    The function runs in a thread, because Windows cannot wait for several pipes in one thread.
     """
     with _pipe(process.stdout) as output:
         while part := os.read(output.fileno(), 1 << 16):

@@ -1,7 +1,7 @@
 """A worker process of a study: it reads one job per input line and writes one outcome per output line.
 
-It is started as `python -m two_stream.studies.running.worker`. The output of a job goes to the job's log. When the
-study's process exits, the input ends; the worker then saves its training run and exits.
+The worker is started as `python -m two_stream.studies.running.worker`. The output of a job goes to the job's log. When
+the study's process exits, the input ends; the worker then saves its training run and exits.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def main() -> int:
 def _input() -> int:
     """Move standard input to a private file descriptor and return the descriptor.
 
-    Forked loader processes close `sys.stdin`. If the listening thread read `sys.stdin`, they would wait for its lock
-    forever.
+    Forked loader processes close `sys.stdin`. If the listening thread read `sys.stdin`, the loader processes would wait
+    forever for the lock of `sys.stdin`.
     """
     own = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)

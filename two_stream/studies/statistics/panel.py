@@ -25,8 +25,8 @@ Tables = Mapping[Cell, ScoreTable]
 class Panel:
     """Score tables of a variant for all combinations of splits and seeds. Rows are ordered by split and id.
 
-    The training runs of all splits with the same seed form one column. They count as one replicate, whose value is the
-    mean over splits.
+    The training runs of all splits with the same seed form one column. The training runs of a column count as one
+    replicate, whose value is the mean over splits.
     """
 
     tables: dict[Cell, ScoreTable]
@@ -125,7 +125,8 @@ def panel_of(name: str, tables: Tables) -> Panel:
     """Build the panel of a variant from its score tables.
 
     Only seeds that occur in all splits are used. If no seed occurs in all splits, the first seeds of all splits form
-    the first column, the second seeds the second column, and so on. The columns then have the seeds of the first split.
+    the first column, the second seeds the second column, and so on. Columns that combine different seeds are named by
+    the seed of the first split.
 
     Raises:
         ScoreError: There are no tables or fewer than two videos, or the tables of a split have different videos.
@@ -180,8 +181,8 @@ def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
     """Return the cells that all variants have, for a paired comparison; empty if they have no split in common.
 
     Within a split, cells with the same seed are paired. If the variants have no seed in common, the first training runs
-    of all variants are paired, then the second ones, and so on. This is valid because training runs are independent of
-    each other. The pairs then have the seeds of the first variant.
+    of all variants are paired, then the second ones, and so on. Pairing different seeds is valid, because training runs
+    are independent of each other. Pairs of different seeds have the seed of the first variant.
     """
     seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]

@@ -1,4 +1,4 @@
-"""The result of a study as plain values. All formats of the report are written from it.
+"""The result of a study as plain values. All formats of the report are written from this result.
 
 Accuracies are fractions (0 to 1). Differences are first variant minus second variant. A *cell* is one run: a variant on
 one split with one seed.
@@ -173,7 +173,7 @@ class FusionResult:
     fitted_on: str = ""
     """description of the videos that the weights were fitted on"""
     tuned: Interval | None = None
-    """accuracy of the fusion with these weights on the evaluated part"""
+    """accuracy of the fusion with the fitted weights on the evaluated part"""
     agreement: list[list[float]] = field(default_factory=list)
     """fraction of videos for which two streams predict the same class, as a matrix in the order of `streams`"""
 

@@ -272,7 +272,7 @@ def test_another_backbone_is_refused(world: Path, tmp_path: Path) -> None:
     loaded = load_run(run)
     with torch.no_grad():
         next(loaded.model.backbone.parameters()).mul_(1.001)
-    with pytest.raises(CheckpointError, match=r"its features are of a different backbone.*--uncached"):
+    with pytest.raises(CheckpointError, match=r"the stored features are of a different backbone.*--uncached"):
         evaluate_run(loaded)
 
 

@@ -196,7 +196,9 @@ def test_what_is_no_cache_is_said(tmp_path: Path, make: Callable[[Path], object]
 def test_part_that_was_not_stored(world: Path, tmp_path: Path) -> None:
     experiment = experiment_of(world, evaluate=CENTER)
     write_features(settled_model(experiment.model), experiment, tmp_path / "cache", parts=["test"])
-    with pytest.raises(CheckpointError, match=r"has no train part \(only test\).*--parts train test"):
+    with pytest.raises(
+        CheckpointError, match=r"the train part is not stored \(only test\).*--parts train test"
+    ):
         FeatureCache(tmp_path / "cache").part("train")
 
 
