@@ -81,9 +81,8 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
         )
     if int(header["version"]) > ALTERED_VERSION:
         raise CheckpointError(
-            f"{file}: found format {header['version']} of a newer version of two-stream, expected "
-            f"at most {ALTERED_VERSION}; "
-            "upgrade"
+            f"{file}: written by a newer version of two-stream (found format {header['version']}, "
+            f"expected at most {ALTERED_VERSION}); upgrade two-stream"
         )
     options = validate_settings(ModelOptions, parse_json(header["model"]), file)
     model = create_model(options, int(header["num_classes"]))
@@ -125,7 +124,7 @@ def reshape_like(model: Recognizer, path: Path) -> None:
             alter(model, alteration)
         elif alteration.cpu_only:  # others are rounded in float, which their training does itself
             raise CheckpointError(
-                f"{file}: an {alteration.kind} network cannot be trained; use the run from which it was compressed"
+                f"{file}: an {alteration.kind} network cannot be trained; use the run before compression"
             )
 
 

@@ -86,7 +86,7 @@ def load_weights(
         raise CheckpointError(f"{file}: the weights belong to an unknown network (first keys: {_few(state)})")
     if layout.flat and not inflate:
         raise CheckpointError(
-            f"{file}: 2D weights ({layout.name}) cannot be loaded into a 3D network directly; set `inflate`"
+            f"{file}: 2D weights ({layout.name}) do not fit a 3D network; to inflate the weights, set `inflate`"
         )
     report = LoadReport(str(file), layout.name, unused=beside)
     incoming: dict[str, torch.Tensor] = {}

@@ -265,7 +265,7 @@ class Patience:
     timeout: float = 30.0
     """seconds to wait for data"""
     attempts: int = 5
-    """number of consecutive attempts without new data"""
+    """number of consecutive attempts without new data after which the download fails"""
     backoff: float = 1.0
     """seconds before the second attempt; the time is doubled for each further attempt, up to a minute"""
 
@@ -335,7 +335,7 @@ def download(url: str, part: Path, patience: Patience, *, title: str, size: int 
             failures = 1 if _size(part) > before else failures + 1
             if failures >= patience.attempts:
                 raise DeadLinkError(f"{error} ({failures} attempts{_kept(part)})") from None
-            note(f"{title}: {error}; the download is tried again")
+            note(f"{title}: {error}; retrying the download")
             time.sleep(min(60.0, patience.backoff * 2 ** (failures - 1)))
         except DeadLinkError:
             if not _size(part):

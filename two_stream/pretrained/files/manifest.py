@@ -51,7 +51,7 @@ class PublishedFile(Options):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     file: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
-    """local file name"""
+    """name of the local file"""
     url: _Url | None = None
     """direct link; None if there is no direct link"""
     page: _Url | None = None
@@ -65,7 +65,7 @@ class PublishedFile(Options):
     git_blob: _Hex40 | None = None
     """id of the file in the git repository of the publisher (SHA-1 of `blob <size>\\0` and the content)"""
     size: PositiveInt | None = None
-    """bytes"""
+    """size of the file in bytes"""
     hash_source: str | None = None
     """where the hash was published"""
     licence: str
