@@ -77,7 +77,7 @@ class Patterns(Options):
 
 
 class Record(Options):
-    """One data set. Paths are relative to the folder of its `dataset.yaml`."""
+    """One data set. Paths are relative to the folder of `dataset.yaml`."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.+-]+$")]
     """name of the data set, usually the same as the name of its folder in the settings folder"""
@@ -167,7 +167,7 @@ class Record(Options):
 
     @cached_property
     def mirror_labels(self) -> tuple[int, ...]:
-        """For each label, the label of a video with this label after mirroring."""
+        """For each label, the label that its videos have after mirroring."""
         shown = list(range(self.num_classes))
         for one, other in self.mirror_pairs:
             i, j = self.classes.index(one), self.classes.index(other)
@@ -225,7 +225,7 @@ class Record(Options):
         return self._existing(self.videos, "videos", "correct the path")
 
     def list_path(self, part: Part, modality: Modality, split: int) -> Path:
-        """Return the path of a part's split list. For `val` it is the training list, from which `val` is split off.
+        """Return the path of a part's split list. For `val`, this is the training list, from which `val` is split off.
 
         Raises:
             DataError: The record has no such split.
@@ -405,12 +405,12 @@ def packaged_record(name: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Mirror:
-    """Whether videos of a data set may be mirrored, and which labels they have afterwards."""
+    """Whether videos of a data set may be mirrored, and which labels mirrored videos have."""
 
     allowed: bool = True
     """false: videos are never mirrored"""
     labels: tuple[int, ...] | None = None
-    """for each label, the label of a video with this label after mirroring; None: mirroring does not change labels"""
+    """for each label, the label that its videos have after mirroring; None: mirroring does not change labels"""
 
     def of(self, labels: Sequence[int]) -> tuple[int, ...]:
         """Return, in ascending order, the labels that a video with these labels has after mirroring."""

@@ -276,7 +276,7 @@ class DemoOptions:
     groups: int = 15
     """number of sources; each source has `takes` videos of every class"""
     takes: int = 1
-    """videos per class and source"""
+    """number of videos of each source in each class"""
     height: int = 48
     """height of a frame in pixels; small, because TV-L1 takes most of the demo's time"""
     width: int = 64

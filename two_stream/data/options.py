@@ -53,7 +53,7 @@ class FolderOptions(FrameNames):
     """instead of --groups: regular expression for the id (path without suffix), whose first group is the name of the
     source"""
     frames: Path | None = None
-    """folder where the frame folders are or will be written; default data/NAME"""
+    """folder that contains, or will contain, the frame folders; default data/NAME"""
     splits: int = 3
     """number of splits to make"""
     test_fraction: float = 0.3

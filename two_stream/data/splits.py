@@ -1,8 +1,8 @@
 """Reads and writes split lists in the published form, and loads the parts of a split.
 
 A line is `folder num_frames label`, or in a multi-label data set `folder num_frames label,label,…`. The validation part
-is the data set's own validation list. If there is none, it is split off from the official training list, and all videos
-of a source stay together. The official test list is used only for evaluation.
+is the data set's own validation list. If the data set has no validation list, this part is split off from the official
+training list. All videos of a source then stay together. The official test list is used only for evaluation.
 """
 
 from __future__ import annotations

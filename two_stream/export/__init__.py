@@ -1,6 +1,6 @@
 """Exports networks as ONNX, `torch.export` and AOTInductor files, verifies each file, and loads it like a run.
 
-Names are imported on first use: reading the card of a file does not import torch.
+Names are imported when they are first used, so that torch is not imported to read the card of a file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name from its module on first use."""
+    """Import a name from its module when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,6 +1,8 @@
-"""Archives of torch: `torch.export` programs and AOTInductor packages, zip files that also contain the card.
+"""Formats that torch writes, `torch.export` programs and AOTInductor packages.
 
-Nothing in an archive is unpickled or executed before its content has been compared with the digest on its card.
+Both are zip files that also contain the card.
+
+Nothing in an archive is unpickled or executed before the content has been compared with the digest on the card.
 """
 
 from __future__ import annotations
@@ -42,13 +44,14 @@ class _Archive(Format):
         card = parse_card(_card_text(path), path)
         if _content(path) != card.content_sha256:
             raise CheckpointError(
-                f"{path}: damaged (its SHA-256 differs from its card); export the run again"
+                f"{path}: the file is damaged, because its SHA-256 differs from the SHA-256 on its "
+                "card; export the run again"
             )
         return card
 
 
 class Pt2(_Archive):
-    """Programs of `torch.export`, run by torch."""
+    """Programs of `torch.export`, which `Program` computes with operations of torch."""
 
     to: ClassVar[Target] = "pt2"
 
@@ -70,7 +73,7 @@ class Pt2(_Archive):
 
 
 class Aoti(_Archive):
-    """Packages of AOTInductor: machine code for one kind of processor, and the weights."""
+    """Packages of AOTInductor, which contain the weights and machine code for one kind of processor."""
 
     to: ClassVar[Target] = "aoti"
 
@@ -78,7 +81,9 @@ class Aoti(_Archive):
         """See `Format.check`."""
         problem = missing_compiler(torch.device("cpu"))
         if problem:
-            raise SettingsError(f"--to aoti compiles the network: {problem}; install it, or export to pt2")
+            raise SettingsError(
+                f"--to aoti compiles the network, but {problem}; install a compiler, or export to pt2"
+            )
 
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
@@ -101,13 +106,14 @@ class Aoti(_Archive):
         except Exception as error:  # another processor, system or torch
             writer = f" (written by torch {card.environment.get('torch')})" if card else ""
             raise CheckpointError(
-                f"{path}: cannot be loaded here{writer} ({error_line(error)}); export the run on this machine"
+                f"{path}: the file{writer} cannot be loaded on this machine ({error_line(error)}); "
+                "export the run on this machine"
             ) from error
         return _computing(module)
 
 
 def target_of(path: Path) -> Target:
-    """Return the format of an archive by its members; neither its card nor its name is trusted.
+    """Return the format of an archive, determined from its members and not from its card or name.
 
     Raises:
         CheckpointError: Not an archive, without a card, or its card names the other format.
@@ -117,11 +123,11 @@ def target_of(path: Path) -> Target:
         with zipfile.ZipFile(path) as archive:
             compiled = any(_COMPILED.search(name) for name in archive.namelist())
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+        raise CheckpointError(f"{path}: the file is damaged ({error}); export the run again") from None
     found: Target = "aoti" if compiled else "pt2"
     if card.to != found:
         raise CheckpointError(
-            f"{path}: its card says {card.to}, but it contains {_HOLDS[found]}; not loaded (export the run again)"
+            f"{path}: the card says {card.to}, but the file contains {_HOLDS[found]}; export the run again"
         )
     return found
 
@@ -141,15 +147,16 @@ def _card_text(path: Path) -> str:
             names = [name for name in archive.namelist() if name.split("/", 1)[-1] == _CARD]
             if not names:
                 raise CheckpointError(
-                    f"{path}: an archive without a Two-Stream card; expected a file written by `two-stream export`"
+                    f"{path}: found an archive without a Two-Stream card, expected a file written "
+                    "by `two-stream export`"
                 )
             return archive.read(names[-1]).decode()
     except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+        raise CheckpointError(f"{path}: the file is damaged ({error}); export the run again") from None
 
 
 def _content(path: Path) -> str:
-    """Return the SHA-256 of the names and bytes of all members except the card."""
+    """Return the SHA-256 of the names and contents of all members except for the card."""
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(path) as archive:
@@ -161,5 +168,5 @@ def _content(path: Path) -> str:
                     while block := member.read(2**20):
                         digest.update(block)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+        raise CheckpointError(f"{path}: the file is damaged ({error}); export the run again") from None
     return digest.hexdigest()

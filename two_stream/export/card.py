@@ -1,4 +1,4 @@
-"""Card of an exported file: classes, input, settings, hashes, and how the file was verified."""
+"""The card of an exported file: classes, input, settings, hashes, and the result of verification."""
 
 from __future__ import annotations
 
@@ -36,56 +36,57 @@ class _Facts(BaseModel):
 
 
 class Port(_Facts):
-    """An input or output of the graph."""
+    """Description of an input or output of the graph."""
 
     name: str
     shape: tuple[int | str, ...]
-    """`batch` is any number from 1; the others are fixed"""
+    """sizes of the dimensions; `batch` stands for any batch size"""
     dtype: str
     meaning: str
 
 
 class StateFacts(_Facts):
-    """A state of a streaming network: an input, and under the name `next_<name>` an output."""
+    """A state of a streaming network, which is the input `<name>` and the output `next_<name>` of the graph."""
 
     name: str
     shape: tuple[int | str, ...]
     dtype: str
     initial: float
-    """initial value of every element; `-Infinity` (before a maximum) is stored as text, as JSON has no such number"""
+    """initial value of every element; minus infinity is stored as the text `-Infinity`, because JSON has no such
+    number"""
 
 
 class StreamFacts(_Facts):
     """Timing and states of a streaming network."""
 
     frames_per_step: int
-    """frames per step, `spec.stride` frames of the video apart (the network's temporal stride)"""
+    """number of input frames per step; the distance between these frames in the video is `spec.stride`"""
     warm_up: int
-    """steps before the first prediction; their logits are meaningless"""
+    """number of steps before the first prediction; the logits of these steps are meaningless"""
     delay: int
-    """frames before the one that completes the first prediction"""
+    """number of frames before the frame that completes the first prediction"""
     receptive_field: int | None
-    """frames that a prediction depends on; None: all earlier ones (LSTM)"""
+    """number of frames on which a prediction depends; None: all earlier frames (LSTM)"""
     states: tuple[StateFacts, ...]
 
 
 class Verified(_Facts):
-    """Result of the comparison with the model when the file was written."""
+    """Result of comparing the file with the model when the file was written."""
 
     clips: str
     """description of the compared clips and batch sizes"""
     largest_difference: float
     """largest absolute difference of a logit"""
     relative: float
-    """the same divided by the largest logit of the model"""
+    """`largest_difference` divided by the largest logit of the model"""
     limit: float | None
-    """limit of `relative`; None for int8, which has none"""
+    """limit of `relative`; None for int8 files, which have no limit"""
     agreement: float
-    """fraction of clips with the same top class"""
+    """fraction of clips for which the file and the model predict the same class"""
 
 
 class ExportCard(_Facts):
-    """Everything a file states about itself."""
+    """The information about an exported file that is stored in the file."""
 
     format: Literal["two_stream_export"] = "two_stream_export"
     version: int = VERSION
@@ -94,36 +95,36 @@ class ExportCard(_Facts):
     precision: Literal["fp32", "int8"] = "fp32"
     name: str
     run: str
-    """path of the run folder when it was exported"""
+    """path of the run folder at the time of the export"""
     checkpoint: str
     class_names: list[str]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     spec: dict[str, Any]
-    """`InputSpec`: how clips are cut from a video; the graph contains the normalisation"""
+    """the `InputSpec`, which describes how clips are cut from a video; normalisation is part of the graph"""
     experiment: dict[str, Any]
-    """the run's settings: data set, frame choice, views"""
+    """settings of the run, such as data set, sampling and views"""
     meta: dict[str, Any]
-    """metadata of the checkpoint, and `extraction`: how the training frames were extracted"""
+    """metadata of the checkpoint; `extraction` describes how the training frames were extracted"""
     stream: StreamFacts | None = None
     model_sha256: str
     """SHA-256 of the run's weights file"""
     content_sha256: str = UNSEALED
-    """SHA-256 of this file without this value; see `docs/export.md`"""
+    """SHA-256 of the exported file without this value; see `docs/export.md`"""
     verified: Verified | None = None
     code_version: str
     environment: dict[str, str]
     created: str
 
     def input_spec(self) -> InputSpec:
-        """Return the specification of input clips."""
+        """Return the input specification for clips."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in self.spec.items()
         }
         return InputSpec(**values)
 
     def settings(self, source: Path) -> Experiment:
-        """Return the run's settings.
+        """Return the settings of the run.
 
         Raises:
             SettingsError: Another version wrote them; names the key.
@@ -132,7 +133,7 @@ class ExportCard(_Facts):
 
 
 def parse_card(text: str, source: Path) -> ExportCard:
-    """Read a card's JSON.
+    """Read a card from JSON.
 
     Raises:
         CheckpointError: Damaged, contradictory, or of a newer version.
@@ -143,20 +144,23 @@ def parse_card(text: str, source: Path) -> ExportCard:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole card"
         raise CheckpointError(
-            f"{source}: its card cannot be read (`{where}`: {first['msg']}); export the run again"
+            f"{source}: the card of the file cannot be read (`{where}`: {first['msg']}); export the run again"
         ) from None
     if card.version > VERSION:
         raise CheckpointError(
-            f"{source}: written by a newer version (card {card.version}, this one reads {VERSION}); upgrade"
+            f"{source}: written by a newer version of two-stream (found card version {card.version}, "
+            f"expected at most {VERSION}); upgrade two-stream"
         )
     problem = next(_contradictions(card), None)
     if problem is not None:
-        raise CheckpointError(f"{source}: its card is inconsistent: {problem}; export the run again")
+        raise CheckpointError(
+            f"{source}: the card of the file is inconsistent: {problem}; export the run again"
+        )
     return card
 
 
 def _contradictions(card: ExportCard) -> Iterator[str]:
-    """Yield values that no exported network can have, before any size is used."""
+    """Yield descriptions of values that no exported network can have; sizes are checked before they are used."""
     try:
         spec = TypeAdapter(InputSpec).validate_python(card.spec)
     except ValidationError as error:
@@ -189,7 +193,7 @@ def _contradictions(card: ExportCard) -> Iterator[str]:
 
 
 def _odd_ports(card: ExportCard, spec: InputSpec) -> Iterator[str]:
-    """Yield contradictions between the inputs and outputs and the rest of a card."""
+    """Yield contradictions between the inputs and outputs on a card and its other entries."""
     stream = card.stream
     frames = spec.clip_length if stream is None else stream.frames_per_step
     states = () if stream is None else stream.states

@@ -1,4 +1,4 @@
-"""Formats of exported files: how each is written, opened and recognised."""
+"""Finds the format of an exported file, by name or by content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES: dict[Target, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt
 
 
 def format_by_name(to: Target) -> Format:
-    """Return a format; packages it needs are imported on first use."""
+    """Return a format; the packages that it requires are imported when they are first used."""
     if to == "onnx":
         from two_stream.export.onnx_format import Onnx
 
@@ -26,18 +26,18 @@ def format_by_name(to: Target) -> Format:
 
 
 def read_card(path: Path) -> ExportCard:
-    """Return the card of an exported file; nothing in the file is executed.
+    """Return the card of an exported file without executing anything in the file.
 
     Raises:
         CheckpointError: Missing, not written by `two-stream export`, or damaged.
         SettingsError: It is an ONNX file and the package `onnx` is not installed.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected one that `two-stream export` wrote")
+        raise CheckpointError(f"{path}: no such file; expected a file written by `two-stream export`")
     with path.open("rb") as file:
         head = file.read(4)
     if not head:
-        raise CheckpointError(f"{path}: is empty; export the run again")
+        raise CheckpointError(f"{path}: the file is empty; export the run again")
     to: Target = "onnx"
     if head.startswith(b"PK"):  # a zip file
         from two_stream.export.archives import target_of
@@ -45,5 +45,7 @@ def read_card(path: Path) -> ExportCard:
         to = target_of(path)
     card = format_by_name(to).read_card(path)
     if card.content_sha256 == UNSEALED:
-        raise CheckpointError(f"{path}: was never finished; export the run again")
+        raise CheckpointError(
+            f"{path}: the file is incomplete, because its export did not finish; export the run again"
+        )
     return card

@@ -1,4 +1,4 @@
-"""Captures a network as one graph with named inputs and outputs, and defines what a file format does with it."""
+"""Captures a network as one graph with named inputs and outputs, and defines the interface of file formats."""
 
 from __future__ import annotations
 
@@ -27,31 +27,33 @@ EXAMPLE_BATCH = 2
 
 @cache
 def operators(to: Literal["onnx", "pt2"]) -> frozenset[str]:
-    """Return the names of the operations that a file may contain (pt2: with the overload).
+    """Return the names of the operations that a file may contain; for pt2, the names include the overload.
 
-    `docs/export_table.py --operators` writes the lists from every family, head, stream and module of timm.
+    `docs/export_table.py --operators` writes these lists, from exports of all families, heads, streams and timm
+    modules.
     """
     listed = resources.files("two_stream.export").joinpath(f"operators_{to}.txt")
     return frozenset(listed.read_text(encoding="utf-8").split())
 
 
 def free_shape(tensor: torch.Tensor, axis: int | None) -> tuple[int | str, ...]:
-    """Return a shape in which `axis` is named `batch`."""
+    """Return the shape of a tensor, with `batch` in place of the size of `axis`."""
     return tuple(BATCH if place == axis else size for place, size in enumerate(tensor.shape))
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """A module with example inputs."""
+    """A module to export, with example inputs."""
 
     module: nn.Module
-    """in evaluation mode, on the CPU"""
+    """module in evaluation mode, on the CPU"""
     inputs: tuple[torch.Tensor, ...]
-    """for `EXAMPLE_BATCH` clips or streams"""
+    """example inputs for `EXAMPLE_BATCH` clips or streams"""
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     state_axes: tuple[int | None, ...] = ()
-    """batch dimension of each state (the inputs and outputs from the second on); None if all streams share it"""
+    """batch dimension of each state (all inputs and outputs except for the first); None if all streams share the
+    state"""
 
     @property
     def axes(self) -> tuple[int | None, ...]:
@@ -70,11 +72,11 @@ class Format(ABC):
 
     to: ClassVar[Target]
     runtime: ClassVar[str]
-    """Package that runs it; score files name it with its version."""
+    """package that runs the file; score files record the package and its version"""
 
     @abstractmethod
     def check(self) -> None:
-        """Check that this machine can write the format.
+        """Check that this machine can write files of the format.
 
         Raises:
             SettingsError: A package or a compiler is missing; names what to install.
@@ -82,7 +84,7 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
-        """Write the graph without a card to a new file; inputs and outputs are named as in `exportable`.
+        """Write the graph to a new file without a card; the names of inputs and outputs are those in `exportable`.
 
         Raises:
             ExportError: The format does not support the graph; gives the reason.
@@ -90,11 +92,11 @@ class Format(ABC):
 
     @abstractmethod
     def seal(self, path: Path, card: ExportCard) -> None:
-        """Add the card, with the digest of the content, to a file."""
+        """Add the card to a file, with a digest of the file's content."""
 
     @abstractmethod
     def read_card(self, path: Path) -> ExportCard:
-        """Return the card of a file after checking its digest; nothing in the file is executed.
+        """Return the card of a file after comparing its digest, without executing anything in the file.
 
         Raises:
             CheckpointError: The file is damaged, or `two-stream export` did not write it.
@@ -102,7 +104,7 @@ class Format(ABC):
 
     @abstractmethod
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
-        """Return a function that computes the graph with torch's number of threads; `card` is None while writing.
+        """Return a function that computes the graph with the number of threads of torch; `card` is None during export.
 
         Raises:
             CheckpointError: The runtime cannot load the file.
@@ -134,7 +136,7 @@ def capture_graph(exportable: Exportable) -> torch.export.ExportedProgram:
 
 
 def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], ...]) -> tuple[object, ...]:
-    """Return dynamic shapes in the structure of `forward`'s parameters: `*states` is one entry."""
+    """Return dynamic shapes in the structure of the parameters of `forward`, in which `*states` is a single entry."""
     code = type(exportable.module).forward.__code__
     named = code.co_argcount - 1
     takes_rest = bool(code.co_flags & 0x04)
@@ -142,7 +144,7 @@ def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], 
 
 
 def error_line(error: BaseException) -> str:
-    """Return the most informative line of an error of torch, without colours."""
+    """Return the most informative line of an error message of torch, without colour codes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if any(word in line for word in ("Error", "No ONNX function", "specialized"))

@@ -1,4 +1,4 @@
-"""Loads exported files as runs, so that `evaluate` and `predict` score them like a run folder."""
+"""Loads exported files as runs, so that `evaluate` and `predict` can be used with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ExportedNetwork(ClipNetwork):
-    """The network of an exported file, on the CPU; the runtime starts at the first clip and uses torch's threads."""
+    """The network of an exported file, which runs on the CPU; the runtime is started for the first clip."""
 
     def __init__(self, path: Path, card: ExportCard) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class ExportedNetwork(ClipNetwork):
         wanted = self.card.inputs[0].shape[1:]
         if clip_BCTHW.dtype != torch.uint8 or tuple(clip_BCTHW.shape[1:]) != wanted:
             raise SettingsError(
-                f"{self.path}: got clips of shape {tuple(clip_BCTHW.shape)}, {clip_BCTHW.dtype}; expected uint8 "
+                f"{self.path}: found clips of shape {tuple(clip_BCTHW.shape)} and type "
+                f"{clip_BCTHW.dtype}, expected uint8 "
                 f"(batch, {', '.join(map(str, wanted))})"
             )
         if self._session is None:
@@ -56,14 +57,14 @@ class ExportedNetwork(ClipNetwork):
 
 @dataclass(frozen=True)
 class ExportedRun(AnyRun[ExportedNetwork]):
-    """An exported clip network with the settings of its run; scores are written to `scores/` next to the file."""
+    """An exported clip network and the settings of its run; scores are written to `scores/` next to the file."""
 
     file: Path
     card: ExportCard
 
     @property
     def model_sha256(self) -> str:
-        """Checksum of the weights file of the exported run."""
+        """SHA-256 of the weights file of the exported run."""
         return self.card.model_sha256
 
     @property
@@ -73,12 +74,12 @@ class ExportedRun(AnyRun[ExportedNetwork]):
 
     @property
     def score_suffix(self) -> str:
-        """The name of the file."""
+        """Name of the exported file."""
         return f"_{self.file.name}"
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Entries of score files: the exported file and its runtime."""
+        """Entries of score files that describe the exported file and its runtime."""
         form = format_by_name(self.card.to)
         return {
             "run": self.card.run,
@@ -109,8 +110,9 @@ def load(path: Path | str, device: str = "cpu", *, trust: bool = False) -> Expor
     file, card = _checked_card(path, device, trust)
     if card.kind != "clip":
         raise CheckpointError(
-            f"{file}: contains a streaming network, which takes single frames; use a clip network (exported without "
-            "--stream)"
+            f"{file}: the file contains a streaming network, expected a clip network; use a file "
+            "that was exported without "
+            "--stream"
         )
     return ExportedRun(
         experiment=card.settings(file),
@@ -125,7 +127,7 @@ def load(path: Path | str, device: str = "cpu", *, trust: bool = False) -> Expor
 
 
 class ExportedStream:
-    """A streaming network of an exported file; `step` maps frames and states to logits and new states."""
+    """The streaming network of an exported file; `step` maps frames and states to logits and new states."""
 
     def __init__(self, path: Path, card: ExportCard) -> None:
         assert card.stream is not None
@@ -145,7 +147,7 @@ class ExportedStream:
     def step(
         self, frames_BCSHW: torch.Tensor, states: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return the logits `(B, K)` after the uint8 frames `(B, C, S, H, W)`, and the states for the next step."""
+        """Compute the next step of uint8 frames `(B, C, S, H, W)`; return the logits `(B, K)` and the new states."""
         logits_BK, *following = self._session((frames_BCSHW, *states))
         return logits_BK, tuple(following)
 
@@ -159,18 +161,24 @@ def load_stream(path: Path | str, device: str = "cpu", *, trust: bool = False) -
     """
     file, card = _checked_card(path, device, trust)
     if card.stream is None:
-        raise CheckpointError(f"{file}: contains a clip network; use a streaming one (export with --stream)")
+        raise CheckpointError(
+            f"{file}: the file contains a clip network, expected a streaming network; export the run "
+            "with --stream"
+        )
     return ExportedStream(file, card)
 
 
 def _checked_card(path: Path | str, device: str, trust: bool) -> tuple[Path, ExportCard]:
-    """Return the file and its card; reject machine code without `trust`, and devices other than the CPU."""
+    """Return the file and its card; raise an error for machine code without `trust` and for other devices."""
     file, card = Path(path), read_card(Path(path))
     if card.to == "aoti" and not trust:
         raise CheckpointError(
             f"{file}: an AOTInductor package contains machine code, which is executed on loading. Use `--trust "
-            f"{file}` (in Python `trust=True`) if you trust its author; ONNX and pt2 files do not need it"
+            f"{file}` (in Python `trust=True`) if you trust its author, or use an ONNX or pt2 file, "
+            "which contains only data"
         )
     if device not in ("auto", "cpu"):
-        raise SettingsError(f"device {device!r}: exported files run on the CPU only ({file}); omit --device")
+        raise SettingsError(
+            f"{file}: --device is {device!r}, but exported files run only on the CPU; omit --device"
+        )
     return file, card

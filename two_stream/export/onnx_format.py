@@ -1,4 +1,4 @@
-"""ONNX files: written by torch's exporter, quantized and run by ONNX Runtime."""
+"""ONNX files, which torch's exporter writes, and which ONNX Runtime quantizes and runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LIMIT = 2**31 - 2**20
 
 
 class Onnx(Format):
-    """A single `.onnx` file with its weights; the card is an entry of `metadata_props`."""
+    """A single `.onnx` file that contains the weights; the card is an entry of `metadata_props`."""
 
     to: ClassVar[Target] = "onnx"
     runtime: ClassVar[str] = "onnxruntime"
@@ -43,12 +43,12 @@ class Onnx(Format):
         if strange:
             raise ExportError(
                 f"an ONNX file of this network would contain {', '.join(strange)}, which is not allowed "
-                "(operators_onnx.txt lists what may be loaded); export to pt2"
+                "(operators_onnx.txt lists the allowed operators); export to pt2"
             )
         _name_batch(model)
         if model.ByteSize() > _LIMIT:
             raise ExportError(
-                f"ONNX keeps at most 2 GB in one file, and this network has {model.ByteSize() / 1e9:.1f} GB; "
+                f"this network has {model.ByteSize() / 1e9:.1f} GB, but an ONNX file can contain at most 2 GB; "
                 "export to pt2 or aoti"
             )
         onnx.save(model, str(path))
@@ -75,7 +75,8 @@ class Onnx(Format):
         text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
         if text is None:
             raise CheckpointError(
-                f"{path}: an ONNX file without a Two-Stream card; expected a file written by `two-stream export`"
+                f"{path}: found an ONNX file without a Two-Stream card, expected a file written by "
+                "`two-stream export`"
             )
         card = parse_card(text, path)
         _check(model, path)
@@ -83,7 +84,8 @@ class Onnx(Format):
         unsealed = content.replace(written.encode(), UNSEALED.encode(), 1)
         if hashlib.sha256(unsealed).hexdigest() != written:
             raise CheckpointError(
-                f"{path}: damaged (its SHA-256 differs from its card); export the run again"
+                f"{path}: the file is damaged, because its SHA-256 differs from the SHA-256 on its "
+                "card; export the run again"
             )
         return card
 
@@ -101,14 +103,16 @@ class Onnx(Format):
                 session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             session.disable_fallback()
         except Exception as error:  # its exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime rejects it ({error_line(error)})") from error
+            raise CheckpointError(
+                f"{path}: ONNX Runtime cannot load this file ({error_line(error)})"
+            ) from error
         return _computing(session, path)
 
 
 def to_onnx_model(
     program: torch.export.ExportedProgram, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
 ) -> Any:
-    """Return a graph as an ONNX model with the given names of inputs and outputs.
+    """Convert a graph to an ONNX model with the given names of inputs and outputs.
 
     Raises:
         ExportError: ONNX does not support the graph; gives the exporter's reason.
@@ -138,11 +142,11 @@ def import_extra(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise SettingsError(f"ONNX needs the package {name}, which is not installed: {_INSTALL}") from None
+        raise SettingsError(f"ONNX requires the package {name}, which is not installed: {_INSTALL}") from None
 
 
 def _check(model: Any, path: Path) -> None:
-    """Reject a graph that could do more than a single pass over listed operators.
+    """Raise an error if a graph can do more than compute each of its listed operators once.
 
     Raises:
         CheckpointError: It contains a nested graph (a loop may never end), a function, weights in other files, or an
@@ -173,7 +177,7 @@ def _check(model: Any, path: Path) -> None:
                 found = "weights in other files"
     if found is not None:
         raise CheckpointError(
-            f"{path}: contains {found}, which an exported file never contains; not loaded (export the run again)"
+            f"{path}: not a valid exported file, because it contains {found}; export the run again"
         )
 
 
@@ -185,14 +189,16 @@ def _computing(session: Any, path: Path) -> Session:
         try:
             found = session.run(None, given)
         except Exception as error:  # its exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime cannot compute it ({error_line(error)})") from error
+            raise CheckpointError(
+                f"{path}: ONNX Runtime cannot compute the graph in this file ({error_line(error)})"
+            ) from error
         return tuple(map(torch.from_numpy, found))
 
     return compute
 
 
 def _name_batch(model: Any) -> None:
-    """Rename the batch dimension, which the exporter names after torch's symbol."""
+    """Rename the batch dimension, because the exporter uses the name of torch's symbol."""
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
@@ -201,9 +207,9 @@ def _name_batch(model: Any) -> None:
 
 
 def adaptive_average(x_BCTHW: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Adaptive average pooling of one dimension after another, as means of windows, because ONNX lacks the operator.
+    """Compute adaptive average pooling as means of windows in each dimension, because ONNX has no such operator.
 
-    Window i of n over a length L goes from ⌊iL/n⌋ to ⌈(i+1)L/n⌉, as in torch.
+    As in torch, window i of n in a dimension of length L goes from ⌊iL/n⌋ to ⌈(i+1)L/n⌉.
     """
     for axis, count in zip((2, 3, 4), sizes, strict=True):
         length = x_BCTHW.shape[axis]
@@ -219,7 +225,7 @@ _TABLE: dict[Any, Any] = {torch.ops.aten._adaptive_avg_pool3d.default: adaptive_
 
 
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return a graph without the operations that ONNX lacks; the same graph if it has none of them."""
+    """Replace the operations of a graph that ONNX does not have; other graphs are returned unchanged."""
     used = {node.target for node in program.graph.nodes if node.op == "call_function"}
     if not used & (_TABLE.keys() | {torch.ops.aten.adaptive_avg_pool3d.default}):
         return program
@@ -235,20 +241,22 @@ _JOINED = ("Relu", "Clip")
 
 @dataclass(frozen=True)
 class Int8Options:
-    """Calibration of activation ranges, and layers left in fp32."""
+    """Options for the calibration of activation ranges, and for the layers that stay in fp32."""
 
     clips: int = 32
     """number of calibration clips"""
     method: Literal["minmax", "entropy", "percentile"] = "minmax"
-    """minmax: the full range; entropy and percentile clip rare values"""
+    """how ranges are calibrated; minmax: the full range; entropy, percentile: rare large values are clipped"""
     keep_first: bool = False
-    """leave the first convolution in fp32"""
+    """keep the first convolution in fp32"""
     keep_last: bool = True
-    """leave the classifier in fp32"""
+    """keep the classifier in fp32"""
 
 
 def quantize_onnx(source: Path, target: Path, clips: torch.Tensor, options: Int8Options) -> None:
-    """Write an int8 copy of an fp32 ONNX file: static quantization (QDQ), weights per channel, activations per tensor.
+    """Write an int8 copy of an fp32 ONNX file with static quantization (QDQ).
+
+    Weights are quantized per channel, and activations per tensor.
 
     Args:
         source: The fp32 file.
@@ -290,13 +298,13 @@ def quantize_onnx(source: Path, target: Path, clips: torch.Tensor, options: Int8
 
 def _reader(tools: Any, clips: torch.Tensor) -> Any:
     class Clips(tools.CalibrationDataReader):  # type: ignore[misc]
-        """Single clips; ranges do not depend on the batch."""
+        """Yields single clips, because the calibrated ranges do not depend on the batch size."""
 
         def __init__(self) -> None:
             self._rest: Iterator[torch.Tensor] = iter(torch.split(clips, 1))
 
         def get_next(self) -> dict[str, Any] | None:
-            """Return the next clip under the name of the input."""
+            """Return the next clip as a dictionary with the name of the input."""
             clip = next(self._rest, None)
             return None if clip is None else {"clip": clip.numpy()}
 

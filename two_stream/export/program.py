@@ -1,8 +1,8 @@
 """Runs `torch.export` files: reads the graph as data and interprets its operations.
 
-`torch.export.load` is not used, as it trusts the file: it generates Python code, imports modules that the file names,
-unpickles objects and evaluates expressions. Files of this package only need operations from a fixed list, applied to
-tensors, numbers and earlier results.
+`torch.export.load` is not used, because it trusts the file. That function generates Python code, imports modules named
+in the file, unpickles objects and evaluates expressions. Files of this package require only operations from a fixed
+list, with tensors, numbers and earlier results as arguments.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _Number = Annotated[
 
 
 class _Strict(BaseModel):
-    """Rejects unknown keys and other types."""
+    """A model that rejects unknown keys and values of other types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -99,7 +99,7 @@ class _Named(_Strict):
 
 
 class _Symbol(_Strict):
-    """A size: a number, or the name of a computed one."""
+    """A size, which is a number or the name of a computed number."""
 
     as_int: int | None = None
     as_name: str | None = None
@@ -111,7 +111,7 @@ class _Device(_Strict):
 
 
 class _Value(_Strict):
-    """An argument or a result: exactly one of these."""
+    """An argument or a result; exactly one field is set."""
 
     as_tensor: _Named | None = None
     as_tensors: list[_Named] | None = None
@@ -131,7 +131,7 @@ class _Value(_Strict):
 
     @property
     def kind(self) -> str:
-        """The name of its only key; empty if it has none or several."""
+        """The name of the only field that is set; empty if no field or several fields are set."""
         return next(iter(self.model_fields_set)) if len(self.model_fields_set) == 1 else ""
 
 
@@ -183,7 +183,7 @@ class _User(_Strict):
 
 
 class _Spec(_Strict):
-    """An input or output of the graph: exactly one of these."""
+    """An input or output of the graph; exactly one field is set."""
 
     parameter: _Parameter | None = None
     buffer: _Buffer | None = None
@@ -206,7 +206,7 @@ class _Module(_Strict):
 
 
 class _Model(_Strict):
-    """`models/model.json`; values of type `Any` are not used."""
+    """The content of `models/model.json`; fields of type `Any` are not used."""
 
     graph_module: _Module
     opset_version: Any
@@ -251,14 +251,14 @@ class _Step:
     arguments: dict[str, Getter]
     results: list[str | list[str]]
     done: list[str]
-    """values that no later step needs"""
+    """names of the values that no later step needs"""
 
 
 class Program:
-    """The graph of a file, to be computed on the CPU."""
+    """The graph of a file, which is computed on the CPU."""
 
     def __init__(self, path: Path, card: ExportCard | None = None) -> None:
-        """Read a file and check the shapes of its graph against its card.
+        """Read a file, and compare the shapes in its graph with its card.
 
         Args:
             path: A file of torch's archive format; nothing in it is executed.
@@ -277,7 +277,7 @@ class Program:
                     **self._tensors(archive, root, "constants", "tensor_"),
                 }
         except (zipfile.BadZipFile, EOFError, NotImplementedError, KeyError) as error:
-            raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+            raise CheckpointError(f"{path}: the file is damaged ({error}); export the run again") from None
         module = model.graph_module
         self._stored, self._inputs = self._bind(module)
         self._outputs = [self._tensor_name(value) for value in module.graph.outputs]
@@ -294,13 +294,11 @@ class Program:
             return self._run(inputs, torch.device("cpu"), self._stored, lambda _: None)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{self.path}: its graph cannot be computed ({error_line(error)})"
+                f"{self.path}: the graph in this file cannot be computed ({error_line(error)})"
             ) from error
 
     def _odd(self, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.path}: contains {what}, which an exported file never contains; not loaded (export the run again)"
-        )
+        return CheckpointError(f"{self.path}: not a valid exported file: {what}; export the run again")
 
     def _check_members(self, archive: zipfile.ZipFile) -> str:
         infos = archive.infolist()
@@ -309,28 +307,28 @@ class Program:
         for info in infos:
             begin, _, name = info.filename.partition("/")
             if begin != root or not MEMBERS.fullmatch(name):
-                raise self._odd(f"the member {info.filename[:80]!r}")
+                raise self._odd(f"the member {info.filename[:80]!r} is not allowed")
             if info.filename.casefold() in seen:
-                raise self._odd(f"the member {name!r} twice")
+                raise self._odd(f"the member {name!r} occurs twice")
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                raise self._odd(f"the compressed member {name!r}")
+                raise self._odd(f"the member {name!r} is compressed")
             seen.add(info.filename.casefold())
         if sum(info.file_size for info in infos) > self.path.stat().st_size:
-            raise self._odd("overlapping members")
+            raise self._odd("members overlap")
         if archive.read(f"{root}/byteorder") != b"little":
-            raise self._odd("numbers in a different byte order")
+            raise self._odd("expected numbers in little-endian byte order")
         return root
 
     def _parse(self, archive: zipfile.ZipFile, name: str, form: type[T]) -> T:
         if archive.getinfo(name).file_size > MOST_TEXT:
-            raise self._odd(f"{name} of more than {MOST_TEXT >> 20} MB")
+            raise self._odd(f"{name} is larger than {MOST_TEXT >> 20} MB")
         try:
             return form.model_validate_json(archive.read(name))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))[:120]
             raise self._odd(
-                f"an invalid graph in {name.split('/', 1)[1]}, at `{where}` ({first['msg'][:80]})"
+                f"the graph in {name.split('/', 1)[1]} is invalid at `{where}` ({first['msg'][:80]})"
             ) from None
 
     def _tensors(
@@ -344,14 +342,14 @@ class Program:
             meta, file = stored.tensor_meta, stored.path_name
             sizes, strides = ([one.as_int for one in many] for many in (meta.sizes, meta.strides))
             if stored.use_pickle or not re.fullmatch(rf"{prefix}\d+", file):
-                raise self._odd(f"the pickle {name[:80]!r}")
+                raise self._odd(f"the tensor {name[:80]!r} is stored as a pickle")
             if (
                 meta.dtype not in _TYPES
                 or None in sizes
                 or meta.layout != _STRIDED
                 or meta.storage_offset.as_int != 0
             ):
-                raise self._odd(f"the tensor {name[:80]!r} of an unknown form")
+                raise self._odd(f"the tensor {name[:80]!r} has an unsupported type or layout")
             numbers = read.setdefault(file, bytearray(archive.read(f"{root}/data/{folder}/{file}")))
             shape, kind = [int(size or 0) for size in sizes], _TYPES[meta.dtype]
             count = math.prod(shape)
@@ -359,18 +357,20 @@ class Program:
             if len(numbers) != count * kind.itemsize or (
                 dense is not None and tuple(strides) != dense and count > 1
             ):
-                raise self._odd(f"the tensor {name[:80]!r} of {len(numbers)} bytes for the sizes {shape[:8]}")
+                raise self._odd(
+                    f"the {len(numbers)} bytes of tensor {name[:80]!r} do not match its shape {shape[:8]}"
+                )
             flat = torch.frombuffer(numbers, dtype=kind) if count else torch.empty(0, dtype=kind)
             found[name] = flat.reshape(shape)
         return found
 
     def _bind(self, module: _Module) -> tuple[Values, list[str]]:
-        """Return the tensors of the file by their names in the graph, and the names of the inputs."""
+        """Return the stored tensors by their names in the graph, and the names of the inputs."""
         stored: Values = {}
         inputs: list[str] = []
         for spec in module.signature.input_specs:
             if len(spec.model_fields_set) != 1 or spec.user_output is not None:
-                raise self._odd("an input of unknown type")
+                raise self._odd("an input of the graph has an unknown type")
             if spec.user_input is not None:
                 inputs.append(self._tensor_name(spec.user_input.arg))
                 continue
@@ -378,40 +378,43 @@ class Program:
             assert given is not None
             source = next(value for key, value in given if key.endswith("_name"))
             if source not in self._values:
-                raise self._odd(f"the tensor {source[:80]!r} in the graph alone")
+                raise self._odd(
+                    f"the tensor {source[:80]!r} is used in the graph, but is not stored in the file"
+                )
             stored[given.arg.name] = self._values[source]
         if [*stored, *inputs] != [self._tensor_name(value) for value in module.graph.inputs]:
-            raise self._odd("inputs in a different order from its signature")
+            raise self._odd("the inputs of the graph are not in the order of its signature")
         return stored, inputs
 
     def _tensor_name(self, value: _Value) -> str:
         if value.kind != "as_tensor" or value.as_tensor is None:
-            raise self._odd(f"an input or output that is not a tensor ({value.kind or 'several kinds'})")
+            raise self._odd(f"expected a tensor as input or output, found {value.kind or 'several kinds'}")
         return value.as_tensor.name
 
     def _compile(self, graph: _Graph) -> Iterator[_Step]:
         known = {*self._stored, *self._inputs}
         if len(known) != len(self._stored) + len(self._inputs):
-            raise self._odd("two inputs with the same name")
+            raise self._odd("two inputs have the same name")
         last = {name: place for place, node in enumerate(graph.nodes) for name in _read_by(node)}
         for place, node in enumerate(graph.nodes):
             if node.target not in operators("pt2"):
-                raise self._odd(f"the operation {node.target[:80]!r}")
+                raise self._odd(f"the operation {node.target[:80]!r} is not allowed")
             compute, allowed = _operation(node.target)
             arguments: dict[str, Getter] = {}
             for given in node.inputs:
                 if given.arg.kind not in allowed.get(given.name, ()) or given.name in arguments:
                     raise self._odd(
-                        f"the argument {given.name[:40]!r} of {node.target} as {given.arg.kind or 'several'}"
+                        f"the argument {given.name[:40]!r} of {node.target} is not allowed to be "
+                        f"{given.arg.kind or 'several'}"
                     )
                 arguments[given.name] = self._getter(given.arg)
             unknown = next((name for name in _read_by(node) if name not in known), None)
             if unknown is not None:
-                raise self._odd(f"a use of {unknown[:80]!r} before it is computed")
+                raise self._odd(f"the value {unknown[:80]!r} is used before it is computed")
             results = [self._result(value) for value in node.outputs]
             made = [name for one in results for name in ([one] if isinstance(one, str) else one)]
             if len({*made}) != len(made) or known & {*made}:
-                raise self._odd(f"two values with the same name ({', '.join(made)[:80]})")
+                raise self._odd(f"two values have the same name ({', '.join(made)[:80]})")
             known |= {*made}
             kept = {*self._stored, *self._outputs}
             done = [
@@ -422,14 +425,14 @@ class Program:
             yield _Step(compute, arguments, results, list(dict.fromkeys(done)))
         lacking = next((name for name in self._outputs if name not in known), None)
         if lacking is not None:
-            raise self._odd(f"the output {lacking[:80]!r}, which nothing computes")
+            raise self._odd(f"the output {lacking[:80]!r} is not computed by any operation")
 
     def _getter(self, value: _Value) -> Getter:
         kind, given = value.kind, getattr(value, value.kind)
         if kind == "as_none":
             return lambda _: None
         if given is None:
-            raise self._odd(f"an empty {kind}")
+            raise self._odd(f"the value of {kind} is empty")
         if kind == "as_tensor":
             return lambda values: values[given.name]
         if kind == "as_tensors":
@@ -441,17 +444,17 @@ class Program:
             return lambda values: [number(values) for number in numbers]
         if kind == "as_device":
             if given.type != "cpu" or given.index is not None:
-                raise self._odd(f"the device {given.type[:20]!r}")
+                raise self._odd(f"the device is {given.type[:20]!r}, expected 'cpu'")
             return lambda values: values[_DEVICE]
         if kind in _TABLES:
             if given not in _TABLES[kind]:
-                raise self._odd(f"{kind} {given}")
+                raise self._odd(f"{kind} {given} is not supported")
             given = _TABLES[kind][given]
         return lambda _: given
 
     def _number(self, symbol: _Symbol) -> Getter:
         if len(symbol.model_fields_set) != 1:
-            raise self._odd("a size of unknown type")
+            raise self._odd("a size has an unknown type")
         name, number = symbol.as_name, symbol.as_int
         return (lambda values: values[name]) if name is not None else (lambda _: number)
 
@@ -484,7 +487,7 @@ class Program:
         return tuple(values[name] for name in self._outputs)
 
     def _check_sizes(self, card: ExportCard | None) -> None:
-        """Run the graph on meta tensors at batch 1, to find mismatches before memory is allocated.
+        """Run the graph with meta tensors and a batch of 1, to find mismatches before memory is allocated.
 
         Raises:
             CheckpointError: An operation fails, a value is too large, or the card differs.
@@ -499,7 +502,9 @@ class Program:
                 size = one.numel() * one.element_size() if isinstance(one, torch.Tensor) else 0
                 work += size
                 if size > MOST_BYTES or work > MOST_WORK:
-                    raise self._odd(f"values of {max(size, work):,} bytes for one clip")
+                    raise self._odd(
+                        f"the values for one clip need {max(size, work):,} bytes, which is too much"
+                    )
 
         meta = torch.device("meta")
         stored = {name: value.to(meta) for name, value in self._stored.items()}
@@ -512,21 +517,23 @@ class Program:
             for port in card.inputs
         ]
         if len(inputs) != len(self._inputs):
-            raise self._odd(f"{len(self._inputs)} inputs instead of the {len(inputs)} on its card")
+            raise self._odd(
+                f"the graph has {len(self._inputs)} inputs, expected {len(inputs)} as on the card"
+            )
         try:
             found = self._run(inputs, meta, stored, look)
         except CheckpointError:
             raise
         except Exception as error:  # noqa: BLE001 - torch's operations raise errors of many classes
-            raise self._odd(f"a graph that cannot be computed ({error_line(error)[:160]})") from None
+            raise self._odd(f"the graph cannot be computed ({error_line(error)[:160]})") from None
         wanted = [[1 if size == BATCH else int(size) for size in port.shape] for port in card.outputs]
         if [list(value.shape) for value in found] != wanted:
-            raise self._odd("outputs whose shapes differ from its card")
+            raise self._odd("the shapes of the outputs differ from the shapes on the card")
 
 
 @cache
 def _operation(target: str) -> tuple[Callable[..., Any], dict[str, frozenset[str]]]:
-    """Return a listed operation, and the allowed kinds of its arguments according to torch's signature."""
+    """Return a listed operation, and the allowed kinds of its arguments, which are taken from torch's signature."""
     name, overload = target.split(".")[-2:]
     if name == "_operator":
         return _arithmetic(getattr(operator, overload)), dict.fromkeys("ab", _KINDS["int"])
@@ -544,14 +551,14 @@ def _arithmetic(compute: Callable[[int, int], int]) -> Callable[..., int]:
     def checked(a: int, b: int) -> int:
         found = compute(a, b)
         if abs(found) >= _LARGEST:  # repeated multiplication could take forever
-            raise OverflowError(f"a size of more than {_LARGEST:,}")
+            raise OverflowError(f"a computed size is larger than {_LARGEST:,}")
         return found
 
     return checked
 
 
 def _read_by(node: _ProgramNode) -> list[str]:
-    """Return the names of the values that an operation reads."""
+    """Return the names of the values that an operation uses."""
     found: list[str] = []
     for given in node.inputs:
         value = given.arg

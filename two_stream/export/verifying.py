@@ -1,4 +1,4 @@
-"""Compares an exported file with its model, on clips of the run's videos or of noise."""
+"""Compares an exported file with its model, on clips of the run's videos or on noise."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Compared:
-    """Logits of the model and of the exported file for the same clips, both `(N, K)`."""
+    """Logits `(N, K)` of the model and of the exported file for the same clips."""
 
     model: torch.Tensor
     exported: torch.Tensor
 
     @property
     def difference(self) -> float:
-        """Largest absolute difference; infinite if a value is NaN."""
+        """Largest absolute difference of logits; infinite if a logit is NaN."""
         worst = float((self.model - self.exported).abs().max())
         return worst if worst == worst else float("inf")
 
     @property
     def relative(self) -> float:
-        """The difference divided by the largest logit of the model."""
+        """Largest difference divided by the largest logit of the model."""
         scale = float(self.model.abs().max())
         return self.difference / scale if scale else (0.0 if self.difference == 0 else float("inf"))
 
     @property
     def agreement(self) -> float:
-        """Fraction of clips with the same top class."""
+        """Fraction of clips for which the file and the model predict the same class."""
         return float((self.model.argmax(1) == self.exported.argmax(1)).float().mean())
 
     def verified(self, clips: str, limit: float | None = TOLERANCE) -> Verified:
-        """Return the facts for the card.
+        """Return the result for the card.
 
         Args:
             clips: Description of the clips.
@@ -61,13 +61,15 @@ class Compared:
         """
         if limit is None and self.agreement < AGREEMENT and len(self.model) >= ENOUGH:
             raise ExportError(
-                f"int8 predicts the model's class on only {100 * self.agreement:.0f} % of {len(self.model)} clips: the "
-                "network is not suited to 8 bits, or the calibration clips differ from these. Export it in fp32"
+                "the int8 network predicts the same class as the model for only "
+                f"{100 * self.agreement:.0f} % of {len(self.model)} clips; the "
+                "network may not be suitable for 8 bits, or the calibration clips may be too "
+                "different; export in fp32"
             )
         if limit is not None and not self.relative <= limit:
             raise ExportError(
-                f"the logits of the exported network differ by {self.difference:.3g}, {self.relative:.1e} "
-                f"of the largest ({limit:.0e} allowed); nothing was written"
+                f"the logits of the exported network differ by {self.difference:.3g}, which is {self.relative:.1e} "
+                f"of the largest logit: expected at most {limit:.0e}; no file was written"
             )
         return Verified(
             clips=clips,
@@ -79,7 +81,7 @@ class Compared:
 
 
 def compare(session: Session, exportable: Exportable, clips: torch.Tensor) -> Compared:
-    """Compute clips `(N, C, T, H, W)` with the model and the file, in batches of two sizes."""
+    """Compute the logits of clips `(N, C, T, H, W)` with the model and with the file, in batches of two sizes."""
     model, exported = [], []
     first, rest = clips[: BATCHES[0]], clips[BATCHES[0] :]
     for batch in (first, *(part for part in torch.split(rest, BATCHES[1]) if len(part))):
@@ -95,9 +97,10 @@ def compare_steps(
     states: tuple[torch.Tensor, ...],
     warm_up: int = 0,
 ) -> Compared:
-    """Compute frames `(B, C, S, H, W)` of consecutive steps with the step network and the file.
+    """Compute consecutive steps of frames `(B, C, S, H, W)` with the step network and with the file.
 
-    Each starts from the initial `states` and continues with its own. Logits of the first `warm_up` steps are left out.
+    The network and the file start from the initial `states`, and then each of them uses its own new states. The logits
+    of the first `warm_up` steps are not compared.
     """
     ours, theirs = states, tuple(state.clone() for state in states)
     model, exported = [], []
@@ -111,7 +114,7 @@ def compare_steps(
 
 
 def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torch.Tensor | None:
-    """Return centred clips of videos of the training list, cut as in evaluation. The test list is never used.
+    """Return centred clips of videos of the training list, cropped as in evaluation. The test list is never used.
 
     Args:
         run: The run.
@@ -137,9 +140,9 @@ def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torc
 
 
 def noise_clips(spec: InputSpec, count: int, seed: int = 0) -> torch.Tensor:
-    """Return uint8 clips `(N, C, T, H, W)` of coloured noise, the same for the same seed.
+    """Return uint8 clips `(N, C, T, H, W)` of coloured noise, which depend only on the seed.
 
-    Most networks would average white noise to one grey, so low frequencies are added.
+    Low frequencies are added, because most networks would average white noise to a constant grey.
     """
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, spec.channels, 4, 4, 4, generator=generator)

@@ -1,6 +1,6 @@
-"""Writes exported files: builds the graph, compares it with the model, adds the card.
+"""Writes exported files: captures the graph, compares it with the model, and adds the card.
 
-A file appears under its name only after the comparison has passed.
+A file gets its final name only after the comparison has passed.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ Check = Callable[[Session, Exportable], Verified]
 def export_run(
     run: AnyRun[Recognizer], to: Target = "onnx", out: Path | None = None, *, int8: Int8Options | None = None
 ) -> tuple[Path, ExportCard]:
-    """Write a run's network as a file that runs without this package, and compare it with the network.
+    """Write the network of a run to a file that can be used without this package, and verify the file.
 
-    The graph contains the preprocessing: uint8 clips `(B, C, T, H, W)` of any batch size to logits `(B, K)`. Weights
-    and activations are fp32 unless `int8` is given. BatchNorm is folded where `evaluate` folds it.
+    The graph maps uint8 clips `(B, C, T, H, W)` of any batch size to logits `(B, K)`, and includes the preprocessing.
+    Weights and activations are fp32, unless `int8` is given. BatchNorm is folded as in `evaluate`.
 
     Args:
         run: A loaded run.
@@ -66,8 +66,9 @@ def export_run(
     """
     if run.model.cpu_only:
         raise SettingsError(
-            f"{run.paths.root}: an int8 run uses torch's own kernels, which cannot be exported; export the run it was "
-            "made from, to ONNX with --int8"
+            f"{run.paths.root}: an int8 run uses kernels of torch that cannot be exported; export "
+            "the fp32 run from which it was "
+            "made, to ONNX with --int8"
         )
     form = _checked_format(to, int8)
     path = _checked_path(out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}", to)
@@ -95,9 +96,9 @@ def _write(
     goal: tuple[Path, Check],
     change: Callable[[Path, Path], None] | None = None,
 ) -> ExportCard:
-    """Build the file next to its destination, compare it, add the card and move it; an error leaves no file."""
+    """Write the file next to its destination, verify it, add the card and rename it; an error leaves no file."""
     path, check = goal
-    note(f"writing {card.name} as a graph ({card.to})")
+    note(f"exporting {card.name} as a graph ({card.to})")
     program = capture_graph(exportable)
     with temporary_folder(path) as folder:
         built = folder / f"graph{SUFFIXES[card.to]}"
@@ -116,7 +117,7 @@ def _write(
 
 
 def _clips(run: AnyRun[Recognizer], count: int, part: Part = "val") -> tuple[torch.Tensor, str]:
-    """Return clips of the run's data set if it is available, otherwise of noise; and a description of them."""
+    """Return clips of the run's data set, or of noise if it is not available, and a description of the clips."""
     clips = run_clips(run, count, part)
     if clips is None:
         return noise_clips(run.model.spec, count, seed=int(part == "val")), f"{count} clips of noise"
@@ -124,26 +125,30 @@ def _clips(run: AnyRun[Recognizer], count: int, part: Part = "val") -> tuple[tor
 
 
 def _checked_format(to: Target, int8: Int8Options | None = None) -> Format:
-    """Return a format after checking that this machine can write it."""
+    """Return a format after checking that this machine can write files of this format."""
     form = format_by_name(to)
     form.check()
     if int8 is not None and to != "onnx":
-        raise SettingsError(f"int8 is supported for ONNX only; --to is {to}. Omit one of them")
+        raise SettingsError(
+            f"--int8 is supported only for ONNX, but --to is {to}; omit --int8 or use --to onnx"
+        )
     return form
 
 
 def _checked_path(path: Path, to: Target) -> Path:
-    """Return the path of the file to write after checking its suffix."""
+    """Return the path of the file to write, after checking its suffix."""
     if path.is_dir():
-        raise SettingsError(f"{path}: is a folder; use a file, for example {path / 'model'}{SUFFIXES[to]}")
+        raise SettingsError(f"{path}: found a folder, expected a file such as {path / 'model'}{SUFFIXES[to]}")
     suffix = Path(SUFFIXES[to]).suffix or SUFFIXES[to]
     if path.suffix != suffix:
-        raise SettingsError(f"{path}: a file of format {to} ends in {suffix}; use {path.with_suffix(suffix)}")
+        raise SettingsError(
+            f"{path}: expected the suffix {suffix} for format {to}; use {path.with_suffix(suffix)}"
+        )
     return path
 
 
 def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
-    """Return a copy of the network on the CPU in fp32, BatchNorm folded as in `evaluate`, weights contiguous."""
+    """Return a copy of the network on the CPU in fp32, with contiguous weights and folded BatchNorm."""
     copied = copy.deepcopy(run.model).cpu().float().eval()
     copied.memory_format = torch.preserve_format
     for weight in (*copied.parameters(), *copied.buffers()):
@@ -156,7 +161,7 @@ def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
 
 
 def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> ExportCard:
-    """Return the card of a file before it is written and compared."""
+    """Return the card of a file, before the file is written and compared."""
     spec = run.model.spec
     pixels = _PIXELS.format(order=_ORDERS[spec.modality])
     logits = "one per class, in the order of `class_names`; larger is likelier"
@@ -196,7 +201,7 @@ def _ports(
     values: tuple[torch.Tensor, ...],
     meanings: tuple[str, str],
 ) -> tuple[Port, ...]:
-    """Return the inputs or outputs; `meanings` describes the first and the others, which are states."""
+    """Return descriptions of inputs or outputs; `meanings` is the meaning of the first one and of the states."""
     return tuple(
         Port(name=name, shape=free_shape(value, axis), dtype=_type_name(value), meaning=meanings[place > 0])
         for place, (name, value, axis) in enumerate(zip(names, values, exportable.axes, strict=True))
@@ -204,21 +209,21 @@ def _ports(
 
 
 def _type_name(value: torch.Tensor) -> str:
-    """Return the name of a tensor's type, for example `float32`."""
+    """Return the name of the type of a tensor, for example `float32`."""
     return str(value.dtype).removeprefix("torch.")
 
 
 class StepModule(Protocol):
-    """A step network: `forward(frames, *states) -> (logits, *states)`."""
+    """A step network, whose `forward` maps `(frames, *states)` to `(logits, *states)`."""
 
     frames_per_step: int
     warm_up: int
 
     def initial_states(self, batch: int, height: int, width: int) -> list[torch.Tensor]:
-        """Return the initial states."""
+        """Return the initial states for a batch of streams."""
 
     def state_names(self) -> list[str]:
-        """Return the name of each state."""
+        """Return the names of the states."""
 
 
 @dataclass(frozen=True)
@@ -232,9 +237,9 @@ class Timing:
 def export_stream(
     run: AnyRun[Recognizer], step: nn.Module, timing: Timing, to: Target = "onnx", out: Path | None = None
 ) -> tuple[Path, ExportCard]:
-    """Write the step network of a run's stream with its states as inputs and outputs; see `export_run`.
+    """Write the step network of a run's stream, with the states as inputs and outputs; see `export_run`.
 
-    File and module are compared over consecutive steps, each with its own states.
+    The file and the module are compared for consecutive steps; each of them uses its own states.
 
     Args:
         run: The run that the step network was made from.
@@ -286,7 +291,7 @@ def export_stream(
 
 
 def batch_axis(one: torch.Tensor, several: torch.Tensor) -> int | None:
-    """Return the batch dimension of a state; None for a state that all streams share."""
+    """Return the batch dimension of a state, or None for a state that all streams share."""
     grown = [place for place, (a, b) in enumerate(zip(one.shape, several.shape, strict=True)) if a != b]
     return grown[0] if grown else None
 
@@ -294,28 +299,28 @@ def batch_axis(one: torch.Tensor, several: torch.Tensor) -> int | None:
 def _state(name: str, value: torch.Tensor, axis: int | None) -> StateFacts:
     first = value.flatten()[0]
     if not bool((value == first).all()):
-        raise ExportError(f"state {name!r} of the stream has no constant initial value")
+        raise ExportError(f"state {name!r} of the stream has different initial values; expected a constant")
     return StateFacts(name=name, shape=free_shape(value, axis), dtype=_type_name(value), initial=float(first))
 
 
 @dataclass(frozen=True)
 class BareModel(AnyRun[Recognizer]):
-    """A named model with random weights."""
+    """A model of the zoo with random weights."""
 
     @property
     def model_sha256(self) -> str:
-        """An empty text: there is no weights file."""
+        """An empty string, because there is no weights file."""
         return ""
 
 
 def named_model(name: str, num_classes: int) -> BareModel:
-    """Build a model of the zoo with random weights and numbers as class names.
+    """Create a model of the zoo with random weights and numbers as class names.
 
     Raises:
         SettingsError: The zoo has no model of this name.
     """
     model = create_model(name, num_classes).eval()
-    warn(f"{name} has random weights: use the file only to test the export and its speed")
+    warn(f"{name} has random weights; use the file only to test the export and the speed of the network")
     return BareModel(
         experiment=Experiment(name=name.replace("/", "-"), model=model.options),
         model=model,
@@ -327,7 +332,7 @@ def named_model(name: str, num_classes: int) -> BareModel:
 
 
 def stored_model(folder: Path) -> Run:
-    """Load a model folder (`model.safetensors`, as `weights convert` writes it).
+    """Load a model folder with `model.safetensors`, such as a folder written by `weights convert`.
 
     Raises:
         CheckpointError: The folder does not contain a Two-Stream model.

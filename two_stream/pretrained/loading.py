@@ -1,4 +1,4 @@
-"""Loads checkpoints into models, strictly, with a report."""
+"""Loads checkpoints into models, and reports how each tensor was used."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _ENDS = ("classifier", "head", "reduction")
 
 @dataclass
 class LoadReport:
-    """Result of loading a checkpoint. Names in `unexpected`, `dropped` and `unused` are those of the file."""
+    """Result of loading a checkpoint. `unexpected`, `dropped` and `unused` contain names of tensors in the file."""
 
     path: str
     format: str
-    """name of the recognised layout"""
+    """name of the layout of the file"""
     used: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     """tensors of the model that keep their initial values"""
     unexpected: list[str] = field(default_factory=list)
-    """in the file, but not in the model"""
+    """tensors that are in the file, but not in the model"""
     reshaped: dict[str, str] = field(default_factory=dict)
-    """how a tensor was changed to fit"""
+    """for each tensor that was reshaped, a description of the change"""
     dropped: list[str] = field(default_factory=list)
-    """ignored on request: the old classifier and other new parts of the model"""
+    """tensors that were ignored because the model has a new classifier or other new parts"""
     unused: list[str] = field(default_factory=list)
-    """in the file, but used neither by the published network nor by ours (losses, averages)"""
+    """tensors in the file that neither the published network nor ours uses, such as losses and averages"""
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} tensors used"]
@@ -60,7 +60,7 @@ def load_weights(
     inflate: bool = False,
     averaged: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint into a model; every tensor must fit unless a flag says otherwise.
+    """Load a checkpoint into a model. Every tensor must fit, except for the parts that a flag allows to differ.
 
     Args:
         model: Changed in place; unchanged after an error. If the checkpoint is of a run with pruned channels, these
@@ -83,9 +83,11 @@ def load_weights(
     state, beside = strip_wrappers(read_state(file, averaged=averaged))
     layout = recognise_layout(state)
     if layout is None:
-        raise CheckpointError(f"{file}: weights of an unknown network (first keys: {_few(state)})")
+        raise CheckpointError(f"{file}: the weights belong to an unknown network (first keys: {_few(state)})")
     if layout.flat and not inflate:
-        raise CheckpointError(f"{file}: {layout.name} weights for a 3D network; set `inflate`")
+        raise CheckpointError(
+            f"{file}: 2D weights ({layout.name}) do not fit a 3D network; to inflate the weights, set `inflate`"
+        )
     report = LoadReport(str(file), layout.name, unused=beside)
     incoming: dict[str, torch.Tensor] = {}
     theirs: dict[str, str] = {}
@@ -118,7 +120,7 @@ def load_weights(
 
 
 class _Fitting:
-    """Reshapes the tensors of a checkpoint to those of the model, if the shapes are equivalent or a flag allows it."""
+    """Reshapes the tensors of a checkpoint for the model, if the shapes are equivalent or a flag allows it."""
 
     def __init__(self, model: Recognizer, report: LoadReport, cross_modality: bool, inflate: bool) -> None:
         self.expected = model.state_dict()
@@ -128,7 +130,7 @@ class _Fitting:
         self.first = _first_convolutions(model)
 
     def fit(self, incoming: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Return the tensors that fit, and descriptions of the mismatch of the others."""
+        """Return the tensors that fit, and for each of the other tensors a description of the mismatch."""
         fitted: dict[str, torch.Tensor] = {}
         misfits: dict[str, str] = {}
         for key, tensor in incoming.items():
@@ -163,7 +165,7 @@ class _Fitting:
 
 
 def _first_convolutions(model: Recognizer) -> set[str]:
-    """Return the names of the weights of layers whose input is the clip."""
+    """Return the names of the weights of the layers whose input is the clip."""
     _, stem = model.backbone.stages()[0]
     seen = {
         id(part.weight)
@@ -191,9 +193,9 @@ def _leave_out_new_parts(
     fitted: dict[str, torch.Tensor],
     misfits: dict[str, str],
 ) -> None:
-    """Remove classifier, head and reduction block from the loaded tensors if they are not complete.
+    """Remove the classifier, head and reduction block from the loaded tensors if they do not match the model.
 
-    A head with the same keys but other shapes is a mistake, not a new head, and stays a mismatch.
+    A head with the same keys but other shapes is not removed, because it is a mistake and not a new head.
     """
     for part in ("classifier", "reduction", "head"):
         wanted = {key for key in model.state_dict() if _part(model, key) == part}
@@ -217,37 +219,44 @@ def _require_fit(
     theirs: dict[str, str],
     loose: Collection[str],
 ) -> None:
-    """Raise an error with the most likely cause if the checkpoint does not fit; `loose` parts may be missing."""
+    """Raise an error with the most likely cause if the checkpoint does not fit; parts in `loose` may be missing."""
     trunk = [key for key in model.state_dict() if _part(model, key) == "backbone"]
     absent = [key for key in trunk if key in report.missing and key not in misfits]
     if 2 * len(absent) > len(_counted(set(trunk))):
         raise CheckpointError(
-            f"{report.path}: {report.format} weights of a different network: the model's backbone is "
-            f"{model.options.backbone.kind}, and {len(absent)} of its tensors are not in the file ({_few(absent)})"
+            f"{report.path}: the weights ({report.format}) belong to a different network: the "
+            "model's backbone is "
+            f"{model.options.backbone.kind}, and {len(absent)} of its tensors are not in the file "
+            f"({_few(absent)})"
         )
     if misfits and all(key.startswith("classifier.") for key in misfits):
         key = next(iter(misfits))
         raise CheckpointError(
             f"{report.path}: the classifier does not fit ({theirs[key]}: {misfits[key]}); "
-            "set `new_classifier` to train a new one"
+            "to train a new classifier, set `new_classifier`"
         )
     if misfits:
         key = next(iter(misfits))
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
         replaced = not loose and {_part(model, key) for key in misfits} <= {"classifier", "reduction"}
-        hint = "; to initialise the parts after the backbone set `new_classifier`" if replaced else ""
+        hint = "; to initialise the parts after the backbone, set `new_classifier`" if replaced else ""
         raise CheckpointError(
-            f"{report.path}: {report.format} weights of a different network: {theirs[key]}: {misfits[key]}{more}{hint}"
+            f"{report.path}: the weights ({report.format}) belong to a different network: "
+            f"{theirs[key]}: {misfits[key]}{more}{hint}"
         )
     missing = [key for key in report.missing if _part(model, key) not in loose]
     ours = {their: our for our, their in theirs.items()}
     unexpected = [k for k in report.unexpected if k not in ours or _part(model, ours[k]) not in loose]
     if missing or unexpected:
         parts = [f"{len(missing)} of the model's tensors are missing ({_few(missing)})"] if missing else []
-        parts += [f"{len(unexpected)} are unknown to it ({_few(unexpected)})"] if unexpected else []
+        parts += (
+            [f"{len(unexpected)} tensors of the file are not in the model ({_few(unexpected)})"]
+            if unexpected
+            else []
+        )
         new = [*missing, *(ours.get(key, key) for key in unexpected)]
         fresh = not loose and all(_part(model, key) != "backbone" for key in new)
-        hint = "; to initialise them set `new_classifier`" if fresh else ""
+        hint = "; to initialise these parts, set `new_classifier`" if fresh else ""
         raise CheckpointError(f"{report.path}: {report.format}: {' and '.join(parts)}{hint}")
 
 

@@ -1,7 +1,7 @@
-"""Computes optical flow with RAFT (Teed and Deng, 2020): torchvision's network with weights from a local file.
+"""Computes optical flow with RAFT (Teed and Deng, 2020), using torchvision's network and weights in a local file.
 
-Used by extraction only. The file is one that `torchvision.models.optical_flow` publishes (raft_small or raft_large);
-nothing is downloaded. Arithmetic is fp32 without TF32 on all devices.
+RAFT is used only in extraction. The weights are those of raft_small or raft_large in `torchvision.models.optical_flow`;
+nothing is downloaded. All devices compute in fp32 without TF32.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _BUILDERS = {"raft_small": raft_small, "raft_large": raft_large}
 
 @dataclass(frozen=True)
 class Raft:
-    """Description of RAFT by its weights file; implements `two_stream.video.flow.FlowNetwork`.
+    """Describes a RAFT network by its weights file; implements `two_stream.video.flow.FlowNetwork`.
 
-    `Raft.from_file` creates and checks it; worker processes build the network from it.
+    `Raft.from_file` checks the file. Worker processes build the network from this description.
     """
 
     weights: Path
@@ -62,7 +62,7 @@ class Raft:
         if batch < 1:
             raise SettingsError(f"--flow-batch is {batch}: expected 1 or more")
         if not weights.is_file():
-            raise CheckpointError(f"{weights}: no such file of RAFT weights; {_WHERE}")
+            raise CheckpointError(f"{weights}: the file of RAFT weights does not exist; {_WHERE}")
         name = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         chosen = pick_device(name)
         state = read_state(weights)
@@ -74,17 +74,17 @@ class Raft:
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs that it uses."""
+        """Number of GPUs that the network uses."""
         if not self.device.startswith("cuda"):
             return 0
         return torch.cuda.device_count() if self.device == "cuda" else 1
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings that determine the output."""
+        """Return the settings that determine the flow."""
         return {"flow_model": self.model, "flow_weights_sha256": self.weights_sha256, "flow_updates": UPDATES}
 
     def maker(self, place: int, threads: int) -> RaftFlow:
-        """Return the network on a device; one per process and device is kept."""
+        """Return the network on a device; it is loaded once for each process and device."""
         device = f"cuda:{place % max(1, torch.cuda.device_count())}" if self.device == "cuda" else self.device
         if threads:
             torch.set_num_threads(threads)
@@ -102,7 +102,7 @@ def _network(raft: Raft, device: str) -> nn.Module:
     found = sha256(raft.weights)
     if found != raft.weights_sha256:
         raise CheckpointError(
-            f"{raft.weights}: SHA-256 is {found[:12]}…, expected {raft.weights_sha256[:12]}…"
+            f"{raft.weights}: the file has changed: expected SHA-256 {raft.weights_sha256[:12]}…, found {found[:12]}…"
         )
     return _load(raft.model, read_state(raft.weights), raft.weights).to(pick_device(device))
 
@@ -113,13 +113,15 @@ def _load(model: str, state: dict[str, torch.Tensor], file: Path) -> nn.Module:
     expected = network.state_dict()
     for key, tensor in expected.items():
         if key not in state:
-            raise CheckpointError(f"{file}: not RAFT's weights: {key} is missing; {_WHERE}")
+            raise CheckpointError(f"{file}: expected RAFT weights, but {key} is missing; {_WHERE}")
         if state[key].shape != tensor.shape:
             sizes = f"{tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
-            raise CheckpointError(f"{file}: not RAFT's weights: {key} is {sizes}; {_WHERE}")
+            raise CheckpointError(f"{file}: expected RAFT weights, but {key} has shape {sizes}; {_WHERE}")
     strange = sorted(set(state) - set(expected))
     if strange:
-        raise CheckpointError(f"{file}: not RAFT's weights: {model} has no {strange[0]}; {_WHERE}")
+        raise CheckpointError(
+            f"{file}: expected RAFT weights, but {model} has no tensor {strange[0]}; {_WHERE}"
+        )
     network.load_state_dict(
         {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()},
         assign=True,
@@ -128,7 +130,7 @@ def _load(model: str, state: dict[str, torch.Tensor], file: Path) -> nn.Module:
 
 
 class RaftFlow:
-    """RAFT on a device, for sequences of frames."""
+    """A RAFT network on a device, which computes flow for sequences of frames."""
 
     def __init__(self, network: nn.Module, device: torch.device, batch: int) -> None:
         self.network = network
@@ -136,7 +138,7 @@ class RaftFlow:
         self.batch = batch
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the quantized flow, uint8 `(H, W, 2)`, between each RGB frame and the next; computed in batches."""
+        """Yield the quantized flow, uint8 `(H, W, 2)`, between each RGB frame and the next."""
         stream = iter(pictures)
         waiting = list(islice(stream, 1))
         while fresh := list(islice(stream, self.batch)):
@@ -146,9 +148,10 @@ class RaftFlow:
             waiting = waiting[-1:]
 
     def estimate(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the flow between consecutive RGB frames `(N, H, W, 3)` as float32 `(N - 1, H, W, 2)`, pixels.
+        """Return the flow in pixels between consecutive RGB frames `(N, H, W, 3)`, as float32 `(N - 1, H, W, 2)`.
 
-        Frames are padded with their border on both sides to a size that the network supports, and the flow is cropped.
+        Frames are padded by repeating their border pixels to a size that the network supports; then the flow is
+        cropped.
         """
         height, width = pictures.shape[1:3]
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
@@ -163,6 +166,6 @@ class RaftFlow:
 
 
 def _border(side: int) -> tuple[int, int]:
-    """Return the padding before and after a side."""
+    """Return the padding before and after an axis of this length."""
     wanted = max(_SMALLEST, -(-side // _MULTIPLE) * _MULTIPLE)
     return (wanted - side) // 2, (wanted - side) - (wanted - side) // 2

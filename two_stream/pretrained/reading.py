@@ -1,11 +1,11 @@
-"""Reads tensors from files without executing anything in them.
+"""Reads tensors from files without executing code in them.
 
-Three kinds of files are read, recognised by their content: safetensors, files of `torch.save` (with
-`weights_only=True`, never with an unrestricted pickle), and pickles of Caffe2.
+Three formats are supported and recognised by their content: safetensors, files of `torch.save`, and pickles of Caffe2.
+Files of `torch.save` are always read with `weights_only=True`.
 
-A pickle is a program: it names functions, and the reader calls them. Here no name leads to the real function. The few
-names that describe arrays of numbers lead to the classes below, which check their arguments. All other names are
-rejected before anything is called.
+A pickle can contain names of functions, which a normal reader calls. This reader never calls these functions. The few
+names that describe arrays of numbers are replaced by the classes below, which check their arguments. All other names
+are rejected before anything is called.
 """
 
 from __future__ import annotations
@@ -65,24 +65,26 @@ def read_state(path: Path | str, *, averaged: bool = False) -> dict[str, torch.T
         if average is not None:
             break
     if averaged and average is None:
-        raise CheckpointError(f"{file}: it has no averaged weights (names with ema, swa or average)")
+        raise CheckpointError(
+            f"{file}: expected averaged weights (names with ema, swa or average), found none"
+        )
     if averaged or (weights is None and average is not None):
         if not averaged:
-            note(f"{file}: the averaged weights under `{place}` are read, as the file has no others")
+            note(f"{file}: the averaged weights in `{place}` are read, because the file has no other weights")
         weights = _unwrap(average)
     elif place:
-        note(f"{file}: the averaged weights under `{place}` are not read; {_HOW}")
+        note(f"{file}: the averaged weights in `{place}` are not read; {_HOW}")
     state = _tensors(file, weights)
     names = state.keys() - {"n_averaged"}  # a counter of torch's AveragedModel, which has no prefix
     if names and all(key.startswith("module.") for key in names):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items() if key in names}
     if not state:
-        raise CheckpointError(f"{file}: it contains no tensors")
+        raise CheckpointError(f"{file}: expected tensors, found none")
     return state
 
 
 def weights_file(path: Path) -> Path:
-    """Return the file to read: the path itself, or the weights in a model folder or run folder.
+    """Return the path of the weights: the path itself, or the weights file in a model folder or run folder.
 
     Raises:
         CheckpointError: There is none.
@@ -94,11 +96,13 @@ def weights_file(path: Path) -> Path:
     for folder in (path, complete_folder(path / "best"), complete_folder(path / "last")):
         if (folder / WEIGHTS).is_file():
             return folder / WEIGHTS
-    raise CheckpointError(f"{path}: no {WEIGHTS} in it, nor in best/ or last/; expected a run folder")
+    raise CheckpointError(
+        f"{path}: expected a run folder with {WEIGHTS} in best/ or last/, or a model folder with {WEIGHTS}"
+    )
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Return the text entries in the header of a safetensors file; empty for any other file."""
+    """Return the text entries in the header of a safetensors file; empty for other files."""
     if checkpoint_kind(file) != "safetensors":
         return {}
     try:
@@ -110,7 +114,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 def _opened(file: Path) -> Any:
     if not is_utf8(file):
-        raise CheckpointError(f"{file}: safetensors can only open paths in UTF-8; rename the file or folder")
+        raise CheckpointError(f"{file}: safetensors requires a path in UTF-8; rename the file or folder")
     return safe_open(file, framework="pt", device="cpu")
 
 
@@ -141,10 +145,10 @@ def _read_torch(file: Path) -> Any:
 
 
 def _refusal(message: str) -> str:
-    """Return torch's long message as one line."""
+    """Shorten the message of an error in torch to one line."""
     asked = re.search(r"GLOBAL ([\w.]+)", message)
     if asked:
-        return refusal(f"it asks for `{asked[1]}`")
+        return refusal(f"it contains the Python object `{asked[1]}`")
     ours = re.search(r"it (?:contains|builds|calls|changes|encodes) [^\n]*", message)
     if ours:
         return refusal(ours[0])
@@ -158,19 +162,19 @@ def _refusal(message: str) -> str:
 
 def _tensors(file: Path, content: Any) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file}: contains a {type(content).__name__}; expected a dictionary of tensors"
-        )
+        raise CheckpointError(f"{file}: found a {type(content).__name__}, expected a dictionary of tensors")
     tensors = {str(key): _as_tensor(value) for key, value in content.items()}
     state = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     if tensors and not state:
         found = ", ".join(list(tensors)[:4])
-        raise CheckpointError(f"{file}: no weights under {', '.join(_INNER)} (found {found})")
+        raise CheckpointError(
+            f"{file}: expected weights in one of the keys {', '.join(_INNER)}, found only the keys {found}"
+        )
     return state
 
 
 def _as_tensor(value: Any) -> torch.Tensor | None:
-    """Return a tensor or an array as a tensor; None for other values, such as counters that a trainer stores."""
+    """Convert a tensor or an array to a tensor; return None for other values, such as counters."""
     tensor = value.tensor() if isinstance(value, Numbers) else value
     if not isinstance(tensor, torch.Tensor) or (isinstance(value, Numbers) and tensor.ndim == 0):
         return None
@@ -189,7 +193,7 @@ def _inner(content: dict[Any, Any]) -> str | None:
 
 
 def _unwrap(content: Any) -> Any:
-    """Return the weights in an average, which may be stored with counters or as a wrapped module."""
+    """Return the weights of a moving average, which may be stored together with counters or as a wrapped module."""
     while isinstance(content, dict):
         inner = _inner(content) or ("module" if isinstance(content.get("module"), dict) else None)
         if inner is None:
@@ -203,7 +207,7 @@ def _unwrap(content: Any) -> Any:
 
 
 def _average_of_run(file: Path, content: Any) -> tuple[Any, Any, str]:
-    """Find the average of a run of this package, which its training state contains."""
+    """Find the moving average in the training state of a run of this package."""
     training = file.with_name("state.pt")
     state = _read_torch(training) if file.name == WEIGHTS and training.is_file() else None
     if not isinstance(state, dict) or "holds" not in state:
@@ -211,12 +215,14 @@ def _average_of_run(file: Path, content: Any) -> tuple[Any, Any, str]:
     if state["holds"] == "averaged":
         return content, content, ""
     if not state.get("other"):
-        raise CheckpointError(f"{file}: no averaged weights: the run had no `train.ema`")
+        raise CheckpointError(
+            f"{file}: the run has no averaged weights, because it was trained without `train.ema`"
+        )
     return content, state["other"], ""
 
 
 def _average_by_key(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: ARG001
-    """Find an average under a separate key, for example `{"model_ema": …, "state_dict": …}`."""
+    """Find a moving average that is stored in a separate key, for example `{"model_ema": …, "state_dict": …}`."""
     average, place = None, ""
     while isinstance(content, dict):
         keys = [
@@ -235,7 +241,7 @@ def _average_by_key(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: 
 
 
 def _average_by_prefix(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: ARG001
-    """Find an average whose names have a separate prefix, for example `ema_model.conv.weight`."""
+    """Find a moving average whose tensors have a separate prefix, for example `ema_model.conv.weight`."""
     parts: dict[str, dict[str, Any]] = {}
     for key, value in content.items() if isinstance(content, dict) else ():
         first, _, rest = str(key).partition(".")
@@ -266,11 +272,11 @@ _BOOKKEEPING = frozenset(("lr", "model_iter"))
 
 
 class Refused(pickle.UnpicklingError):
-    """The file contains more than numbers."""
+    """The file contains more than arrays of numbers."""
 
 
 class Dtype:
-    """Replaces `numpy.dtype`: a type of numbers, never of objects, records or text."""
+    """Replaces `numpy.dtype`; only types of numbers are allowed, not objects, records or text."""
 
     __slots__ = ("kind",)
 
@@ -303,12 +309,12 @@ class Numbers:
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise Refused("it contains an array that is not described as numpy does")
+            raise Refused("it contains an array that is not in numpy's format")
         shape, dtype, fortran, data = state[-4:]
         self.fill(shape, dtype, data, "F" if fortran else "C")
 
     def fill(self, shape: object, dtype: object, data: object, order: str) -> Numbers:
-        """Set the content; its length must match shape and type."""
+        """Set the content, whose length must match the shape and type."""
         if isinstance(data, str):
             data = data.encode("latin1")  # Python 2 wrote bytes as text
         if not isinstance(dtype, Dtype) or not isinstance(data, bytes | bytearray):
@@ -316,13 +322,13 @@ class Numbers:
         if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
             raise Refused("it contains an array without a shape")
         if math.prod(shape) * dtype.kind.itemsize != len(data):
-            raise Refused(f"it contains an array of shape {shape} with {len(data)} bytes of content")
+            raise Refused(f"it contains an array whose {len(data)} bytes do not match its shape {shape}")
         flat = np.frombuffer(data, dtype.kind)
         self.array = flat.reshape(shape, order="F" if order == "F" else "C")
         return self
 
     def tensor(self) -> torch.Tensor | None:
-        """Return a tensor that owns its memory; None if there is no content."""
+        """Return the array as a new tensor; None if there is no content."""
         if self.array is None:
             return None
         native = self.array.dtype.newbyteorder("=")
@@ -330,16 +336,19 @@ class Numbers:
 
 
 class Namespace:
-    """Replaces `argparse.Namespace`, in which trainers store their flags; the content is dropped."""
+    """Replaces `argparse.Namespace`, in which trainers store their flags; the flags are ignored."""
 
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        """Drop the flags."""
+        """Ignore the flags."""
 
 
 class Name:
-    """Value of a name in a pickle. The file cannot change it, and calling it checks the arguments."""
+    """The object for a permitted name in a pickle.
+
+    The file cannot change this object, and calls check their arguments.
+    """
 
     __slots__ = ("_make", "_name")
 
@@ -348,7 +357,7 @@ class Name:
         self._make = make
 
     def __call__(self, *args: object) -> Any:
-        """Create the replacement, or reject."""
+        """Create the replacement object, or raise an error."""
         if self._make is None:
             raise Refused(f"it calls `{self._name}`")
         try:
@@ -365,7 +374,7 @@ _NDARRAY = Name("numpy.ndarray")
 
 def _empty(kind: object, *_: object) -> Numbers:
     if kind is not _NDARRAY:
-        raise Refused("it builds a special kind of array")
+        raise Refused("it builds an array of an unsupported class")
     return Numbers()
 
 
@@ -379,7 +388,7 @@ def _from_buffer(data: object, dtype: object, shape: object, order: object = "C"
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
     if not isinstance(text, str) or _text(encoding).replace("-", "") not in ("latin1", "iso88591"):
-        raise Refused("it encodes something other than bytes")
+        raise Refused("it encodes text with an encoding other than latin1")
     return text.encode("latin1")
 
 
@@ -410,23 +419,23 @@ TORCH_STAND_INS: list[Any] = [
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that knows only the names above."""
+    """An unpickler that accepts only the names in `_PICKLED`."""
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _PICKLED:
-            raise Refused(f"it asks for `{full}`")
+            raise Refused(f"it contains the Python object `{full}`")
         return _PICKLED[full]
 
     def persistent_load(self, pid: object) -> NoReturn:  # noqa: ARG002 - pickle's signature
-        raise Refused("it refers to something outside of the file")
+        raise Refused("it contains a reference to data outside of the file")
 
 
 def read_caffe2(file: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a Caffe2 model file by blob name, for example `res2_0_branch2a_bn_rm`.
+    """Return the weights of a Caffe2 model file by the names of their blobs, for example `res2_0_branch2a_bn_rm`.
 
-    Blobs of the trainer are left out: `lr`, `model_iter`, names that end in `_momentum`, and everything that is not an
-    array of floating-point numbers. Both spellings of numpy's modules and pickle protocols 0 to 5 are supported. Text
+    Blobs of the trainer are left out: `lr`, `model_iter`, names that end in `_momentum`, and everything except arrays
+    of floating-point numbers. Old and new names of numpy modules and pickle protocols 0 to 5 are supported. Text
     written by Python 2 is decoded as latin1, which keeps the bytes of arrays.
 
     Raises:
@@ -450,9 +459,9 @@ def read_caffe2(file: Path) -> dict[str, torch.Tensor]:
 
 
 def refusal(reason: str) -> str:
-    """Return one line that says why a file was not read."""
+    """Return a one-line message about why a file was rejected."""
     if not reason:
-        return "rejected or damaged: it is not a pickle of tensors only, and nothing in it was executed"
+        return "rejected or damaged: the pickle contains more than tensors, and nothing in it was executed"
     hint = ""
     if "`torch." in reason or "`__main__." in reason:
         hint = "; if you trust its author, save its `state_dict()` again with torch.save"
@@ -466,7 +475,7 @@ def _weights(file: Path, content: object) -> dict[str, torch.Tensor]:
         found = (
             f"a dictionary of {keys or 'nothing'}" if isinstance(content, dict) else type(content).__name__
         )
-        raise CheckpointError(f"{file}: a pickle of {found}; expected a Caffe2 model with `blobs`")
+        raise CheckpointError(f"{file}: found a pickle of {found}, expected a Caffe2 model with `blobs`")
     state: dict[str, torch.Tensor] = {}
     for key, value in blobs.items():
         name = _text(key)

@@ -1,7 +1,7 @@
 """Finds damaged images that decoders still accept, by decoder messages and by runs of zero bytes.
 
 libjpeg, libpng, libtiff and OpenCV write messages to file descriptor 2, without the name of the file. No Python binding
-returns these messages, so they are captured for each image. A second decoder would take twice the time.
+returns these messages, so they are captured for each image.
 """
 
 from __future__ import annotations

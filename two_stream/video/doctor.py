@@ -44,7 +44,7 @@ class Finding:
     subject: str
     """path of the file or folder, or name of the list"""
     detail: str
-    """one line"""
+    """description of the problem in one line"""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as values that can be written as JSON."""
@@ -90,10 +90,10 @@ def examine_videos(
 ) -> list[Finding]:
     """Decode every video completely and return the problems, in the order of the paths.
 
-    The kinds of problems are `unreadable` (no frame can be decoded), `timed_out`, `damaged` (frames are missing or
-    corrupt), `too_short` (fewer than `min_frames` frames; flow needs two), `doubled` (same content as another file),
-    `header_mismatch` (the header states a wrong number of frames, which is harmless here) and `count_mismatch` (the
-    lists state a wrong number of frames).
+    The kinds of problems are `unreadable`, `timed_out`, `damaged`, `too_short`, `doubled`, `header_mismatch` and
+    `count_mismatch`. `unreadable` means that no frame can be decoded, and `doubled` that two files have the same
+    content. `header_mismatch` means that the header states a wrong number of frames, which is harmless here.
+    `count_mismatch` means that the lists state a wrong number of frames.
 
     Args:
         paths: Video files and folders of them (searched recursively; other files are left out).
@@ -129,11 +129,11 @@ def examine_frame_folders(
 ) -> list[Finding]:
     """Return the problems of frame folders, in the order of the folders.
 
-    The kinds of problems are `missing` (the folder, a modality, or frames in between), `first_number` (wrong number of
-    the first file), `unreadable` (an empty or truncated image, or not an image), `damaged` (the source video was
-    damaged, or with `decode`, an image has wrong pixels), `size_mismatch` (with `decode`: images of different sizes),
-    `rgb_flow_mismatch` (flow must have one frame fewer than RGB, or the same number as in published lists) and
-    `too_short`.
+    The kinds of problems are `missing`, `first_number`, `unreadable`, `damaged`, `size_mismatch`, `rgb_flow_mismatch`
+    and `too_short`. `first_number` means that the first file has a wrong number. `damaged` means that the source video
+    was damaged, or, with `decode`, that an image has wrong pixels. `size_mismatch` is found only with `decode`.
+    `rgb_flow_mismatch` means that flow does not have one frame fewer than RGB; in published lists, both may have the
+    same number.
 
     Args:
         folders: One folder per video.

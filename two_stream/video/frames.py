@@ -323,7 +323,7 @@ def join_decoded(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDA
     if len(planes) == 1:
         return planes[0] if _READS_RGB else np.asarray(cv2.cvtColor(planes[0], cv2.COLOR_BGR2RGB), np.uint8)
     if planes[0].shape != planes[1].shape:
-        raise VideoError(second, "the image has a different size than the flow x image")
+        raise VideoError(second, "the image has a different size from the flow x image")
     return np.asarray(cv2.merge(list(planes)), np.uint8)
 
 

@@ -350,8 +350,8 @@ def test_parts_after_the_end_of_their_video(tmp_path: Path) -> None:
     assert lines(record, "train") == ["a#1 50 0", "a#3 125 0"]
     assert lines(record, "val") == ["b#1 25 0", "b#3 50 0"]
     assert made.failures == [
-        ("a#2", f"starts at 7 s, but the video ends at 5 s ({table}:3)"),
-        ("b#2", f"starts at 2 s, but the video ends at 2 s ({table}:6)"),
+        ("a#2", f"the part starts at 7 s, but the video ends at 5 s ({table}:3)"),
+        ("b#2", f"the part starts at 2 s, but the video ends at 2 s ({table}:6)"),
     ]
     assert made.warnings[-1] == (
         f"2 parts end after their video and are shortened (first: {table}:2: to 99 s, but the video ends at 5 s)"
@@ -364,7 +364,7 @@ def test_parts_after_the_end_of_their_video(tmp_path: Path) -> None:
     made, record = prepared("json", tmp_path / "own.json", frames(tmp_path / "f", {"a": 59, "b": 50}))
     assert lines(record, "train") == ["a#1 49 0"]
     where = f"{tmp_path / 'own.json'}: database"
-    assert made.failures == [("b#1", f"starts at frame 51, but the video has 50 frames ({where}.b)")]
+    assert made.failures == [("b#1", f"the part starts at frame 51, but the video has 50 frames ({where}.b)")]
     assert made.warnings[-1] == (
         f"1 part ends after its video and is shortened (first: {where}.a: to frame 60, but the video has 59 frames)"
     )

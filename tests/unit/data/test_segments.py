@@ -193,7 +193,9 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
         {"t.csv": "id,label,start,end,fps,split\nx,a,0,1,10,train\nx,b,1,9,10,test\nx,b,5,9,10,test\n"},
     )
     made = prepare_annotations("table", AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
-    assert made.failures == [("x#3", f"starts at 5 s, but the video ends at 4 s ({tmp_path / 't.csv'}:4)")]
+    assert made.failures == [
+        ("x#3", f"the part starts at 5 s, but the video ends at 4 s ({tmp_path / 't.csv'}:4)")
+    ]
     record = load_record("cut", tmp_path)
     assert not [f for f in audit(record) if f.kind == "count_mismatch"]
     (root / "x" / "img_00040.jpg").unlink()

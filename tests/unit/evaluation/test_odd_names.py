@@ -82,7 +82,7 @@ def test_extract_check_and_prepare(world, odd, tmp_path, capsys):
 def test_runs_and_scores(world, odd, capsys):
     shutil.copytree(world / "rgb", odd / "rgb")
     assert cli(["evaluate", str(odd / "rgb"), "--device", "cpu"]) == 2
-    assert "safetensors can only open paths in UTF-8; rename" in capsys.readouterr().err
+    assert "safetensors requires a path in UTF-8; rename" in capsys.readouterr().err
     assert cli(["train", str(world / "rgb" / "experiment.yaml"), "--runs", str(odd)]) == 2
     assert "not valid UTF-8, which TensorBoard and safetensors require" in capsys.readouterr().err
     scores = str(odd / f"{ODD}.npz")

@@ -55,7 +55,7 @@ def test_a_foreign_onnx_file_is_one_line(onnx_file, tmp_path, world, capsys):
     onnx.save(model, str(file))
     assert cli(["predict", _video(world), "--rgb", str(file)]) == 2
     assert (
-        "an ONNX file without a Two-Stream card; expected a file written by `two-stream export`"
+        "found an ONNX file without a Two-Stream card, expected a file written by `two-stream export`"
         in _one_line(capsys)
     )
     assert cli(["evaluate", str(file)]) == 2
@@ -89,7 +89,7 @@ def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
     assert cli(["predict", _video(world), *flow, "--attention", "a.png"]) == 2
     assert "an exported file returns only logits" in _one_line(capsys)
     assert cli(["predict", _video(world), *flow, "--device", "cuda"]) == 2
-    assert "exported files run on the CPU only" in _one_line(capsys)
+    assert "exported files run only on the CPU" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
     assert "`evaluate.precision` is bf16, but the precision of an exported file is fixed" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--compile"]) == 2
@@ -106,16 +106,16 @@ def test_a_missing_package_is_said_before_anything_runs(name, world, monkeypatch
 def test_a_missing_compiler_is_said_before_anything_runs(world, monkeypatch, capsys):
     monkeypatch.setattr("two_stream.runtime.inference.shutil.which", lambda _: None)
     assert cli(["export", str(world / "rgb"), "--to", "aoti"]) == 2
-    assert "no C++ compiler found (g++ or clang++); install it, or export to pt2" in _one_line(capsys)
+    assert "no C++ compiler found (g++ or clang++); install a compiler, or export to pt2" in _one_line(capsys)
 
 
 def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
     rgb = str(world / "rgb")
     for args, words in (
         (["no_such_model"], "expected a run folder, a model folder or the name of a model"),
-        ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; use a file"),
-        ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; use a.pt2"),
-        ([rgb, "--to", "pt2", "--int8"], "int8 is supported for ONNX only; --to is pt2"),
+        ([rgb, "--to", "pt2", "--out", str(tmp_path)], "found a folder, expected a file"),
+        ([rgb, "--to", "pt2", "--out", "a.onnx"], "expected the suffix .pt2 for format pt2; use a.pt2"),
+        ([rgb, "--to", "pt2", "--int8"], "--int8 is supported only for ONNX, but --to is pt2"),
         ([rgb, "--stream", "--int8"], "--int8 and --stream cannot be combined"),
         ([rgb, "--int8", "--calibration-clips", "0"], "--calibration-clips is 0: expected 1 or more"),
     ):

@@ -96,7 +96,7 @@ def test_averaged_weights_of_torch_load_and_those_beside_raw_ones_are_mentioned(
     torch.save(both, tmp_path / "timm.pth")
     load_weights(model, tmp_path / "timm.pth")
     assert same(raw, model)
-    assert "the averaged weights under `state_dict_ema` are not read" in capsys.readouterr().err
+    assert "the averaged weights in `state_dict_ema` are not read" in capsys.readouterr().err
 
 
 def test_names_of_no_known_network_stay_as_they_are(tmp_path):
@@ -117,8 +117,8 @@ def test_a_checkpoint_given_as_a_video_or_run_is_called_one(tmp_path, capsys, na
     said = capsys.readouterr().err.strip()
     what = "video" if args[0] == "predict" else "run"
     assert said == (
-        f"two-stream: {file}: a checkpoint, not a {what}; convert it to a run with `two-stream weights convert {file} "
-        "--model MODEL --out RUN`"
+        f"two-stream: {file}: found a checkpoint, expected a {what}; convert it to a run with `two-stream weights "
+        f"convert {file} --model MODEL --out RUN`"
     )
 
 
@@ -207,13 +207,13 @@ def test_truncated_files_are_damaged(tmp_path):
 def test_missing_paths_and_odd_contents(tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         read_state(tmp_path / "nothing.pth")
-    with pytest.raises(CheckpointError, match=r"no model\.safetensors in it"):
+    with pytest.raises(CheckpointError, match=r"expected a run folder with model\.safetensors"):
         read_state(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="contains a list"):
+    with pytest.raises(CheckpointError, match="found a list"):
         read_state(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "no.pth")
-    with pytest.raises(CheckpointError, match="no weights under state_dict"):
+    with pytest.raises(CheckpointError, match="expected weights in one of the keys state_dict"):
         read_state(tmp_path / "no.pth")
     save_file({"unknown.weight": torch.zeros(2)}, tmp_path / "u.safetensors")
     with pytest.raises(CheckpointError, match=r"unknown network \(first keys: unknown.weight\)"):
@@ -224,11 +224,13 @@ def test_wrong_depth_and_wrong_classes_name_the_cause_and_leave_the_model_alone(
     model = small(seed=5)
     twin = small(seed=5)
     deeper = saved(tmp_path, kenshohara(small(backbone=ResNet3d(depth=34, width=0.125))), "deep.pth")
-    with pytest.raises(CheckpointError, match=r"are unknown to it \(layer1.2.conv1.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"tensors of the file are not in the model \(layer1.2.conv1.weight"
+    ):
         load_weights(model, deeper)
     wider = saved(tmp_path, kenshohara(small(backbone=ResNet3d(depth=18, width=0.25))), "wide.pth")
     with pytest.raises(
-        CheckpointError, match=r"weights of a different network: conv1\.weight: 16×3×7×7×7 in the file"
+        CheckpointError, match=r"belong to a different network: conv1\.weight: 16×3×7×7×7 in the file"
     ):
         load_weights(model, wider)
     with pytest.raises(
@@ -368,14 +370,14 @@ def test_averaged_weights_are_taken_when_they_are_asked_for(tmp_path, capsys, wh
         load_weights(model, tmp_path / "both.pth")
         assert same(raw, model)
         assert (
-            f"the averaged weights under `{where}` are not read; to use them, set `train.init_averaged"
+            f"the averaged weights in `{where}` are not read; to use them, set `train.init_averaged"
             in capsys.readouterr().err
         )
         load_weights(model, tmp_path / "both.pth", averaged=True)
         assert same(averaged, model)
         torch.save({where: kept, "optimizer": {"lr": 0.1}}, tmp_path / "alone.pth")
         load_weights(small(seed=3), tmp_path / "alone.pth")
-        assert "as the file has no others" in capsys.readouterr().err
+        assert "because the file has no other weights" in capsys.readouterr().err
 
 
 def test_averaged_weights_among_the_others_and_absent_ones(tmp_path, capsys):
@@ -390,7 +392,7 @@ def test_averaged_weights_among_the_others_and_absent_ones(tmp_path, capsys):
         load_weights(model, file, averaged=True)
         assert same(averaged, model)
     torch.save({"state_dict": raw.state_dict(), "ema": 0.9}, tmp_path / "raw.pth")
-    with pytest.raises(CheckpointError, match="no averaged weights"):
+    with pytest.raises(CheckpointError, match="expected averaged weights"):
         load_weights(model, tmp_path / "raw.pth", averaged=True)
     assert capsys.readouterr().err == ""
     load_weights(model, tmp_path / "raw.pth")
@@ -410,5 +412,7 @@ def test_averaged_weights_of_a_run_of_ours(tmp_path):
     load_weights(model, tmp_path / "last", averaged=True)
     assert same(raw, model)
     torch.save({"holds": "trained", "other": None}, tmp_path / "last" / "state.pt")
-    with pytest.raises(CheckpointError, match=r"no averaged weights: the run had no `train\.ema`"):
+    with pytest.raises(
+        CheckpointError, match=r"the run has no averaged weights, because it was trained without `train\.ema`"
+    ):
         load_weights(model, tmp_path / "last", averaged=True)

@@ -168,7 +168,7 @@ def test_a_break_is_mended_within_the_call_by_range(site, tmp_path):
 def test_a_broken_download_goes_on_in_the_next_call(site, tmp_path):
     site.breaks = [500_000, 0, 0]
     message = complaint(entry(site), tmp_path)
-    assert "the connection broke after 500000 of 1048576 bytes" in message
+    assert "the connection was lost after 500000 of 1048576 bytes" in message
     assert "500000 bytes are kept" in message
     assert (tmp_path / "w.pth.part").read_bytes() == CONTENT[:500_000]
     before = len(site.requests)
@@ -271,12 +271,12 @@ def test_a_part_of_unknown_origin_is_not_trusted(site, tmp_path):
 def test_a_wrong_hash_keeps_nothing_and_says_both(site, tmp_path):
     site.files["w.pth"] = b"something else"
     message = complaint(entry(site), tmp_path)
-    assert f"expected sha256 {SHA}, got {hashlib.sha256(b'something else').hexdigest()}" in message
+    assert f"expected sha256 {SHA}, found {hashlib.sha256(b'something else').hexdigest()}" in message
     assert names(tmp_path) == []
     assert "expected sha256 0123abcd…" in complaint(
         entry(site, sha256=None, sha256_prefix="0123abcd"), tmp_path
     )
-    assert "offers 14 bytes, expected 99" in complaint(entry(site, size=99), tmp_path)
+    assert "has 14 bytes, expected 99" in complaint(entry(site, size=99), tmp_path)
     assert "expected git blob " + "0" * 40 in complaint(entry(site, sha256=None, git_blob="0" * 40), tmp_path)
 
 
@@ -297,14 +297,19 @@ def test_without_a_published_hash_the_one_found_is_noted_and_watched(site, tmp_p
     assert done.assurance == f"no hash is published; its sha256 {SHA} is recorded in w.pth.sha256"
     assert verify_file(made, done.file) == "no hash is published; unchanged since the download"
     done.file.write_bytes(CONTENT[:-1] + b"!")
-    with pytest.raises(CheckpointError, match=rf"expected sha256 {SHA} \(recorded at the download\), got "):
+    with pytest.raises(
+        CheckpointError, match=rf"the file has changed since its download: expected sha256 {SHA}, found "
+    ):
         get(made, tmp_path)
     assert fetch(made, tmp_path, force=True, patience=IMPATIENT).file.read_bytes() == CONTENT
 
 
 def test_a_file_there_that_differs_is_left_and_named(site, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"mine")
-    with pytest.raises(CheckpointError, match=r"w\.pth: expected sha256 .*`fetch --force` replaces it"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"w\.pth: not the published .*expected sha256 .*use `fetch --force` to replace it",
+    ):
         get(entry(site), tmp_path)
     assert (tmp_path / "w.pth").read_bytes() == b"mine"
     assert site.requests == []
@@ -346,20 +351,20 @@ def test_nobody_listens_and_no_such_host(tmp_path):
 def test_silence_is_given_up(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/w.pth"
-        with pytest.raises(CheckpointError, match=r"no answer within 0\.1 s \(tried 2 times\)"):
+        with pytest.raises(CheckpointError, match=r"no answer within 0\.1 s \(2 attempts\)"):
             fetch(entry(url=url), tmp_path, patience=Patience(timeout=0.1, attempts=2, backoff=0.0))
 
 
 def test_redirects_are_followed_to_http_only(site, tmp_path):
     site.move_to = "ftp://127.0.0.1/w.pth"
-    assert "leads from http to ftp://127.0.0.1/w.pth, which is not allowed" in complaint(
+    assert "redirects from http to ftp://127.0.0.1/w.pth, which is not allowed" in complaint(
         entry(site), tmp_path
     )
 
 
 def test_https_is_never_left(tmp_path):
     request = urllib.request.Request("https://example.org/w.pth")
-    with pytest.raises(download_module.DeadLinkError, match=r"leads from https to http://example\.org/"):
+    with pytest.raises(download_module.DeadLinkError, match=r"redirects from https to http://example\.org/"):
         download_module._Redirect().redirect_request(request, None, 302, "", {}, "http://example.org/")
 
 
@@ -368,7 +373,7 @@ def test_a_mirror_takes_the_publishers_place(site, tmp_path):
     made = entry(url="http://nowhere.invalid/w.pth")
     assert get(made, tmp_path, mirror=f"{site.url}/deep/").how == "downloaded"
     assert site.requests == [("/deep/w.pth", None)]
-    with pytest.raises(SettingsError, match=r"mirror '/data': expected an https://"):
+    with pytest.raises(SettingsError, match=r"--mirror is '/data': expected an https://"):
         get(made, tmp_path / "other", mirror="/data")
 
 
@@ -386,9 +391,11 @@ def test_a_local_folder_is_enough(site, tmp_path):
     given = tmp_path / "disk" / "w.pth"
     made = entry(site)
     message = complaint(made, tmp_path, local=given.parent, local_only=True)
-    assert message.startswith(f"small: no w.pth in {given.parent}")
+    assert message.startswith(f"small: w.pth is not in {given.parent}")
     given.write_bytes(b"damaged")
-    assert f"{given}: expected sha256 {SHA}" in complaint(made, tmp_path, local=given.parent)
+    assert f"{given}: not the published small: expected sha256 {SHA}" in complaint(
+        made, tmp_path, local=given.parent
+    )
     given.write_bytes(CONTENT)
     assert get(made, tmp_path, local=given.parent, local_only=True).how == "copied"
     assert given.read_bytes() == CONTENT
@@ -416,7 +423,7 @@ def test_a_page_without_a_link_is_work_for_a_person(tmp_path):
 def test_a_full_disk_is_said_before_anything_is_written(site, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _: usage)
-    assert "1048576 bytes are needed, but only 10 are free" in complaint(entry(site), tmp_path)
+    assert "the download needs 1048576 bytes, but only 10 bytes are free" in complaint(entry(site), tmp_path)
 
 
 def test_two_processes_do_not_write_one_part(site, tmp_path):

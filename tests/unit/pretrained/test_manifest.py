@@ -136,7 +136,7 @@ def test_git_ignores_what_is_fetched(repository, published):
             ("source: here", "source: here\n    licenze: MIT"),
             "unknown key `entries.0.licenze`",
         ),
-        (("url: https://example.org/w.pth", ""), "neither `url` nor `page`"),
+        (("url: https://example.org/w.pth", ""), "`url` or `page` is required"),
         (("url: https:", "url: ftp:"), "`entries.0.url` is 'ftp://example.org/w.pth'"),
         (("file: w.pth", "file: ../w.pth"), "`entries.0.file` is '../w.pth'"),
         (("licence: MIT", "licence: MIT\n    sha256: abc"), "`entries.0.sha256` is 'abc'"),
@@ -145,7 +145,10 @@ def test_git_ignores_what_is_fetched(repository, published):
             "`sha256` does not start with `sha256_prefix`",
         ),
         (("mean: [0.5]", "mean: [0.5, 0.5]"), "mean and std must have 3 values for rgb"),
-        (("source: here", "source: here\n" + ENTRY.split("entries:\n")[1]), "name 'small' is given twice"),
+        (
+            ("source: here", "source: here\n" + ENTRY.split("entries:\n")[1]),
+            "name 'small' is used by two entries",
+        ),
     ],
 )
 def test_mistakes_in_a_manifest_are_one_line(tmp_path, change, complaint):
@@ -162,7 +165,7 @@ def test_finding_and_matching(tmp_path):
     assert manifest.find("small") is manifest.find("w.pth")
     assert [entry.name for entry in manifest.matching("SMA")] == ["small"]
     assert manifest.matching("sma?") == []
-    with pytest.raises(SettingsError, match="called 'smal'; did you mean `small`"):
+    with pytest.raises(SettingsError, match="with the name 'smal'; did you mean `small`"):
         manifest.find("smal")
 
 
@@ -173,13 +176,13 @@ def test_the_manifest_is_found_or_asked_for(tmp_path, monkeypatch, repository):
     (tmp_path / "weights").mkdir()
     mine = written(tmp_path / "weights", ENTRY)
     assert find_manifest().resolve() == mine
-    with pytest.raises(SettingsError, match=r"gone\.yaml: no such manifest"):
+    with pytest.raises(SettingsError, match=r"gone\.yaml: the manifest does not exist"):
         find_manifest(Path("gone.yaml"))
     monkeypatch.setattr(
         "two_stream.pretrained.files.manifest.__file__", str(tmp_path / "site" / "a" / "b" / "c.py")
     )
     mine.unlink()
-    with pytest.raises(SettingsError, match=r"no weights/manifest\.yaml in this folder .*--manifest FILE"):
+    with pytest.raises(SettingsError, match=r"there is no weights/manifest\.yaml in the .*--manifest FILE"):
         find_manifest()
 
 
@@ -192,12 +195,12 @@ def test_hashes_and_their_comparison(tmp_path):
     manifest = read_manifest(written(tmp_path, ENTRY))
     (entry,) = manifest.entries
     assert find_mismatch(entry, file) is None
-    assert find_mismatch(entry.model_copy(update={"size": 7}), file) == "expected 7 bytes, got 6"
+    assert find_mismatch(entry.model_copy(update={"size": 7}), file) == "expected 7 bytes, found 6"
     assert find_mismatch(entry.model_copy(update={"git_blob": found["git_blob"]}), file) is None
 
 
 def test_a_note_that_is_no_hash_is_named(tmp_path):
     (tmp_path / "w.pth.sha256").write_text("oops")
-    with pytest.raises(CheckpointError, match=r"w\.pth\.sha256: not in the format of sha256sum"):
+    with pytest.raises(CheckpointError, match=r"w\.pth\.sha256: expected the format of sha256sum"):
         recorded_sha256(tmp_path / "w.pth")
     assert recorded_sha256(tmp_path / "other.pth") is None

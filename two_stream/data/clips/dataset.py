@@ -1,10 +1,12 @@
-"""Data sets of clips for training and validation, with one clip per video. Evaluation uses `views.py` instead.
+"""Data sets of clips for training and validation, with one clip per video.
 
-The start, crop and flip of a training clip are random, but depend only on the seed, the epoch and the video id. The
-number of workers and interruptions do not change them. For a video that cannot be read, the data set returns a
-`ClipFailure` with the reason; the loader raises an error or skips the video. Companion clips show the same moments for
-other networks, for example in the other modality, or with another length or size. A companion clip has the same crop
-and flip as the training clip; colour changes and erased boxes apply to the training clip only.
+For the clips of an evaluation, see `views.py`.
+
+The start, crop and flip of a training clip are random, but depend only on the seed, the epoch and the video id.
+Training clips therefore do not depend on the number of workers or on interruptions. For a video that cannot be read,
+the data set returns a `ClipFailure` with the reason; the loader raises an error or skips the video. Companion clips
+show the same moments for other networks, for example in the other modality, or with another length or size. A companion
+clip has the same crop and flip as the training clip; colour changes and erased boxes apply to the training clip only.
 """
 
 from __future__ import annotations
@@ -345,7 +347,7 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
 def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames: int) -> list[int]:
     """Return the frame numbers (1-based) of another network's clip that shows the same moment as a given clip.
 
-    Clips of equal length, stride and segments have the same frame numbers; if the other modality has one frame less,
+    Clips of equal length, stride and segments have the same frame numbers; if the other modality has one frame fewer,
     its last frame is repeated. If the other network uses different segments, its clip covers the whole video. A clip of
     another length has the same centre as the given clip, or is shifted to lie within the video. A video that is too
     short for the other clip is looped from the first frame of the given clip.

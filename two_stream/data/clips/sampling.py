@@ -6,14 +6,14 @@ exactly the same frames as published code, including its errors:
 - `paper-*` (LateTemporalModeling3DCNN): In a video longer than a clip, the last frame is never read and the first one
   is skipped. A video has a second test clip only if it has at least twice the clip length plus three frames.
 - `efficient3d-*` (Efficient-3DCNNs): `clip_length * stride` adjacent frames are selected, and then every `stride`-th of
-  them. Too few frames are looped from the first of them. A random clip never starts at the last possible frame.
-  `windows` accepts a video of one frame, which the published data set leaves out.
+  them. If fewer frames are left in the video, they are looped from the start of the window. A random clip never starts
+  at the last possible frame. `windows` accepts a video of one frame, which the published data set leaves out.
 - `3dresnets-*` (3D-ResNets-PyTorch): Every `stride`-th frame of the video is listed first, and starts are positions in
   this list. `even` and `sliding` use the list only for their starts and select adjacent frames, like the published
   `main.py` with `--sample_t_stride`. `windows` selects windows of adjacent frames first, and then every `stride`-th
   frame of each window. A short last window is looped from its own first frame.
 - `co3d-*` (PySlowFast): Frames are spread evenly over `[start, start + clip_length * stride - 1]`, clamped to the video
-  and rounded down. Their distance is slightly larger than `stride`.
+  and rounded down. The distance between frames is slightly larger than `stride`.
 - `segments-*` (TSN, arXiv 1608.00859): The video is divided into equal parts, and some frames of each part are
   selected, as in mmaction2. `SampleFrames` returns one clip of the whole video, or two clips with twice-sampling.
   `UniformSample` returns several clips, which share the parts.
@@ -211,8 +211,8 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
 def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
     """Return the protocol of an evaluation's clips, and the number of clips if the protocol has one.
 
-    A family without its own protocol for these views uses the standard one. A clip of segments spans the whole video,
-    so for `multi` there is only one clip. For `sliding`, clips are windows of adjacent frames.
+    If a codebase has no protocol for these views, the standard protocol is used. A clip of segments spans the whole
+    video, so for `multi` there is only one clip. For `sliding`, clips are windows of adjacent frames.
 
     Args:
         sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
@@ -270,8 +270,8 @@ def clip_span(clip_length: int, stride: int) -> int:
 def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
     """Return the starts (0-based) that a training clip can have.
 
-    These are all starts at which the clip fits into the video. If the video is shorter than the clip, it is looped, and
-    a clip can start at every frame.
+    A clip can start wherever it fits into the video. A video shorter than a clip is looped, and the clip can start at
+    every frame.
     """
     last = num_frames - clip_span(clip_length, stride)
     return range(last + 1) if last >= 0 else range(num_frames)
@@ -280,8 +280,9 @@ def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
 def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) -> list[range]:
     """Return, for each segment, the starts (0-based) from which the published training protocol draws.
 
-    If the video is longer than a clip, the published code counts one frame too few. Otherwise it multiplies the random
-    offset by the index of the segment, so that the first segment always starts at the first frame.
+    If the video is longer than a clip, the published code counts one frame too few. For a shorter video, the published
+    code multiplies the random offset by the index of the segment, so that the first segment always starts at the first
+    frame.
     """
     if num_frames <= clip_length:
         return [
@@ -496,8 +497,8 @@ def _co3d(
 def _spread(start: float, end: float, num_frames: int, clip_length: int) -> list[int]:
     """Return evenly spread frames with the float32 rounding of `torch.linspace`, which can change a frame number.
 
-    `torch.linspace` counts from both ends with fused multiply-adds. Sums are therefore computed in float64 and rounded
-    once.
+    `torch.linspace` counts from both ends with fused multiply-adds. This function therefore computes sums in float64
+    and rounds them once.
     """
     first, last = np.float32(start), np.float32(end)
     apart = np.float64((last - first) / np.float32(max(clip_length - 1, 1)))

@@ -4,7 +4,7 @@ Arrays `(T, H, W, C)` contain frames that are already resized to `resize` of the
 x0, y1, x1)` in these frames; lower bounds are inclusive, upper bounds exclusive. Protocol `paper` computes the
 positions of multi-scale crops from the network's crop size, not from the size of the box. Some boxes therefore exceed
 the frame, and are cut and distorted. Protocol `paper` also mirrors flow without changing its sign. Protocol `standard`
-corrects both errors.
+corrects the positions and the sign.
 """
 
 from __future__ import annotations

@@ -194,10 +194,10 @@ def view_loader(
 
 
 def assign_work(work: Sequence[int], rank: int, world: int) -> list[int]:
-    """Return, in ascending order, the indices of the pieces of work that this process does.
+    """Return, in ascending order, the indices of the work items that are assigned to this process.
 
-    The largest pieces are assigned first, each to the process with the smallest load, so that all finish at about the
-    same time. Every process computes the same assignment.
+    The largest items are assigned first, each to the process with the smallest load, so that all processes finish at
+    about the same time. Every process computes the same assignment.
     """
     loads = [0] * world
     mine = []

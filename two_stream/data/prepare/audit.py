@@ -35,10 +35,10 @@ Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
     """Return the problems of a data set, first in its split lists, then in the files they list.
 
-    The kinds of problems are `missing` (a list, a folder or a file), `unreadable` (a line or a file), `doubled` (an id
-    is twice in a list), `label` (out of range, or different in two lists), `leakage` (a video or its source is on both
-    sides of a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class` and `count_mismatch` (the number of
-    frames differs between list and disk).
+    The kinds of problems are `missing`, `unreadable`, `doubled`, `label`, `leakage`, `rgb_flow_mismatch`, `too_short`,
+    `imbalance`, `one_class` and `count_mismatch`. `doubled` means that an id occurs twice in a list, and `leakage` that
+    a video or its source is on both sides of a split. `label` means that a label is out of range or differs between two
+    lists. `count_mismatch` means that the number of frames differs between a list and the disk.
 
     Args:
         record: The data set.
@@ -286,7 +286,7 @@ def _on_disk(
 
 
 def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
-    """Compare the frame counts in the lists with the folders; with `parts`, folders may have more frames."""
+    """Compare the frame counts in the lists with the folders; if only parts are listed, folders may have more."""
     findings = []
     for r in records:
         try:

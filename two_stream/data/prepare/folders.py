@@ -173,7 +173,7 @@ def _mapping(
 def _count(
     mapping: dict[str, Any], folder: Path, frames: Path, sources: Sequence[Source], options: FolderOptions
 ) -> FolderCounts:
-    """Count the frames in existing frame folders, and of the other videos by decoding them."""
+    """Count the frames in existing frame folders, and decode videos without a frame folder."""
     made = FolderCounts(modalities=list(MODALITIES))
     if frames.is_dir():
         root = FrameFolders(make_record(mapping, folder), "rgb")

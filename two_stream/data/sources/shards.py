@@ -146,11 +146,13 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     if {array.dtype for array in (places, starts, sizes)} != {np.dtype(np.int64)}:
         raise ValueError("expected positions that are 64-bit integers")
     if len(index.videos) != len(places):
-        raise ValueError(f"found {len(places)} positions for {len(index.videos)} videos")
+        raise ValueError(
+            f"found {len(places)} positions for {len(index.videos)} videos: expected one per video"
+        )
     settings = index.settings
     if settings["encoding"] not in ENCODINGS or settings["modality"] not in MODALITY_CHANNELS:
         raise ValueError(
-            f"found modality {settings['modality']!r:.40} with encoding {settings['encoding']!r:.40}"
+            f"unknown modality {settings['modality']!r:.40} or encoding {settings['encoding']!r:.40}"
         )
     raw, flow = settings["encoding"] == "raw", settings["modality"] == "flow"
     picture = 1
@@ -165,11 +167,13 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     count = np.ones_like(frames) if raw else frames.clip(0, entries + 1) * (2 if flow else 1)
     check(outside | (count > entries - first), videos, "the index")
     if count.sum() > entries:
-        raise ValueError(f"found {entries} entries for {count.sum()} images")
+        raise ValueError(f"found {entries} entries for {count.sum()} images: expected one per image")
     crcs = index.crcs
     pictures = int(frames.sum()) if raw else entries
     if crcs is not None and (crcs.dtype != np.dtype(np.uint32) or crcs.shape != (pictures,)):
-        raise ValueError(f"found checksums of shape {crcs.shape} for {pictures} images")
+        raise ValueError(
+            f"found checksums of shape {crcs.shape} for {pictures} images: expected one per image"
+        )
     owner = np.repeat(videos, count)
     rows = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
     starts, sizes = starts[rows], sizes[rows]
@@ -408,7 +412,7 @@ def is_url(location: str) -> bool:
 class Storage:
     """A folder, or a URL opened with fsspec, from which ranges of files are read.
 
-    It can be sent to worker processes.
+    A `Storage` can be sent to worker processes.
     """
 
     def __init__(self, location: str) -> None:

@@ -1,1 +1,1 @@
-"""Published weight files: the list of them, downloads and checks."""
+"""The list of published weight files, and functions that download and check them."""

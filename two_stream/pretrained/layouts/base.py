@@ -1,6 +1,6 @@
-"""Describes layouts: how other codebases name the weights of a network.
+"""Layouts describe how other codebases name the weights of a network.
 
-In this folder, "their" refers to the other codebase and "our" to this package.
+In this folder, "their" refers to the other codebase, and "our" refers to this package.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ CARRIED = "carried."
 
 @dataclass(frozen=True)
 class Layout:
-    """A naming scheme of weights, as a table of prefixes to exchange; the longest prefix of a key applies.
+    """A naming scheme of weights: a table that maps prefixes of keys; the longest matching prefix is used.
 
-    The table works in both directions. Two of their prefixes may map to one of ours, if the published network stores a
-    parameter under two names: reading uses the later one, writing writes both.
+    The table is used in both directions. If the published network stores a parameter under two names, two of their
+    prefixes map to one of our prefixes. Reading then uses the later prefix, and writing writes both.
     """
 
     name: str
     recognise: Callable[[State], bool]
-    """returns whether a state dict has this layout, by its keys and shapes"""
+    """function that returns whether the keys and shapes of a state dict have this layout"""
     pairs: tuple[Pair, ...]
     flat: bool = False
-    """2D weights, to be inflated"""
+    """whether the weights are 2D and must be inflated"""
     pointwise: tuple[str, ...] = ()
-    """their prefixes of 1×1×1 convolutions that are linear layers here"""
+    """their prefixes of 1×1×1 convolutions that are linear layers in this package"""
     flattened: tuple[str, ...] = ()
-    """their prefixes of linear layers over a flattened map that are convolutions here"""
+    """their prefixes of linear layers over a flattened map that are convolutions in this package"""
     unused: tuple[str, ...] = ()
     """their prefixes of tensors that the published network never uses"""
     writable: bool = True
@@ -53,12 +53,12 @@ class Layout:
         return found
 
     def translate(self, key: str) -> str | None:
-        """Return our name of their key; None if the table has no entry."""
+        """Return our name for their key; None if the table has no entry."""
         prefix = next((prefix for prefix in prefixes(key) if prefix in self._ours), None)
         return None if prefix is None else self._ours[prefix] + key[len(prefix) :]
 
     def invert(self, key: str) -> list[str]:
-        """Return their names of our key: usually one, two if they store it twice, none if there is no entry."""
+        """Return their names for our key: usually one name, two if they store it twice, none without an entry."""
         prefix = next((prefix for prefix in prefixes(key) if prefix in self._theirs), None)
         return [] if prefix is None else [theirs + key[len(prefix) :] for theirs in self._theirs[prefix]]
 
@@ -67,16 +67,16 @@ class Layout:
         return key.startswith(self.unused)
 
     def is_pointwise(self, key: str) -> bool:
-        """Return whether this weight is their 1×1×1 convolution and our linear layer."""
+        """Return whether a weight belongs to a 1×1×1 convolution in their network and a linear layer in ours."""
         return key.endswith("weight") and key.startswith(self.pointwise)
 
     def is_flattened(self, key: str) -> bool:
-        """Return whether this weight is their linear layer and our convolution over the whole map."""
+        """Return whether a weight belongs to a linear layer in their network and a full-size convolution in ours."""
         return key.endswith("weight") and key.startswith(self.flattened)
 
 
 def prefixes(key: str) -> Iterator[str]:
-    """Yield the key and its prefixes that end in a dot, the longest first."""
+    """Yield the key, and then its prefixes that end in a dot, with the longest first."""
     yield key
     end = key.rfind(".")
     while end >= 0:

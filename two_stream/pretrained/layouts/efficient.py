@@ -1,4 +1,4 @@
-"""Efficient-3DCNNs: MobileNet, MobileNetV2, ShuffleNet, ShuffleNetV2, SqueezeNet and C3D; torchvision's MobileNetV2."""
+"""Layouts of Efficient-3DCNNs (MobileNet, ShuffleNet, SqueezeNet, C3D) and of MobileNetV2 in torchvision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CLASSIFIER: Pair = ("classifier.1.", "classifier.")
 
 
 def _numbered(theirs: str, blocks: tuple[int, ...], first: int = 0) -> Iterator[Pair]:
-    """Yield both prefixes of blocks that are numbered consecutively in their networks and per layer in ours."""
+    """Yield the pairs of prefixes of blocks, numbered consecutively in their networks and per layer in ours."""
     place = first
     for layer, count in enumerate(blocks, start=1):
         for block in range(count):
@@ -28,9 +28,10 @@ def _shufflenet_v2() -> Iterator[Pair]:
 
 
 def _squeezenet(layers: tuple[tuple[int, ...], ...]) -> tuple[Pair, ...]:
-    """Return the prefixes of a SqueezeNet.
+    """Return the pairs of prefixes of a SqueezeNet.
 
-    `layers` gives their numbers of the fire modules in each of our layers; all but our first layer begin with pooling.
+    For each of our layers, `layers` contains their numbers of the fire modules. Our layers start with pooling, except
+    for the first.
     """
     pairs: list[Pair] = [
         ("features.0.", "backbone.stem.0."),
@@ -51,13 +52,13 @@ _MOBILENET: tuple[Pair, ...] = (
 
 
 def _residuals() -> Iterator[tuple[str, str]]:
-    """Yield both prefixes of each inverted residual."""
+    """Yield the pair of prefixes of each inverted residual."""
     for theirs, ours in _numbered("features.", (1, 2, 3, 4, 3, 3, 1), first=1):
         yield f"{theirs}conv.", f"{ours}conv."
 
 
 def _nested() -> Iterator[Pair]:
-    """Torchvision nests convolution, norm and activation in units; ours are consecutive, three per unit."""
+    """Yield the pairs of prefixes of layers that torchvision nests in units of convolution, norm and activation."""
     for theirs, ours in _residuals():
         units = 1 if theirs == "features.1.conv." else 2  # the first block has no expansion
         for unit in range(units):

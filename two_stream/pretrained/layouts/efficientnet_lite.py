@@ -1,6 +1,7 @@
-"""EfficientNet-Lite of efficientnet_lite_pytorch; ours are timm's `tf_efficientnet_lite0` to `lite2`.
+"""Layouts of EfficientNet-Lite in efficientnet_lite_pytorch, for timm's `tf_efficientnet_lite0` to `lite2`.
 
-The published blocks are consecutive, `_blocks.0.` to `_blocks.15.` or `_blocks.20.`; those of timm form seven stages.
+The published blocks are numbered consecutively, `_blocks.0.` to `_blocks.15.` or `_blocks.20.`. In timm, the blocks
+form seven stages.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ LAYOUTS = tuple(_layout(name, depths) for name, depths in _DEPTHS.items())
 
 
 def rename_to_timm(state: State) -> State:
-    """Return the tensors under the names of timm's network; states of other layouts are returned unchanged."""
+    """Rename tensors to the names of timm's network; tensors of other layouts are returned unchanged."""
     layout = next((layout for layout in LAYOUTS if layout.recognise(state)), None)
     if layout is None:
         return state

@@ -1,4 +1,4 @@
-"""LateTemporalModeling3DCNN: the heads of all its networks, its ResNeXt-101 and I3D; I3D of pytorch-i3d (piergiaj)."""
+"""Layouts of the heads, ResNeXt-101 and I3D of LateTemporalModeling3DCNN, and of I3D of pytorch-i3d (piergiaj)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LAYERS = 12
 
 
 def bert_pairs(theirs: str = "bert.", ours: str = "heads.0.") -> tuple[Pair, ...]:
-    """Return the prefixes of a BERT head."""
+    """Return the pairs of prefixes of a BERT head."""
     pairs = [
         (f"{theirs}clsToken", f"{ours}class_token"),
         (f"{theirs}embedding.learnedPosition.pe", f"{ours}positions"),

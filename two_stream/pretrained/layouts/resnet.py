@@ -1,4 +1,4 @@
-"""3D ResNet, ResNeXt, R(2+1)D and DenseNet (3D-ResNets and others), and 2D ResNets."""
+"""Layouts of 3D ResNet, ResNeXt, R(2+1)D and DenseNet (3D-ResNets and others), and of 2D ResNets."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _BLOCKS = [(layer, block) for layer, blocks in enumerate((3, 4, 6, 3), start=1) 
 
 
 def _split(theirs: str, ours: str, outer: str) -> Iterator[Pair]:
-    """Yield the prefixes of a spatial and a temporal convolution, which 3D-ResNets does not nest.
+    """Yield the pairs of prefixes of a spatial and a temporal convolution, which 3D-ResNets does not nest.
 
-    `theirs` is formatted with, for example, `conv` and `_s`; `ours` is the prefix of both convolutions, `outer` that of
-    the norm after them.
+    `theirs` is formatted with values such as `conv` and `_s`. `ours` is the prefix of both convolutions, and `outer` is
+    the prefix of the norm after them.
     """
     yield theirs.format("conv", "_s"), f"{ours}0."
     yield theirs.format("bn", "_s"), f"{ours}1."

@@ -1,7 +1,7 @@
 """The default backend, PyAV. Its wheel contains libav and codecs such as H.264, HEVC, AV1, VP8, VP9 and MPEG-4.
 
-A single thread decodes, because libav conceals damage differently for each number of threads. With more threads, the
-frames of a damaged file would depend on the machine. Several videos are decoded in parallel instead.
+Only one thread decodes, because the way in which libav conceals damage depends on the number of threads. With more
+threads, the frames of a damaged file would depend on the machine. Several videos are decoded in parallel instead.
 """
 
 from __future__ import annotations

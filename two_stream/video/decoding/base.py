@@ -46,7 +46,8 @@ class Video(ABC):
         height: Rows of a returned frame, after rotation.
         fps: Average frames per second, None if the file does not state it.
         codec: Name of the video codec, for example "h264".
-        header_frames: Number of frames stated in the header, None if it is not stated. It is often wrong.
+        header_frames: Number of frames stated in the header, None if it is not stated. The number in the header is
+            often wrong.
     """
 
     def __init__(self, path: Path, codec: str, fps: float | None, header_frames: int | None) -> None:
@@ -72,8 +73,8 @@ class Video(ABC):
     def damage(self) -> str | None:
         """Why decoding stopped early, where parts of the file are missing, or which frames are marked as corrupt.
 
-        None if the frames decoded so far have no damage. The result is final after `num_frames` or after all of
-        `frames()`.
+        The value is None if no damage was found in the frames decoded so far. The result is final after `num_frames` or
+        after all of `frames()`.
         """
         if self._stopped or not self._at_end:
             return self._stopped
@@ -106,8 +107,8 @@ class Video(ABC):
     def times(self) -> NDArray[np.float64] | None:
         """Times in seconds `(num_frames + 1,)` at which each frame appears, from 0, and at which the last frame ends.
 
-        They are computed from timestamps, and from the frame rate for frames without a timestamp. None if the file has
-        neither timestamps nor a frame rate.
+        Times are computed from timestamps, and from the frame rate for frames without a timestamp. The value is None if
+        the file has neither timestamps nor a frame rate.
         """
         self.count()
         return self._times

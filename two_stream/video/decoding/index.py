@@ -13,8 +13,8 @@ of frames in the header. Parameter sets do not change. The first frames are deco
 Damage inside a packet is found only when the packet is decoded. Decoding the whole file may stop there, while seeking
 past it still works.
 
-The index of each video is a file in the user's cache folder (`TWO_STREAM_CACHE`). It is identified by the path, size
-and modification time of the video.
+The index of each video is a file in the user's cache folder (`TWO_STREAM_CACHE`). The name of this file depends on the
+path, size and modification time of the video.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def _ogg(file: BinaryIO, size: int) -> None:
         before = pages.get(stream)
         if before is not None and number > before[0] + 1:
             raise _FileDamageError(
-                f"the file is damaged at byte {place}: page {number} follows page {before[0]}"
+                f"the file is damaged at byte {place}: page {number} follows page {before[0]}, so pages are missing"
             )
         pages[stream] = (number, bool(len(head) > 5 and head[5] & 4))
         return "its page", place + 27 + len(lacing) + sum(lacing)

@@ -39,15 +39,15 @@ class ExtractOptions:
     """Settings of extraction."""
 
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
-    """flow algorithm; none writes RGB only"""
+    """flow algorithm; none: only RGB frames are written"""
     network: FlowNetwork | None = None
     """network and weights for flow raft; see `two_stream.pretrained.raft`"""
     short_side: int | None = 256
     """shorter side in pixels, with the same aspect ratio; None keeps the size of the video"""
     size: tuple[int, int] | None = None
-    """fixed (height, width); overrides `short_side`"""
+    """fixed (height, width) of the frames; overrides `short_side`"""
     backend: str = "pyav"
-    """decoder"""
+    """decoder of the videos"""
     quality: int = 95
     """JPEG quality, 1 to 100"""
     patterns: FramePatterns = field(default_factory=FramePatterns)

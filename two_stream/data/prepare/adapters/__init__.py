@@ -1,4 +1,4 @@
-"""Reads every kind of annotation files that `two-stream prepare` supports into the same form.
+"""Reads all kinds of annotation files that `two-stream prepare` supports, and returns them in the same form.
 
 `official.py` reads the files of published data sets, and `table.py` reads tables. `build.py` writes the record and the
 split lists.

@@ -128,7 +128,7 @@ class AnnotatedClasses:
 
 
 def packaged_classes(name: str) -> AnnotatedClasses:
-    """Return the classes of a data set whose record comes with the package; names are found in upper or lower case."""
+    """Return the classes of a data set whose record comes with the package; names may be in upper or lower case."""
     mapping = packaged_record(name)
     assert mapping is not None
     return AnnotatedClasses(mapping["classes"], name, any_case=True)

@@ -91,7 +91,8 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     kept = _is_kept(folder / RECORD_FILE, annotations)
     if kept and options.frames is not None and options.patterns():
         raise SettingsError(
-            f"{folder / RECORD_FILE} is not overwritten; remove the flag, and set `patterns` in this file"
+            f"{folder / RECORD_FILE} is not overwritten; omit --rgb-pattern and --flow-pattern, and "
+            "set `patterns` in this file"
         )
     places = VideoIndex(options.frames or options.videos or Path(), frames=options.frames is not None)
     where = {entry.names: places.find(entry.names) for entry in annotations.entries}
@@ -271,7 +272,7 @@ def _span(
         first, stop = entry.frames
         if first > count:
             raise VideoError(
-                place.path, f"starts at frame {first}, but the video has {plural(count, 'frame')}"
+                place.path, f"the part starts at frame {first}, but the video has {plural(count, 'frame')}"
             )
         late = f"to frame {stop - 1}, but the video has {plural(count, 'frame')}" if stop > count + 1 else ""
         return range(first, min(stop, count + 1)), late
@@ -285,7 +286,7 @@ def _span(
     clock = clock_of(file, folder, count, entry.fps, options.fps)
     (start, end), span = entry.seconds, clock.between(*entry.seconds)
     if span.start > count:
-        raise VideoError(place.path, f"starts at {start:g} s, but the video ends at {clock.end:g} s")
+        raise VideoError(place.path, f"the part starts at {start:g} s, but the video ends at {clock.end:g} s")
     lost = end - clock.end >= clock.step * (1 - 1e-6)
     return span, f"to {end:g} s, but the video ends at {clock.end:g} s" if lost else ""
 

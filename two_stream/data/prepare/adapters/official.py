@@ -1,8 +1,8 @@
 """Reads the official annotation files of published data sets.
 
-There is one function for each data set. Its argument is the folder or file of `--annotations`. It raises a `DataError`
-if a file is missing, a line or value is wrong, or a class is unknown; the message contains `file:line`, or for JSON
-files the key.
+There is one function for each data set. The argument is the folder or file of `--annotations`. Every function raises a
+`DataError` if a file is missing, a line or value is wrong, or a class is unknown. The message contains `file:line`, or
+for JSON files the key.
 """
 
 from __future__ import annotations
@@ -272,8 +272,8 @@ def read_stair(path: Path) -> Annotations:
 def read_charades(path: Path) -> Annotations:
     """Read Charades: `Charades_v1_classes.txt` with lines `c000 Name`, and CSV files with a column `actions`.
 
-    The `actions` of a video have the form `c092 11.90 21.20;…`, and the video has the classes of all of them. The
-    source of a video is the person in it. Videos without actions are left out, and a note reports their number.
+    The `actions` of a video have the form `c092 11.90 21.20;…`, and the video has all of these classes. The source of a
+    video is the person in it. Videos without actions are left out, and a note reports their number.
     """
     file = find_file(path, "Charades_v1_classes.txt", "*classes.txt")
     named = [
@@ -322,10 +322,10 @@ def read_activitynet(path: Path) -> Annotations:
 def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
     """Read the JSON files of Efficient-3DCNNs and 3D-ResNets-PyTorch, which have a form similar to ActivityNet's.
 
-    `{"labels": […], "database": {id: {"subset": "training", "annotations": {"label": …, "segment": [1, 41]}}}}`; the
-    frames of a segment are counted from 1, and its end is exclusive. The Kinetics file of Efficient-3DCNNs contains one
-    database for each subset, and its ids are file names. If annotations are a list, as in ActivityNet, segments are in
-    seconds. Classes are in the order of `labels`, or else of the leaves of `taxonomy`.
+    The form is `{"labels": […], "database": {id: {"subset": "training", "annotations": {"label": …, "segment": [1,
+    41]}}}}`. The frames of a segment are counted from 1, and the end of a segment is exclusive. The Kinetics file of
+    Efficient-3DCNNs contains one database for each subset, and its ids are file names. If annotations are a list, as in
+    ActivityNet, segments are in seconds. Classes are in the order of `labels`, or else of the leaves of `taxonomy`.
 
     Args:
         path: The file.
