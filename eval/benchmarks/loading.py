@@ -27,8 +27,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
-from two_stream.config.schema import AugmentOptions
-from two_stream.config.schema import DataOptions
+from two_stream.config.schema import AugmentOptions, DataOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.dataset import ClipDataset, open_clips
 from two_stream.data.clips.loader import clip_loader

@@ -5,8 +5,8 @@ step, in the last row. If a process has no micro-batch in the last row (at the e
 clips), it contributes a gradient of zero, so that the other processes do not wait.
 
 FSDP2 serves networks that are too large for one GPU. Each stage of the backbone is one shard group; the head and the
-classifier form another group. A process gathers the weights of one group at a time. Checkpoints contain full tensors, so
-a run can resume with any `train.strategy`.
+classifier form another group. A process gathers the weights of one group at a time. Checkpoints contain full tensors,
+so a run can resume with any `train.strategy`.
 """
 
 from __future__ import annotations

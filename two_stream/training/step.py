@@ -1,7 +1,7 @@
 """One optimizer step: mixup, forward and backward passes of the micro-batches, and the hooks of extensions.
 
-Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) mix all frames of a clip alike. Each clip contributes at least half
-of its mixture, so training accuracy is measured against the clip's own label.
+Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) mix all frames of a clip alike. Each clip contributes at least
+half of its mixture, so training accuracy is measured against the clip's own label.
 """
 
 from __future__ import annotations
