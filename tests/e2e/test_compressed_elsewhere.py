@@ -87,4 +87,4 @@ def test_no_published_code_and_no_head_takes_an_altered_network(
         assert f"no published code supports a compressed network ({kind})" in capsys.readouterr().err
         assert not out.exists()
     assert main(["features", str(int8), "--out", str(tmp_path / "features")]) == 2
-    assert "an int8 network has no features" in capsys.readouterr().err
+    assert "an int8 run has no features to store" in capsys.readouterr().err

@@ -236,7 +236,10 @@ def test_a_full_disk_is_one_line_that_names_the_file(
             ["VIDEO", "--rgb", "RUN", "--mode", "continual", "--step", "3"],
             "--step applies only to sliding clips",
         ),
-        (["http://127.0.0.1:9/", "--rgb", "RUN"], "http://127.0.0.1:9/: cannot be read (connection refused)"),
+        (
+            ["http://127.0.0.1:9/", "--rgb", "RUN"],
+            "http://127.0.0.1:9/: the stream cannot be read (connection refused",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(

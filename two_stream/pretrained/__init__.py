@@ -23,7 +23,7 @@ _HOMES = {
     **dict.fromkeys(("alterations_in", "read_model", "reshape_like", "write_model"), "folder"),
     **dict.fromkeys(("LoadReport", "load_weights"), "loading"),
     **dict.fromkeys(("WEIGHTS", "read_state"), "reading"),
-    "load_library": "library",
+    "load_library": "folder",
 }
 
 __all__ = [

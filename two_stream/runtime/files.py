@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, checksums, removal of leftovers of killed processes, and the cache folder.
+"""Atomic writes of files and folders, checksums, locks, removal of leftovers of killed processes, and the cache folder.
 
 A rename cannot replace a folder that contains files, so `replaced_folder` renames twice. Between the two renames, the
 name does not exist; `complete_folder` then returns the old folder, which has a hidden name until the new folder is in
@@ -21,13 +21,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from two_stream.errors import CheckpointError, FullDiskError, SettingsError, TwoStreamError
 from two_stream.runtime.console import note
 from two_stream.runtime.text import json_text, parse_json
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _FULL = re.compile(
     r"No space left|os error 28\b|inline_container\.cc|PytorchStreamWriter|\d requested and \d+ written"
@@ -337,6 +338,10 @@ PATIENCE = 120.0
 
 
 def _acquire(path: Path, timeout: float) -> FileLock:
+    from filelock import (
+        FileLock,  # not above: it warns where the system has no locks, and few commands need one
+    )
+
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
     try:
         lock.acquire(timeout=timeout, poll_interval=0.5)
@@ -350,13 +355,17 @@ def _acquire(path: Path, timeout: float) -> FileLock:
 def exclusive_lock(path: Path, busy: TwoStreamError, *, timeout: float = 0.0) -> Iterator[None]:
     """Hold a lock file during the block, and remove it afterwards.
 
+    The operating system releases the lock when the process ends for any reason. Forked loader processes do not inherit
+    it. On NFS, it also applies between machines. On a file system without locks (errno ENOSYS, ENOLCK or EOPNOTSUPP),
+    nothing is locked.
+
     Raises:
         TwoStreamError: `busy`, if another process still holds the lock after `timeout` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = _acquire(path, timeout)
-    except Timeout:
+    except TimeoutError:
         raise busy from None
     try:
         yield

@@ -308,7 +308,7 @@ def test_windows_and_limit_choose_the_videos(small):
             CheckpointError,
             r"classifier does not fit .* mobilenetv2_0\.2x with the 51 classes of hmdb51",
         ),
-        ({"arch": "efficient3d/mobilenetv2_0.45x"}, CheckpointError, "of a different network"),
+        ({"arch": "efficient3d/mobilenetv2_0.45x"}, CheckpointError, "belong to a different network"),
     ],
 )
 def test_a_mistake_is_one_line(small, changes, error, words):

@@ -42,6 +42,7 @@ def test_a_cut_file_is_found(kind, request, tmp_path, world, capsys):
     source = request.getfixturevalue(f"{kind}_file")
     file = tmp_path / source.name
     file.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    capsys.readouterr()  # what the fixture printed
     assert cli(["predict", _video(world), "--rgb", str(file)]) == 2
     assert str(file) in _one_line(capsys)
 

@@ -68,7 +68,7 @@ def built(backbone: dict[str, Any], head: dict[str, Any] | None = None, crop: in
     return model.eval()
 
 
-def clips(model: Recognizer, count: int = 2) -> torch.Tensor:
+def clips(model: Recognizer, count: int = 3) -> torch.Tensor:
     """Return smooth clips, uint8."""
     spec = model.spec
     noise = torch.randint(0, 256, (count, 3, 4, 6, 6), generator=torch.Generator().manual_seed(1)).float()
@@ -111,7 +111,7 @@ class Compared(fx.Interpreter):
 def test_every_convolution_computes_its_float_twin_and_a_file_keeps_it(kind: str, tmp_path: Path) -> None:
     model = built({"kind": kind, **FAMILIES.get(kind, {})}, crop=64 if kind == "c3d" else 32)
     convolutions = sum(isinstance(part, nn.Conv3d) for part in model.backbone.modules())
-    x_BCTHW = clips(model)
+    x_BCTHW = clips(model, 2)
     with torch.inference_mode():
         wanted = model(x_BCTHW)
         made = quantised(model)(x_BCTHW)

@@ -107,7 +107,7 @@ def test_round_trip_and_every_kind_of_damage(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"last/state\.pt: damaged \(SHA-256"):
         load_checkpoint(target)
     (target / "state.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"last/state\.pt: missing"):
+    with pytest.raises(CheckpointError, match=r"last/state\.pt: the file is missing"):
         load_checkpoint(target)
     (target / "checksums.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"checksums\.json: missing or damaged"):

@@ -146,8 +146,11 @@ def _pickled(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (_truncate, r"train\.npy: damaged \(SHA-256 differs"),
     "changed byte": (_flip_byte, r"test\.npy: damaged \(SHA-256 differs"),
-    "missing file": (lambda folder: (folder / "train.npy").unlink(), r"train\.npy: missing"),
-    "missing facts": (lambda folder: (folder / "features.json").unlink(), r"features\.json: missing"),
+    "missing file": (lambda folder: (folder / "train.npy").unlink(), r"train\.npy: the file is missing"),
+    "missing facts": (
+        lambda folder: (folder / "features.json").unlink(),
+        r"features\.json: the file is missing",
+    ),
     "missing sums": (lambda folder: (folder / "checksums.json").unlink(), r"checksums\.json: missing"),
     "no json": (
         lambda folder: ((folder / "features.json").write_text("{"), _sums(folder)),
