@@ -18,11 +18,10 @@ from common import Row, finish, flags, interleaved, median_of, ratio_of
 from torch import nn
 
 from two_stream import create_model
-from two_stream.evaluation.scoring.network import example_clip
+from two_stream.evaluation.scoring.network import example_clip, fold_batchnorm
 from two_stream.profiling.costs import multiply_adds
 from two_stream.profiling.timing import PeakMemory
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.inference import fold_batchnorm
 from two_stream.streaming import convert, multiply_adds_per_prediction
 from two_stream.streaming.network.layers import CellChoice, make_cell
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from two_stream.recognizer import Recognizer
-from two_stream.studies.running.plan import load_study, variant_experiment
-from two_stream.studies.running.variants import pairs_of, variants_of
+from two_stream.studies.running.plan import load_study, pairs_of, variant_experiment, variants_of
 
 FILES = sorted((Path(__file__).parents[2] / "settings" / "studies").glob("*.yaml"))
 

@@ -16,7 +16,7 @@ from two_stream.config.model import InputOptions
 from two_stream.config.schema import Experiment
 from two_stream.data import demo as data
 from two_stream.evaluation.scores.files import read_scores
-from two_stream.studies.running import variants
+from two_stream.studies.running import plan as variants
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_a_part_that_is_not_what_it_says(content, words, good, tmp_path):
 
 
 def test_a_small_file_of_more_than_memory(good, tmp_path, monkeypatch):
-    monkeypatch.setattr("two_stream.runtime.arrays.MOST_BYTES", 2**24)
+    monkeypatch.setattr("two_stream.runtime.files.MOST_BYTES", 2**24)
     path = _with(good, tmp_path / "bomb.npz", "logits.npy", _declares((2**22,), "<f8", 2**25))
     assert path.stat().st_size < 2**16
     with pytest.raises(ScoreError, match="TWO_STREAM_MOST_BYTES is 16,777,216"):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from two_stream.backbones.base import reason
 from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
-from two_stream.backbones.library import reason
 from two_stream.config.backbones import HfVideo
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from two_stream.backbones.base import BACKBONES
-from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
-from two_stream.backbones.hf_files import configuration, network_class, preprocessing, resolve_architecture
-from two_stream.backbones.library import (
+from two_stream.backbones.base import (
+    BACKBONES,
     READING_ERRORS,
     LibraryBackbone,
     OnMap,
@@ -21,6 +19,8 @@ from two_stream.backbones.library import (
     reason,
     usual_resize,
 )
+from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
+from two_stream.backbones.hf_files import configuration, network_class, preprocessing, resolve_architecture
 from two_stream.config.backbones import HfVideo
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import FeatureMap, InputSpec, Modality

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from two_stream.backbones.base import BACKBONES
-from two_stream.backbones.library import (
+from two_stream.backbones.base import (
+    BACKBONES,
     READING_ERRORS,
     LibraryBackbone,
     OnMap,

@@ -64,7 +64,7 @@ def main(args: list[str]) -> int:
     command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:
         return _list(study, name, flags)
-    from two_stream.runtime.interrupt import stop_signals
+    from two_stream.runtime.distributed import stop_signals
     from two_stream.studies.running.ablation import StudyWorkers, read_progress, run_study
 
     if flags.report_only:

@@ -16,7 +16,7 @@ from two_stream.commands.flags import parse
 from two_stream.commands.networks import check_modality
 from two_stream.errors import ScoreError, SettingsError, VideoError
 from two_stream.runtime.console import note, say, warn
-from two_stream.runtime.interrupt import StopRequest
+from two_stream.runtime.distributed import StopRequest
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions

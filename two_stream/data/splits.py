@@ -7,10 +7,12 @@ training list. All videos of a source then stay together. The official test list
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -307,3 +309,28 @@ def _read(record: Record, path: Path) -> list[VideoRecord]:
     return read_list(
         path, num_classes=record.num_classes, group_of=record.group_of, multi_label=record.multi_label
     )
+
+
+def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classes: Sequence[str]) -> str:
+    """Return the SHA-256 of the training list, the validation list and the class names."""
+    digest = hashlib.sha256("\x1f".join(classes).encode())
+    for name, records in (("train", train), ("val", val)):
+        digest.update(f"\x1e{name}".encode())
+        for record in records:
+            labels = ",".join(map(str, record.all_labels))
+            digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{labels}".encode())
+    return digest.hexdigest()
+
+
+def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]:
+    """Return the length and the fingerprint of a training list, to check whether runs used the same list.
+
+    The fingerprint covers the ids and labels of the training list and of the data set's own validation list. The
+    fingerprint does not depend on the seed, the holdout, the modality or the order of the videos.
+    """
+    lists = (
+        load_part(record, modality, split, "train", selection="paper"),
+        own_validation(record, modality, split),
+    )
+    train, own = (sorted((replace(r, num_frames=0) for r in one), key=lambda r: r.id) for one in lists)
+    return {"training_videos": len(train), "training_list": fingerprint(train, own, record.classes)}

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
+from two_stream.evaluation.scoring.network import missing_compiler
 from two_stream.export.card import ExportCard, Target, parse_card
 from two_stream.export.graph import Exportable, Format, Session, error_line, silence_torch
 from two_stream.export.program import Program
-from two_stream.runtime.inference import missing_compiler
 
 _CARD = "extra/two_stream.json"
 _COMPILED = re.compile(r"(^|/)data/aotinductor/|\.(so|dll|dylib|o|cubin)$", re.IGNORECASE)

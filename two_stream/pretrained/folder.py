@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from two_stream.backbones.library import LibraryBackbone
+from two_stream.backbones.base import LibraryBackbone
 from two_stream.config.backbones import TimmNet
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions

@@ -1,4 +1,4 @@
-"""Device, autocast, threads and determinism."""
+"""Device, autocast, threads, determinism, the fastest precision of this machine, and seeded random numbers."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from two_stream.evaluation.scores.fusion import combine, fuse
 from two_stream.evaluation.scores.metrics import main_value
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
-from two_stream.studies.running.variants import merge_settings, nest_settings
+from two_stream.studies.running.plan import merge_settings, nest_settings
 from two_stream.types import Modality, RunPaths, ScoreTable
 
 RECIPES = "own_videos_{modality}{machine}.yaml"

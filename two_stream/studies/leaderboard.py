@@ -11,8 +11,7 @@ from pathlib import Path
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
-from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, main_test, p_text
-from two_stream.studies.statistics.panel import Panel, panel_of
+from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, Panel, main_test, p_text, panel_of
 from two_stream.studies.statistics.scored import ScoredRun, group_variants, read_scored, stated_fact
 
 COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")

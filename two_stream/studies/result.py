@@ -30,8 +30,7 @@ from two_stream.runtime.files import write_json
 from two_stream.runtime.provenance import environment
 from two_stream.studies.running.ablation import Ran
 from two_stream.studies.running.cells import StudyJob, StudyOutcome
-from two_stream.studies.running.plan import Cell, digest_of, folder_of
-from two_stream.studies.running.variants import Variant, pairs_of, variants_of
+from two_stream.studies.running.plan import Cell, Variant, digest_of, folder_of, pairs_of, variants_of
 from two_stream.studies.statistics.results import Published, RunRow, StudyResult, VariantCost
 from two_stream.studies.statistics.summary import Question, VariantRuns, study_result
 from two_stream.types import Part, RunPaths, ScoreTable

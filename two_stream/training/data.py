@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +13,7 @@ from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem, current_extraction, open_clips
 from two_stream.data.clips.loader import Share, class_counts, clip_loader
-from two_stream.data.splits import experiment_part, load_part, own_validation
+from two_stream.data.splits import experiment_part, fingerprint, list_facts
 from two_stream.errors import SettingsError
 from two_stream.evaluation.features.cache import (
     FeatureCache,
@@ -26,7 +25,7 @@ from two_stream.evaluation.features.cache import (
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress, warn
 from two_stream.training.losses import Labels
-from two_stream.types import Batch, InputSpec, Modality, Part, VideoRecord
+from two_stream.types import Batch, InputSpec, Part, VideoRecord
 
 Wrap = Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]]
 _PARTS: tuple[Part, Part] = ("train", "val")
@@ -140,31 +139,6 @@ def training_data(
         extraction=current_extraction(data, record, spec.modality),
         fingerprint=lists,
     )
-
-
-def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classes: Sequence[str]) -> str:
-    """Return the SHA-256 of the training list, the validation list and the class names."""
-    digest = hashlib.sha256("\x1f".join(classes).encode())
-    for name, records in (("train", train), ("val", val)):
-        digest.update(f"\x1e{name}".encode())
-        for record in records:
-            labels = ",".join(map(str, record.all_labels))
-            digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{labels}".encode())
-    return digest.hexdigest()
-
-
-def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]:
-    """Return the length and the fingerprint of a training list, to check whether runs used the same list.
-
-    The fingerprint covers the ids and labels of the training list and of the data set's own validation list. The
-    fingerprint does not depend on the seed, the holdout, the modality or the order of the videos.
-    """
-    lists = (
-        load_part(record, modality, split, "train", selection="paper"),
-        own_validation(record, modality, split),
-    )
-    train, own = (sorted((replace(r, num_frames=0) for r in one), key=lambda r: r.id) for one in lists)
-    return {"training_videos": len(train), "training_list": fingerprint(train, own, record.classes)}
 
 
 def with_progress(batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:

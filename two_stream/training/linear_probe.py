@@ -26,7 +26,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress
 from two_stream.runtime.device import autocast
-from two_stream.runtime.interrupt import StopRequest
+from two_stream.runtime.distributed import StopRequest
 from two_stream.runtime.provenance import code_version
 from two_stream.training.data import TrainingData, with_progress
 from two_stream.training.regression import Chosen, Vectors, choose, fit_regression, held_out_logits

@@ -25,6 +25,7 @@ from two_stream.errors import (
 )
 from two_stream.evaluation.features.cache import FeatureCache, backbone_sha256
 from two_stream.evaluation.scores.words import expected_words
+from two_stream.evaluation.scoring.network import missing_compiler
 from two_stream.heads.base import Standard
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
 from two_stream.recognizer import Recognizer, create_model, resolve_options
@@ -32,7 +33,6 @@ from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import autocast, pick_device, seed_everything, set_deterministic, set_threads
 from two_stream.runtime.files import complete_folder, room_for
-from two_stream.runtime.inference import missing_compiler
 from two_stream.training.batchnorm import synchronise_batchnorm
 from two_stream.training.data import TrainingData, training_data, with_progress
 from two_stream.training.losses import build_loss

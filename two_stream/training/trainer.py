@@ -26,7 +26,7 @@ from two_stream.errors import CheckpointError, DataError, SettingsError, TwoStre
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.device import autocast, rng_state, set_rng_state
-from two_stream.runtime.interrupt import StopRequest
+from two_stream.runtime.distributed import StopRequest
 from two_stream.runtime.provenance import code_version
 from two_stream.training.data import EpochLoader, TrainingData
 from two_stream.training.losses import Labels, evaluation_loss

@@ -1,4 +1,8 @@
-"""Reads and counts the files in frame folders."""
+"""Reads and counts the files in frame folders, and resizes and crops stored images for clips.
+
+Unless `Region.direct` is set, the pixels are bit-identical to those of three separate steps: resize the whole image,
+crop it, and resize the crop.
+"""
 
 from __future__ import annotations
 

@@ -13,17 +13,18 @@ from two_stream.config.backbones import MobileNetV2
 from two_stream.config.heads import BertHead
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.evaluation.scoring import network as network_module
 from two_stream.evaluation.scoring.network import (
     Compiled,
+    fold_batchnorm,
     is_exact,
     prepare_for_inference,
     resolve_evaluation,
     usual_batch,
 )
 from two_stream.recognizer import Recognizer, create_model, input_spec
-from two_stream.runtime import device, inference
+from two_stream.runtime import device
 from two_stream.runtime.device import autocast
-from two_stream.runtime.inference import fold_batchnorm
 from two_stream.types import InputSpec
 
 CPU = torch.device("cpu")
@@ -202,7 +203,7 @@ def test_nothing_asked_for_is_the_model_itself():
 def test_without_a_compiler_or_where_it_fails_the_network_itself_answers(monkeypatch, capsys):
     model = tiny()
     options = EvaluateOptions(fold=False, compile=True)
-    monkeypatch.setattr(inference.shutil, "which", lambda name: None)
+    monkeypatch.setattr(network_module.shutil, "which", lambda name: None)
     assert not isinstance(prepare_for_inference(model, options), Compiled)
     assert capsys.readouterr().err.count("not compiled: no C++ compiler found") == 1
 

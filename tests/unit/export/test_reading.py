@@ -105,7 +105,7 @@ def test_a_missing_package_is_said_before_anything_runs(name, world, monkeypatch
 
 
 def test_a_missing_compiler_is_said_before_anything_runs(world, monkeypatch, capsys):
-    monkeypatch.setattr("two_stream.runtime.inference.shutil.which", lambda _: None)
+    monkeypatch.setattr("two_stream.evaluation.scoring.network.shutil.which", lambda _: None)
     assert cli(["export", str(world / "rgb"), "--to", "aoti"]) == 2
     assert "no C++ compiler found (g++ or clang++); install a compiler, or export to pt2" in _one_line(capsys)
 

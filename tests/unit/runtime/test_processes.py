@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from two_stream.runtime import workers
+from two_stream.runtime.distributed import StopRequest
 from two_stream.runtime.files import write_bytes
-from two_stream.runtime.interrupt import StopRequest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 
@@ -146,7 +146,7 @@ def test_a_hang_up_that_nohup_lets_pass_is_let_pass():
 HANGS_UP = """
 import os, signal, sys
 from pathlib import Path
-from two_stream.runtime.interrupt import StopRequest
+from two_stream.runtime.distributed import StopRequest
 with StopRequest() as stop:
     print("ready", flush=True)
     while not stop:

@@ -13,11 +13,10 @@ from tests.helpers.models import assert_near, clip_predictions, frames_of, small
 from two_stream import create_model
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
-from two_stream.evaluation.scoring.network import prepare_for_inference
+from two_stream.evaluation.scoring.network import fold_batchnorm, prepare_for_inference
 from two_stream.profiling.costs import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast
-from two_stream.runtime.inference import fold_batchnorm
 from two_stream.streaming import convert, multiply_adds_per_prediction
 
 

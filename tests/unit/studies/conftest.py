@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.helpers.studies import Studio
-from two_stream.studies.running import variants
+from two_stream.studies.running import plan as variants
 
 CLASSES = ["left", "right"]
 SIZE = (48, 64)

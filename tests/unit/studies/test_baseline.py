@@ -16,6 +16,7 @@ from scipy.special import softmax
 from two_stream import cli
 from two_stream.config.study import Study
 from two_stream.data.catalog import load_record
+from two_stream.data.splits import list_facts
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import newest_scores, read_scores
@@ -24,9 +25,7 @@ from two_stream.studies.result import summarize_study
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running import streams
 from two_stream.studies.running.ablation import StudyWorkers, run_study, stages_of
-from two_stream.studies.running.plan import check_study, plan_cells
-from two_stream.studies.running.variants import pairs_of, variants_of
-from two_stream.training.data import list_facts
+from two_stream.studies.running.plan import check_study, pairs_of, plan_cells, variants_of
 
 CLASSES = ["left", "right"]
 pytestmark = pytest.mark.usefixtures("small")

@@ -15,8 +15,7 @@ from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.evaluation.scores.statistics import holm
 from two_stream.studies.leaderboard import leaderboard, rows
-from two_stream.studies.statistics.comparison import main_test
-from two_stream.studies.statistics.panel import panel_of
+from two_stream.studies.statistics.comparison import main_test, panel_of
 from two_stream.studies.statistics.scored import read_scored
 
 

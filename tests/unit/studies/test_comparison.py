@@ -12,8 +12,7 @@ from tests.helpers.studies import made_result
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.report.tables import comparisons_table, short_verdict
-from two_stream.studies.statistics.comparison import compare_panels, correct_families
-from two_stream.studies.statistics.panel import panel_of
+from two_stream.studies.statistics.comparison import compare_panels, correct_families, panel_of
 from two_stream.types import ScoreTable
 
 NAMES = ("bert", "average")

@@ -7,8 +7,8 @@ import pytest
 
 from tests.helpers.studies import HEADS, made_result
 from two_stream.evaluation.pictures.cost_figure import CostPoint, front, spread_apart
-from two_stream.studies.report import figures
-from two_stream.studies.report.figures import cost_axes, pareto
+from two_stream.studies.report import study_report as figures
+from two_stream.studies.report.study_report import cost_axes, pareto
 from two_stream.studies.statistics.results import VariantCost
 
 

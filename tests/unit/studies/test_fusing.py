@@ -9,9 +9,8 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.fusion import combine, fuse, search_weights
 from two_stream.evaluation.scores.metrics import top_k_accuracy
 from two_stream.evaluation.scores.statistics import holm
-from two_stream.studies.statistics.comparison import main_test
+from two_stream.studies.statistics.comparison import main_test, panel_of
 from two_stream.studies.statistics.fusing import fusion_study
-from two_stream.studies.statistics.panel import panel_of
 
 SEEDS = (1, 2)
 

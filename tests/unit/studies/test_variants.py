@@ -6,7 +6,7 @@ import pytest
 
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
-from two_stream.studies.running.variants import Variant, merge_settings, nest_settings, pairs_of, variants_of
+from two_stream.studies.running.plan import Variant, merge_settings, nest_settings, pairs_of, variants_of
 
 
 def study(**facts: object) -> Study:

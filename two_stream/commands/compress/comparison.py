@@ -30,8 +30,7 @@ from two_stream.runtime.console import console, say, table
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies.statistics.comparison import compare_panels, correct_families
-from two_stream.studies.statistics.panel import Panel, panel_of
+from two_stream.studies.statistics.comparison import Panel, compare_panels, correct_families, panel_of
 from two_stream.studies.statistics.results import Comparison
 from two_stream.types import Part, ScoreTable
 

@@ -1,4 +1,8 @@
-"""Frame folders and video files as sources of clips."""
+"""The interface of clip sources, and frame folders and video files as sources.
+
+A source returns frames with given numbers (1-based) as uint8 `(T, H, W, C)`, resized to the input specification. Flow
+frame n is the flow between images n and n + 1, whether it is stored or computed on the fly.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from two_stream.data.options import ENCODINGS
 from two_stream.data.sources.files import ClipSource
 from two_stream.errors import DataError, SettingsError, VideoError
-from two_stream.runtime.arrays import read_arrays
+from two_stream.runtime.files import read_arrays
 from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality
 from two_stream.video.frames import FLAGS, Region, assemble_frames, decode_picture, join_decoded

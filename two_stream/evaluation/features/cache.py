@@ -37,9 +37,8 @@ from two_stream.evaluation.scoring.network import evaluation_mode
 from two_stream.evaluation.scoring.score import Skipped, VideoProgress, VideoScores, collect_scores
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
-from two_stream.runtime.arrays import map_array
 from two_stream.runtime.device import autocast
-from two_stream.runtime.files import CHECKSUMS, complete_folder, verify_checksums
+from two_stream.runtime.files import CHECKSUMS, complete_folder, map_array, verify_checksums
 from two_stream.runtime.text import parse_json
 from two_stream.types import Batch, FeatureLayout, InputSpec, Part, VideoRecord
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
-from two_stream.runtime.arrays import read_arrays
-from two_stream.runtime.files import atomic_path
+from two_stream.runtime.files import atomic_path, read_arrays
 from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import ScoreTable
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones import Backbone
-from two_stream.backbones.library import LibraryBackbone
+from two_stream.backbones.base import LibraryBackbone
 from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
 from two_stream.backbones.timm_net import TimmBackbone

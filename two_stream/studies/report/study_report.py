@@ -1,23 +1,318 @@
-"""The report of a study: a self-contained HTML page, and its content as Markdown, CSV, JSON and LaTeX."""
+"""The report of a study: a self-contained HTML page with its figures, and its content as Markdown, CSV, JSON and LaTeX.
+
+Figures write names above their rows, because long names do not fit the width of a phone.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.report.page import page_templates
+from two_stream.evaluation.pictures.cost_figure import CostPoint, cost_height, draw_costs
+from two_stream.evaluation.report.page import (
+    INK,
+    MUTED,
+    STREAMS,
+    SURFACE,
+    drawing,
+    page_templates,
+    short,
+    to_svg,
+)
+from two_stream.evaluation.scores.statistics import Interval
 from two_stream.runtime.files import write_json, write_text
-from two_stream.studies.report import figures, tables
+from two_stream.studies.report import tables
 from two_stream.studies.report.tables import Table, TableCell, number
-from two_stream.studies.statistics.results import Comparison, StudyResult
+from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult
+
+MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
+"""Colours of a gain, a loss, and no difference."""
+WIDTH = 4.5
+"""Width in inches; it fits a phone, so that the text is not scaled down."""
+_ROW = 0.4
+"""Height in inches of a row with its name."""
+_LETTERS = 58
+"""largest number of characters of a name above a row"""
+MOST_CLASSES = 20
+"""Largest number of classes for which a figure shows all classes."""
+_HALF = MOST_CLASSES // 2
+_NUMBERED = 12
+"""Largest number of classes for which a difference of confusion matrices shows numbers."""
+_DEEPEST = 0.42
+"""Opacity of the darkest shade; text on it stays readable on light and dark pages."""
+
+
+def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
+    """Draw each difference with its interval.
+
+    Filled marks are significant. If there are several families, their names are shown.
+    """
+    families = list(dict.fromkeys(one.family for one in comparisons))
+    rows: list[Comparison | str] = []
+    for family in families:
+        if len(families) > 1:
+            rows.append(family)
+        rows += [one for one in comparisons if one.family == family]
+    with drawing(_ROW * len(rows) + 0.75, width=WIDTH) as (figure, (axis,)):
+        axis.axvline(0, color=INK, linewidth=1.0)
+        names = []
+        for place, row in enumerate(rows):
+            if isinstance(row, str):
+                names.append((place + 0.3, row, "bold"))
+                continue
+            names.append((place, f"{row.first} − {row.second}", "normal"))
+            _interval(axis, row.difference, place, _colour(row), full=row.significant)
+        _named(axis, names)
+        axis.set(ylim=(len(rows) - 0.45, -0.75), xlabel=f"difference in points, {100 * level:g} % interval")
+        axis.margins(x=0.08)
+        return to_svg(figure, "differences between variants with their intervals")
+
+
+def _colour(comparison: Comparison) -> str:
+    if not comparison.significant:
+        return SAME
+    return MORE if comparison.difference.value > 0 else LESS
+
+
+def _interval(axis: Axes, interval: Interval, place: float, color: str, *, full: bool = True) -> None:
+    axis.plot([100 * interval.low, 100 * interval.high], [place, place], color=color, linewidth=1.8)
+    filling = color if full else SURFACE
+    mark: dict[str, Any] = {
+        "color": color,
+        "markerfacecolor": filling,
+        "markersize": 6.0,
+        "markeredgewidth": 1.5,
+    }
+    axis.plot([100 * interval.value], [place], "o", **mark)
+
+
+def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
+    """Write names above rows, aligned to the left."""
+    for place, name, weight in names:
+        axis.annotate(
+            short(name, _LETTERS),
+            (0.0, place),
+            xycoords=axis.get_yaxis_transform(),
+            xytext=(2, 6),
+            textcoords="offset points",
+            weight=weight,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85},
+        )
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+
+
+def accuracies(
+    variants: Sequence[VariantResult], single: Mapping[str, Sequence[float]], metric: str, chance: float
+) -> str:
+    """Draw each variant's accuracy with its interval, a dot for each run in `single`, and the published value.
+
+    `chance` (the accuracy of a constant prediction) is marked if it is near the accuracies.
+    """
+    with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
+        for place, variant in enumerate(variants):
+            dots = [100 * value for value in single.get(variant.name, ())]
+            if len(dots) > 1:
+                dot: dict[str, Any] = {
+                    "color": STREAMS[0],
+                    "alpha": 0.55,
+                    "markersize": 4.0,
+                    "markeredgewidth": 0,
+                }
+                axis.plot(dots, [place + 0.22] * len(dots), "o", **dot)
+            _interval(axis, variant.accuracy, place, STREAMS[0])
+            if variant.published is not None:
+                axis.plot([100 * variant.published.value], [place], "D", color=STREAMS[1], markersize=5.0)
+        _named(axis, [(place, variant.name, "normal") for place, variant in enumerate(variants)])
+        if 100 * chance > axis.get_xlim()[0] - 5:
+            axis.axvline(100 * chance, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
+        marks = [("o", STREAMS[0], 6.0, "mean with interval")]
+        if any(len(values) > 1 for values in single.values()):
+            marks.append(("o", STREAMS[0], 4.0, "single runs"))
+        if any(variant.published for variant in variants):
+            marks.append(("D", STREAMS[1], 5.0, "published"))
+        for mark, color, size, label in marks:
+            axis.plot([], [], mark, color=color, markersize=size, label=label)
+        figure.legend(loc="outside upper left", ncols=len(marks), handletextpad=0.2, columnspacing=1.2)
+        axis.set(ylim=(len(variants) - 0.4, -0.75), xlabel=f"{metric} (%)")
+        axis.margins(x=0.08)
+        return to_svg(figure, f"{metric} of the variants with their intervals")
+
+
+def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
+    """Draw the sorted differences by class; only the largest if there are many classes.
+
+    None if no class has a value.
+    """
+    known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
+    if not known:
+        return None
+    order = sorted(known, key=lambda item: (-item[0], item[1]))
+    if len(order) > MOST_CLASSES:
+        order = order[:_HALF] + order[-_HALF:]
+    values = [100 * value for value, _ in order]
+    with drawing(0.21 * len(order) + 0.7, width=WIDTH) as (figure, (axis,)):
+        colors = [MORE if value > 0 else LESS for value in values]
+        axis.barh(range(len(order)), values, height=0.66, color=colors, alpha=0.8)
+        axis.axvline(0, color=INK, linewidth=1.0)
+        axis.set_yticks(range(len(order)), [short(names[place]) for _, place in order], fontsize=8.0)
+        axis.set(ylim=(len(order) - 0.4, -0.6), xlabel="difference in points")
+        reach = 1.05 * max(1.0, *(abs(value) for value in values))
+        axis.set_xlim(-reach, reach)
+        axis.grid(visible=False, axis="y")
+        return to_svg(figure, f"difference by class, {comparison.first} minus {comparison.second}")
+
+
+def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], label: str) -> str:
+    """Draw the difference of two confusion matrices `(K, K)`. Rows are true classes, columns are predicted classes.
+
+    Colours show which of the two matrices has more videos. `label` is the alternative text of the figure.
+    """
+    classes = len(names)
+    most = max(1e-9, float(np.abs(counts_KK).max()))
+    with drawing(min(WIDTH, 1.7 + 0.36 * classes), width=WIDTH) as (figure, (axis,)):
+        cells = [(int(row), int(column)) for row, column in np.argwhere(np.abs(counts_KK) > 0.02 * most)]
+        squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
+        tints = [
+            to_rgba(
+                MORE if counts_KK[cell] > 0 else LESS, 0.06 + _DEEPEST * abs(float(counts_KK[cell])) / most
+            )
+            for cell in cells
+        ]
+        axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
+        if classes <= _NUMBERED:
+            for row, column in cells:
+                text = f"{counts_KK[row, column]:+.0f}".replace("-", "−")
+                if text not in ("+0", "−0"):
+                    axis.text(column, row, text, ha="center", va="center", color=INK, fontsize=8.0)
+        axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
+        axis.set_aspect("equal")
+        axis.grid(visible=False)
+        size = 8.0 if classes <= _NUMBERED else 6.5
+        axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
+        return to_svg(figure, label)
+
+
+def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str | None:
+    """Draw validation metrics over the epochs: thin lines for runs, a thick line for the mean of a variant's runs.
+
+    A few variants share the axes. If there are many variants, each variant has its own axes, with the means of the
+    other variants in the background. The rows of a run have `epoch` and any of `val_loss`, `val_top1` and `val_map`.
+    The result is None if no row has any of these metrics.
+    """
+    labels = {
+        "val_top1": "validation top-1 (%)",
+        "val_map": "validation mAP (%)",
+        "val_loss": "validation loss",
+    }
+    rows = [row for runs in histories.values() for run in runs for row in run]
+    keys = [key for key in labels if any(key in row for row in rows)]
+    if not keys:
+        return None
+    if len(histories) > len(STREAMS):
+        return _small_multiples(histories, keys[0], labels[keys[0]])
+    keys = [key for key in keys if key != "val_top1" or "val_map" not in keys]
+    with drawing(2.2 * len(keys) + 0.4, len(keys), width=WIDTH, sharex=True) as (figure, axes):
+        for axis, key in zip(axes, keys):
+            axis.set_title(labels[key])
+            for color, (name, runs) in zip(STREAMS, histories.items()):
+                _runs(axis, runs, key, color, name)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[-1].set_xlabel("epoch")
+        handles, texts = axes[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside upper left", ncols=2 if len(texts) > 1 else 1)
+        return to_svg(figure, "learning curves of the variants")
+
+
+def _small_multiples(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, label: str
+) -> str:
+    across = 2
+    down = -(-len(histories) // across)
+    size = {"height": 1.25 * down + 0.5, "width": WIDTH}
+    with drawing(**size, panels=len(histories), columns=across, sharex=True, sharey=True) as (figure, axes):
+        for axis, (name, runs) in zip(axes, histories.items()):
+            axis.set_title(short(name, 30), fontsize=8.5)
+            for other in histories.values():
+                epochs, means = _mean(other, key)
+                axis.plot(epochs, means, color=MUTED, linewidth=0.7, alpha=0.45)
+            _runs(axis, runs, key, STREAMS[0], name)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        for axis in axes[len(histories) :]:
+            axis.set_visible(False)
+        figure.supxlabel("epoch", fontsize=9.0, color=MUTED)
+        figure.supylabel(label, fontsize=9.0, color=MUTED)
+        return to_svg(figure, "learning curves of the variants")
+
+
+def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, color: str, name: str) -> None:
+    for run in runs if len(runs) > 1 else ():
+        epochs, values = _mean([run], key)
+        axis.plot(epochs, values, color=color, linewidth=0.7, alpha=0.5)
+    epochs, means = _mean(runs, key)
+    mark = "o" if len(epochs) == 1 else None
+    axis.plot(epochs, means, color=color, linewidth=2.0, marker=mark, markersize=4, label=short(name, 32))
+
+
+def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
+    """Return the epochs that all runs with values have in common, and the mean value at each epoch."""
+    scale = 1.0 if key.endswith("loss") else 100.0
+    tables = [
+        {row["epoch"]: scale * row[key] for row in run if key in row and "epoch" in row} for run in runs
+    ]
+    tables = [table for table in tables if table]
+    if not tables:
+        return [], []
+    epochs = sorted(set.intersection(*(set(table) for table in tables)))
+    return epochs, [float(np.mean([table[epoch] for table in tables])) for epoch in epochs]
+
+
+def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoint]]]:
+    """Return the axis label and the points for each cost that is known for at least two variants.
+
+    Multiply-adds are per video if the number of views is known for all variants, otherwise per view.
+    """
+    costs = [(variant, variant.cost) for variant in variants if variant.cost is not None]
+    whole = all(cost.views for _, cost in costs)
+    unit = f"G multiply-adds per {'video' if whole else 'view'}"
+    found: dict[str, list[CostPoint]] = {unit: [], "milliseconds per view": []}
+    for variant, cost in costs:
+        operations = cost.multiply_adds * ((cost.views or 1.0) if whole else 1.0) / 1e9
+        for label, value in zip(found, (operations, cost.latency_ms), strict=True):
+            if value is not None:
+                accuracy = variant.accuracy
+                found[label].append(
+                    CostPoint(short(variant.name), value, accuracy.value, accuracy.low, accuracy.high)
+                )
+    return [(label, points) for label, points in found.items() if len(points) > 1]
+
+
+def pareto(variants: Sequence[VariantResult], metric: str) -> str | None:
+    """Draw accuracy against multiply-adds and against latency, with the Pareto front; None if costs are unknown."""
+    shown = cost_axes(variants)
+    if not shown:
+        return None
+    height = cost_height(max(len(points) for _, points in shown))
+    with drawing(height * len(shown), len(shown), width=WIDTH) as (figure, axes):
+        for axis, (label, points) in zip(axes, shown):
+            draw_costs(axis, points, height, (STREAMS[2], MUTED, INK))
+            axis.set(xlabel=label, ylabel=f"{metric} (%)")
+        return to_svg(figure, f"{metric} against cost")
+
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAIRS = 12
@@ -156,10 +451,10 @@ def _figures(result: StudyResult) -> dict[str, str | None]:
     histories = {one.name: list(one.histories.values()) for one in result.variants if one.histories}
     variants, metric = result.variants, result.metric
     return {
-        "forest": figures.forest(result.comparisons, result.level) if result.comparisons else None,
-        "accuracies": figures.accuracies(variants, single, metric, result.chance) if variants else None,
-        "pareto": figures.pareto(variants, metric),
-        "learning": figures.learning(histories),
+        "forest": forest(result.comparisons, result.level) if result.comparisons else None,
+        "accuracies": accuracies(variants, single, metric, result.chance) if variants else None,
+        "pareto": pareto(variants, metric),
+        "learning": learning(histories),
     }
 
 
@@ -187,14 +482,14 @@ def _view(result: StudyResult, one: Comparison) -> ClassView:
     names, title = result.class_names, f"{one.first} − {one.second}"
     counts = {variant.name: variant.confusion for variant in result.variants}
     first, second = counts.get(one.first), counts.get(one.second)
-    view = ClassView(title, one.verdict, figures.class_differences(one, names))
+    view = ClassView(title, one.verdict, class_differences(one, names))
     if first is None or second is None:
         return view
     first_KK, second_KK = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if len(names) > figures.MOST_CLASSES:
+    if len(names) > MOST_CLASSES:
         return replace(view, cells=_cells(names, one, first_KK, second_KK))
     label = f"difference of confusions, {title}"
-    return replace(view, confusion=figures.confusion_difference(first_KK - second_KK, names, label))
+    return replace(view, confusion=confusion_difference(first_KK - second_KK, names, label))
 
 
 def _cells(

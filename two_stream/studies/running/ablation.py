@@ -1,4 +1,4 @@
-"""Runs the missing cells of a study and shows a live table."""
+"""Runs the missing jobs of a study in the order of their dependencies, and shows a live table."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from two_stream.studies.running.cells import (
 )
 from two_stream.studies.running.plan import (
     Cell,
+    Variant,
     backbone_cell,
     check_study,
     digest_of,
@@ -41,12 +42,9 @@ from two_stream.studies.running.plan import (
     name_cell,
     plan_cells,
     start_digest,
-)
-from two_stream.studies.running.pool import Event, Slot, run_jobs, slots_for
-from two_stream.studies.running.variants import (
-    Variant,
     variants_of,
 )
+from two_stream.studies.running.pool import Event, Slot, run_jobs, slots_for
 from two_stream.types import Part
 
 

@@ -16,7 +16,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import history, run_of, settings_of
 from two_stream.evaluation.scores.files import find_scores, name_of, newest_scores, read_scores
 from two_stream.evaluation.scores.metrics import main_value
-from two_stream.studies.statistics.panel import Cell, seeds_by_split
+from two_stream.studies.statistics.comparison import Cell, seeds_by_split
 from two_stream.studies.statistics.results import RunRow
 from two_stream.studies.statistics.summary import VariantRuns
 from two_stream.training.run_folder import FREE_ON_RESUME

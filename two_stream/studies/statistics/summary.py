@@ -16,9 +16,16 @@ from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.statistics import LEVEL
 from two_stream.evaluation.scores.words import count_sources, interval_words
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies.statistics.comparison import class_means, compare_panels, correct_families
+from two_stream.studies.statistics.comparison import (
+    Cell,
+    Panel,
+    class_means,
+    compare_panels,
+    correct_families,
+    match_cells,
+    panel_of,
+)
 from two_stream.studies.statistics.fusing import fusion_study
-from two_stream.studies.statistics.panel import Cell, Panel, match_cells, panel_of
 from two_stream.studies.statistics.results import (
     Comparison,
     Published,
