@@ -142,7 +142,7 @@ def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool
 def flow_statistics(
     value_range: tuple[float, float], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation for flow: zero flow becomes 0; the deviation is the average of R, G and B."""
+    """Return mean and standard deviation for flow: zero flow becomes 0, and the deviations of R, G, B are averaged."""
     middle, scale = sum(value_range) / 2, sum(std) / len(std)
     return (middle, middle), (scale, scale)
 

@@ -85,7 +85,7 @@ class MobileNetV2_3D(Backbone):  # noqa: N801 - the usual spelling of the versio
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add an inverted residual block after the last convolution; it keeps 1280 channels inside."""
+        """Add an inverted residual block after the last convolution; its inner width is 1280 channels."""
         self.reduction = InvertedResidual(self.channels[0], channels, expansion=1)
         init_convolutions(self.reduction)
         self.reduced = ("reduction.",)

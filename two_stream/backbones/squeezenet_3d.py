@@ -98,7 +98,7 @@ class SqueezeNet3D(Backbone):
 
 
 def _narrowing(inputs: int, channels: int) -> Fire:
-    """Return a fire module without bypass; like the others, it squeezes to an eighth of its output channels."""
+    """Return a fire module without bypass; like the other modules, it squeezes to an eighth of its output channels."""
     half = channels // 2
     block = Fire(inputs, max(1, channels // 8), (half, channels - half))
     init_convolutions(block)
