@@ -329,7 +329,7 @@ def _print_summary(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None
         delay = describe_delay(watcher.pipeline.streams, source)
         raise VideoError(
             source.name,
-            f"ended before the first prediction ({delay}); use `two-stream predict` for short videos",
+            f"the source ended before the first prediction ({delay}); use `two-stream predict` for short videos",
         )
     (note if flags.json == "-" else say)(status.summary(elapsed))
     if flags.annotate is not None and flags.annotate.is_file():
