@@ -35,9 +35,11 @@ def read_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
             infos = archive.infolist()
             total = sum(info.file_size for info in infos)
             if total > MOST_BYTES:
-                raise ValueError(f"{total:,} bytes of arrays, but TWO_STREAM_MOST_BYTES is {MOST_BYTES:,}")
+                raise ValueError(
+                    f"the arrays have {total:,} bytes, more than TWO_STREAM_MOST_BYTES ({MOST_BYTES:,})"
+                )
             if len({info.filename for info in infos}) != len(infos):
-                raise ValueError("the same array is stored twice")
+                raise ValueError("two arrays have the same name")
             found = {}
             for info in infos:
                 with archive.open(info) as member:

@@ -356,8 +356,8 @@ def exclusive_lock(path: Path, busy: TwoStreamError, *, timeout: float = 0.0) ->
     """Hold a lock file during the block, and remove it afterwards.
 
     The operating system releases the lock when the process ends for any reason. Forked loader processes do not inherit
-    it. On NFS, it also applies between machines. On a file system without locks (errno ENOSYS, ENOLCK or EOPNOTSUPP),
-    nothing is locked.
+    the lock. On NFS, the lock also applies between machines. On a file system without locks (errno ENOSYS, ENOLCK or
+    EOPNOTSUPP), nothing is locked.
 
     Raises:
         TwoStreamError: `busy`, if another process still holds the lock after `timeout` seconds.

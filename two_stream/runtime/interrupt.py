@@ -69,7 +69,7 @@ class StopRequest:
         return self.signal is not None
 
     def agree(self, *, failed: bool = False) -> bool:
-        """Share signals with the other processes; return whether any of them failed."""
+        """Share signals with the other processes; return whether `failed` is true in any process."""
         number, any_failed = distributed.largest([self.received or 0, int(failed)])
         self._agreed = number or None
         return bool(any_failed)
