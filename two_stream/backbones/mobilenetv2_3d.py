@@ -39,7 +39,7 @@ def unit(
 
 
 class InvertedResidual(nn.Module):
-    """1×1×1 to more channels, depthwise 3×3×3, and 1×1×1 to fewer channels; identity shortcut if shapes fit."""
+    """Convolutions 1×1×1 to more channels, depthwise 3×3×3, and 1×1×1 to fewer; identity shortcut if shapes fit."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 25
 
 
 class Fire(nn.Module):
-    """1×1×1 to a few channels, followed by parallel 1×1×1 and 3×3×3; with `bypass`, the input is added."""
+    """1×1×1 convolution to a few channels, then 1×1×1 and 3×3×3 in parallel; with `bypass`, the input is added."""
 
     def __init__(self, inputs: int, squeezed: int, expanded: tuple[int, int], bypass: bool = False) -> None:
         super().__init__()

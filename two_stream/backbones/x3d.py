@@ -48,7 +48,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class X3DBlock(ResidualBlock):
-    """1×1×1, depthwise 3×3×3, squeeze-and-excitation (with `squeeze`), swish and 1×1×1."""
+    """1×1×1 and depthwise 3×3×3 convolution, squeeze-and-excitation (with `squeeze`), swish, 1×1×1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, squeeze: bool) -> None:
         steps = (1, stride, stride)

@@ -167,7 +167,7 @@ def _runs(flags: StreamFlags) -> list[Run]:
 
 
 def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
-    """Return a run's network with its input."""
+    """Return a run's network with the input that it expects."""
     from two_stream.evaluation.runs.run import reading_of
     from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
     from two_stream.streaming.live.networks import NetworkTrack, Prepare

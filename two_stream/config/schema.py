@@ -471,7 +471,7 @@ class Experiment(Options):
 
     @model_validator(mode="after")
     def _segments(self) -> Experiment:
-        """Check settings of segments; `data.sampling: segments` sets `model.input.segments`."""
+        """Check settings of segments; set `model.input.segments` if only `data.sampling` requests segments."""
         data, given = self.data, self.model.input.segments
         if data.sampling == "segments" and not given:
             input_ = self.model.input.model_copy(update={"segments": "frames"})
@@ -503,7 +503,7 @@ class Experiment(Options):
             self._features()
         if self.compress.kind != "none" and self.data.features is not None:
             raise ValueError(
-                f"`compress.kind: {self.compress.kind}` trains the backbone, but `data.features` replaces it; "
+                f"`compress.kind: {self.compress.kind}` trains the backbone, which `data.features` replaces; "
                 "remove one of them"
             )
         source = getattr(self.compress, "source", None)
