@@ -93,6 +93,6 @@ def loader_killed(error: BaseException, *, by_signal: bool = False) -> str | Non
 
 
 class ExportError(TwoStreamError):
-    """A model cannot be exported in the requested format, or the outputs of the exported file are different."""
+    """A model cannot be exported in the requested format, or the exported file's outputs differ from the model's."""
 
     exit_code = 1

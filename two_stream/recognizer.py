@@ -86,7 +86,7 @@ class Recognizer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the buffers; an int8 network has no parameters."""
+        """Device of the network, read from its buffers because an int8 network has no parameters."""
         return self.input_scale.device
 
     @property
@@ -122,8 +122,8 @@ class Recognizer(nn.Module):
     def _pooled(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the heads' input tokens for feature maps `(B, C, T, H, W)` or tokens `(B, T, D)`.
 
-        Heads that do not need feature maps get the same tokens from both, because standardisation and the spatial mean
-        can be exchanged.
+        Unless a head needs feature maps, both inputs give the same tokens, because the order of standardisation and
+        spatial mean does not matter.
         """
         tokens = []
         for place, (head, x) in enumerate(zip(self._heads(), views, strict=True)):
@@ -154,7 +154,7 @@ class Recognizer(nn.Module):
         return logits_BK
 
     def _classified_places(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the mean over positions of their logits, with negative logits set to 0 (`ModelOptions.dense`)."""
+        """Return the logits of every position, with negative logits set to 0, averaged over positions."""
         maps = [feature.tensor.flatten(2).transpose(1, 2) for feature in self.backbone(x_BCTHW)]
         places_BND = torch.cat(maps, dim=-1)
         logits_BNK = torch.relu(self.classifier(self.dropout(places_BND)))

@@ -1,4 +1,4 @@
-"""Types that all layers share, and the legend of shape suffixes.
+"""Types that all packages share, and the meaning of shape suffixes.
 
 Suffixes of tensor names: B batch, C channels, T time, H height, W width, K classes, D features,
 V views, N videos. `x_BCTHW` is a clip batch, `x_BTD` pooled tokens, `z_BD` one vector per clip.
@@ -32,7 +32,7 @@ MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "flow": 2}
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input that a network with its weights expects; all preprocessing values come from this class.
+    """The input that a network expects; all preprocessing values come from this class.
 
     The recognizer maps a uint8 pixel p to `(p / 255 * (hi - lo) + lo - mean) / std` with
     `(lo, hi) = value_range`; mean and std have one entry per channel, in the units of `value_range`.
@@ -81,7 +81,7 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Layout of a row of cached features, which contains the outputs of all pathways of a backbone for one view."""
+    """Layout of a row of cached features; a row contains the outputs of all pathways for one view."""
 
     shapes: tuple[tuple[int, ...], ...]
     """shape of the output of each pathway: tokens `(T, D)`, or a feature map `(C, T, H, W)`"""

@@ -63,7 +63,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def default_input(cls, options: Any, modality: Modality) -> InputSpec:
-        """Return the input of the published weights.
+        """Return the input for which the published weights were trained.
 
         By default, this is the input of kenshohara's networks: 16 consecutive frames, crops of 112² from frames of
         128×170, and pixel values 0..255 minus a mean.
@@ -131,7 +131,7 @@ def _recompute_contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], 
 
 @contextmanager
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    """Context that keeps BatchNorm's running statistics, so that the recomputation does not count a batch twice."""
+    """Keep BatchNorm's running statistics unchanged, so that checkpointing does not count a batch twice."""
     norms = [m for m in stage.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -144,10 +144,7 @@ def _statistics_kept(stage: nn.Module) -> Iterator[None]:
 
 
 def split_temporal_stride(total: int, places: int) -> list[int]:
-    """Return the temporal strides at `places` positions: the first ones are 2 until their product is `total`.
-
-    Early strides save the most work. With a smaller total, the late stages have more time steps.
-    """
+    """Return `places` temporal strides whose product is `total`: first strides of 2, then strides of 1."""
     halvings = total.bit_length() - 1
     return [2 if place < halvings else 1 for place in range(places)]
 
@@ -291,7 +288,7 @@ def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool
 def flow_statistics(
     value_range: tuple[float, float], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation for flow: zero flow becomes 0; the deviation is the average of R, G and B."""
+    """Return mean and standard deviation for flow: zero flow becomes 0, and the deviations of R, G, B are averaged."""
     middle, scale = sum(value_range) / 2, sum(std) / len(std)
     return (middle, middle), (scale, scale)
 

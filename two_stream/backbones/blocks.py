@@ -1,4 +1,4 @@
-"""Residual blocks of the 3D ResNet family. Parameters have the names of the published code."""
+"""Residual blocks of the 3D ResNet family. Parameter names follow the codebase 3D-ResNets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Channel-separated networks, with depthwise convolutions over space and time and pointwise convolutions over channels.
 
-Source: Tran et al., "Video Classification with Channel-Separated Convolutional Networks" (arXiv 1904.02811); sizes as
-in compressed-video-classification.
+Source: Tran et al., "Video Classification with Channel-Separated Convolutional Networks" (arXiv 1904.02811); layer
+sizes as in the codebase compressed-video-classification.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class DenseLayer(nn.Sequential):
 
 
 class HalvingPool(nn.Module):
-    """Average of 2×2 positions, and of pairs of frames if `time` is 2; an odd last frame is not averaged."""
+    """Average of 2×2 positions, and of pairs of frames if `time` is 2; an unpaired last frame stays."""
 
     def __init__(self, time: int) -> None:
         super().__init__()

@@ -36,7 +36,8 @@ class Architecture:
     config: str
     """name of the library's configuration class"""
     build: Callable[[Any, Callable[[Any], Any]], TransformerParts]
-    """function that returns the parts for a configuration; its second argument builds a model of class `model`"""
+    """function that returns the parts for a configuration; its second argument is a function that builds a model of
+    class `model` from a configuration"""
     model: str
     """name of the library's model class"""
     stride: int

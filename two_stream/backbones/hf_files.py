@@ -19,7 +19,7 @@ _PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 @dataclass(frozen=True)
 class TransformerPreprocessing:
-    """Pixel values of a model's preprocessing."""
+    """Range, mean and standard deviation of the pixel values that a model expects."""
 
     value_range: tuple[float, float]
     mean: tuple[float, ...]
@@ -88,7 +88,7 @@ def configuration(options: HfVideo) -> Any:
 
 
 def preprocessing(options: HfVideo) -> TransformerPreprocessing:
-    """Return the pixel values in the preprocessing file of `model`, or the authors' values if there is no file."""
+    """Return the values in the preprocessing file of `model`, or the authors' values if there is no such file."""
     assert options.architecture is not None
     usual = ARCHITECTURES[options.architecture]
     default = TransformerPreprocessing(usual.value_range, usual.mean, usual.std)
@@ -119,14 +119,14 @@ def _class(name: str) -> Any:
 
 
 def _defaults(architecture: Architecture) -> dict[str, Any]:
-    """Return the values of a configuration that define the network."""
+    """Return the default values of the keys that only this architecture's configuration has."""
     config = _class(architecture.config)()
     common = _class("PretrainedConfig")().to_dict()
     return {key: value for key, value in config.to_dict().items() if key not in common}
 
 
 def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
-    """Return a file of a folder, the cache or the hub; None if the model exists but has no such file.
+    """Return a file from a folder, the cache or the hub; None if the model exists but has no such file.
 
     Raises:
         SettingsError: The place cannot be reached, unless `quiet`.

@@ -198,7 +198,7 @@ def _architecture(options: HfVideo) -> Architecture:
 
 
 def _strange(found: Any) -> list[str]:
-    """Return tensors that indicate another network: missing tensors, and tensors of unknown layers.
+    """Return the names of tensors that are missing, have a different shape or belong to unknown layers.
 
     Poolers, classifiers, decoders and the predictor are ignored.
     """

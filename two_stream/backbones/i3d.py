@@ -1,7 +1,7 @@
 """Inception-I3D.
 
 Source: Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (arXiv
-1705.07750). Parameters inside a unit and a module have the names of piergiaj's port, whose weights are public.
+1705.07750). Parameter names inside a unit and a module follow piergiaj's PyTorch port, whose weights are public.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class SameConv3d(nn.Conv3d):
     """Convolution with SAME padding, without dilation. A padded copy of the clip is made only for uneven padding."""
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to `ceil(size / stride)` positions."""
+        """Map `(B, C, T, H, W)` to `ceil(size / stride)` positions in each dimension."""
         both, behind = _same_paddings(x_BCTHW, self.kernel_size, self.stride)
         if any(behind):
             x_BCTHW = F.pad(x_BCTHW, behind)
@@ -84,8 +84,8 @@ class SamePad3d(nn.Module):
 class SameMaxPool3d(nn.Module):
     """Max pooling with SAME padding.
 
-    The port pads with zeros, and TensorFlow with minus infinity. Every pooling layer of this network follows a ReLU, so
-    both give the same maximum. Where possible, torch's own padding is used, which needs no copy.
+    piergiaj's port pads with zeros, and TensorFlow with minus infinity. Every pooling layer of this network follows a
+    ReLU, so both give the same maximum. Where possible, torch's own padding is used, which needs no copy.
     """
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
@@ -94,7 +94,7 @@ class SameMaxPool3d(nn.Module):
         self.stride = stride
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, T, H, W)` to `ceil(size / stride)` positions."""
+        """Map `(B, C, T, H, W)` to `ceil(size / stride)` positions in each dimension."""
         both, behind = _same_paddings(x_BCTHW, self.kernel, self.stride)
         # with ceil_mode a last window may extend past the end; only a stride of 1 needs the additional padding
         steps = [s for s in reversed(self.stride) for _ in range(2)]
@@ -118,7 +118,7 @@ class Unit(nn.Module):
 
 
 class InceptionModule(nn.Module):
-    """Four parallel branches: 1×1×1; twice 3×3×3 after a narrow 1×1×1; and 1×1×1 after max pooling."""
+    """Four parallel branches: a 1×1×1 unit, two pairs of 1×1×1 and 3×3×3 units, and max pooling with a 1×1×1 unit."""
 
     def __init__(self, inputs: int, branches: Branches) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class InceptionModule(nn.Module):
 
 
 def outputs_of(branches: Branches) -> int:
-    """Return the output channels of a module with these branches."""
+    """Return the number of output channels of a module with these branches."""
     plain, _, wide1, _, wide2, pooled = branches
     return plain + wide1 + wide2 + pooled
 

@@ -39,7 +39,7 @@ def unit(
 
 
 class InvertedResidual(nn.Module):
-    """1×1×1 to more channels, depthwise 3×3×3, and 1×1×1 to fewer channels; identity shortcut if shapes fit."""
+    """Convolutions 1×1×1 to more channels, depthwise 3×3×3, and 1×1×1 to fewer; identity shortcut if shapes fit."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class MobileNetV2_3D(Backbone):  # noqa: N801 - the usual spelling of the versio
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add an inverted residual block after the last convolution; it keeps 1280 channels inside."""
+        """Add an inverted residual block after the last convolution; its inner width is 1280 channels."""
         self.reduction = InvertedResidual(self.channels[0], channels, expansion=1)
         init_convolutions(self.reduction)
         self.reduced = ("reduction.",)

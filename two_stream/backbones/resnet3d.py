@@ -66,7 +66,7 @@ class ResidualNet(Backbone):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a block of the network's type; with `project`, it always has shortcut B."""
+        """Return a block of the network's type; with `project`, its shortcut is a `Projection`."""
 
     def make_shortcut(self, inputs: int, outputs: int, stride: Stride, project: bool) -> nn.Module | None:
         """Return the shortcut of a block; None for the identity."""

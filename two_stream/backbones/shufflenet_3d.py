@@ -49,7 +49,7 @@ def shuffled(x_BCTHW: torch.Tensor, groups: int) -> torch.Tensor:
 def averaged(x_BCTHW: torch.Tensor, time: int) -> torch.Tensor:
     """Return the shortcut of a strided unit: the average over `time` frames and 3×3 positions.
 
-    An odd last frame is not averaged.
+    A last frame without a pair is not averaged over time.
     """
     if x_BCTHW.shape[2] % time:
         x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
@@ -220,7 +220,7 @@ class ShuffleNet3D(Shuffled):
 
 @BACKBONES.register(ShuffleNetV2)
 class ShuffleNetV2_3D(Shuffled):  # noqa: N801 - the usual spelling of the version
-    """ShuffleNetV2, with split channels and a pointwise convolution at the end."""
+    """ShuffleNetV2: blocks that split the channels, and a pointwise convolution at the end."""
 
     def __init__(self, options: ShuffleNetV2, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)

@@ -1,7 +1,7 @@
 """SlowFast: a wide network on few frames and a thin network on many frames.
 
-Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); sizes as in PySlowFast's 8×8
-ResNet-50. FRAB, FRMB and early fusion follow Kalfaoglu et al. (arXiv 2008.01232).
+Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); layer sizes as in
+PySlowFast's 8×8 ResNet-50. FRAB, FRMB and early fusion follow Kalfaoglu et al. (arXiv 2008.01232).
 """
 
 from __future__ import annotations
@@ -186,9 +186,9 @@ class SlowFast3D(Backbone):
         return fast_BCTHW.index_select(2, numbers.to(fast_BCTHW.device))
 
     def append_block(self, channels: int) -> None:
-        """Add a block after layer4 of the slow pathway, to `channels`.
+        """Add a block after layer4 of the slow pathway that reduces it to `channels`.
 
-        With early fusion, also add a block to the fast pathway, to a quarter of `channels`.
+        With early fusion, also add a block that reduces the fast pathway to a quarter of `channels`.
         """
         slow, fast = self.widths
         narrowed = self._fast_channels(channels)
@@ -215,7 +215,7 @@ class SlowFast3D(Backbone):
         return f"layer4.{pathway}.{len(layer) - 1}."
 
     def _fast_channels(self, channels: int) -> int:
-        """Return the reduced channels of the fast pathway; 0 if it has its own head and is not reduced."""
+        """Return the number of channels of the reduced fast pathway; 0 if it has its own head and is not reduced."""
         return max(1, channels // FAST_SHARE) if self.options.fusion == "early" else 0
 
 

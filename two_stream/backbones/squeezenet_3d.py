@@ -20,7 +20,7 @@ FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 25
 
 
 class Fire(nn.Module):
-    """1×1×1 to a few channels, followed by parallel 1×1×1 and 3×3×3; with `bypass`, the input is added."""
+    """1×1×1 convolution to a few channels, then 1×1×1 and 3×3×3 in parallel; with `bypass`, the input is added."""
 
     def __init__(self, inputs: int, squeezed: int, expanded: tuple[int, int], bypass: bool = False) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class SqueezeNet3D(Backbone):
 
 
 def _narrowing(inputs: int, channels: int) -> Fire:
-    """Return a fire module without bypass; like the others, it squeezes to an eighth of its output channels."""
+    """Return a fire module without bypass; like the other modules, it squeezes to an eighth of its output channels."""
     half = channels // 2
     block = Fire(inputs, max(1, channels // 8), (half, channels - half))
     init_convolutions(block)

@@ -251,10 +251,10 @@ class TimmBackbone(LibraryBackbone):
 
     @classmethod
     def default_input(cls, options: TimmNet, modality: Modality) -> InputSpec:
-        """Return the default input: 16 frames with stride 4, with the size, mean and deviation of timm's weights.
+        """Return the default input: 16 frames with stride 4, with the size, mean and std of timm's weights.
 
-        For flow, zero motion becomes 0, and the deviation is the average of R, G and B; with `picture`, 5 pixels of
-        motion become 1. For differences, a clip has pairs of adjacent frames from 16 parts of the video.
+        For flow, zero motion becomes 0, and std is averaged over R, G and B; with `picture`, 5 pixels of motion become
+        1. With `difference`, a clip contains a pair of adjacent frames from each of 16 equal parts of the video.
         """
         found = _published(options.name)
         mean, std = tuple(found.mean), tuple(found.std)
@@ -276,7 +276,7 @@ class TimmBackbone(LibraryBackbone):
         )
 
     def check_input(self, spec: InputSpec) -> None:
-        """Check the image size, and with `difference` that the clip consists of pairs of frames."""
+        """Check the image size, and with `difference` check that the clip consists of pairs of frames."""
         super().check_input(spec)
         if self.options.difference != "none" and spec.clip_length % (2 * max(1, spec.segments)):
             raise SettingsError(
@@ -294,7 +294,7 @@ class TimmBackbone(LibraryBackbone):
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def forward_map(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the network's map `(B, C, T, H, W)`, before the average over frames and FRAB."""
+        """Return the network's map `(B, C, T, H, W)`, before it is averaged over frames and reduced by FRAB."""
         clips, frames = x_BCTHW.shape[0], x_BCTHW.shape[2]
         if self.options.tsm:
             for part in self.modules():
@@ -346,7 +346,7 @@ class TimmBackbone(LibraryBackbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last block, and any convolution after it, by the block of `append_block` for single frames.
+        """Replace the last block and any convolution after it by the block of `append_block`, for single frames.
 
         Raises:
             SettingsError: The last block of this network is unknown.
@@ -418,7 +418,7 @@ def _picture(x_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:
-    """Return the numbers of classes to try, because timm reports missing tensors only if the classifier fits."""
+    """Return the numbers of classes to try, because timm reports missing tensors only if this number is right."""
     if state is None:
         return [None]
     found = _published(name)
@@ -472,7 +472,7 @@ def _require_name(name: str) -> None:
         if not tag or name in (tags := timm.list_pretrained(f"{plain}.*")):
             return
         raise SettingsError(
-            f"timm has no weights {name!r}; its weights of this network: {', '.join(tags) or 'none'}"
+            f"timm has no weights {name!r}; its weights for this network: {', '.join(tags) or 'none'}"
         )
     close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "see `timm.list_models()`"
@@ -480,7 +480,7 @@ def _require_name(name: str) -> None:
 
 
 def _published(name: str) -> Any:
-    """Return timm's metadata of the weights of this name."""
+    """Return timm's metadata for weights with this name."""
     from timm.models import get_pretrained_cfg
 
     _require_name(name)
@@ -497,7 +497,7 @@ def _side(options: TimmNet) -> tuple[int, bool]:
 
 
 def _inputs(block: nn.Module) -> int:
-    """Return the number of input channels of a block, which is that of its first layer."""
+    """Return the number of input channels of a block's first layer."""
     for part in block.modules():
         if isinstance(part, (nn.Conv2d, nn.Conv3d)):
             return part.in_channels

@@ -46,7 +46,7 @@ _TORCH_PLAIN = (nn.Sequential, nn.Identity, nn.Dropout)
 
 
 class TemporalShift(nn.Module):
-    """A layer that receives some channels from adjacent frames: the residual shift of TSM, inside a block."""
+    """A layer whose input takes some channels from adjacent frames: the residual shift of TSM."""
 
     def __init__(self, layer: nn.Module, share: float) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class TemporalShift(nn.Module):
 
 
 def shifted(x_NCHW: torch.Tensor, frames: int, share: float) -> torch.Tensor:
-    """Return images with the first channels from the next frame and further channels from the previous frame.
+    """Return images whose first channels are from the next frame, and the following ones from the previous frame.
 
     At the ends of a clip, shifted channels are 0.
     """
@@ -95,10 +95,11 @@ def add_shifts(stages: list[tuple[str, nn.Module]], share: float, name: str) -> 
 
 
 def inflate(stages: list[tuple[str, nn.Module]], kernel: int, name: str) -> None:
-    """Give every convolution, norm and pool of plain 2D stages a time dimension, in place.
+    """Give every convolution, norm and pooling layer of plain 2D stages a time dimension, in place.
 
-    A kernel larger than 1×1 is repeated `kernel` times and divided by `kernel`, so that a clip of identical frames has
-    the same response as the image. Kernels of 1×1 become 1×1×1, and pools keep the number of frames.
+    A kernel larger than 1×1 is repeated `kernel` times over time and divided by `kernel`, so that a clip of identical
+    frames has the same response as the image. Kernels of 1×1 become 1×1×1, and pooling layers keep the number of
+    frames.
 
     Raises:
         SettingsError: A part requires two dimensions.

@@ -31,7 +31,7 @@ class BackboneTracer(fx.Tracer):
 
 
 def traced(backbone: Backbone, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
-    """Return a backbone's graph, which shares its weights and returns a list of the tensors of `FeatureMap`.
+    """Return a backbone's graph, which shares the backbone's weights and returns a list of feature tensors.
 
     Args:
         backbone: Of this package, not of another library.

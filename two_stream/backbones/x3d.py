@@ -1,7 +1,7 @@
 """X3D: a tiny image network expanded step by step in duration, frame rate, frame size, depth and width.
 
-Source: Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition" (arXiv 2004.04730); sizes as in
-PySlowFast. The last layer before the classifier belongs to the head (`head: {kind: average, features: 2048}`).
+Source: Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition" (arXiv 2004.04730); layer sizes
+as in PySlowFast. The last layer before the classifier belongs to the head (`head: {kind: average, features: 2048}`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SQUEEZE = 0.0625
 
 
 def rounded(width: float, divisor: int = 8) -> int:
-    """Return the nearest multiple of `divisor` that is at least nine tenths of the width."""
+    """Return the multiple of `divisor` that is nearest to `width`, but at least nine tenths of `width`."""
     near = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return near + divisor if near < 0.9 * width else near
 
@@ -48,7 +48,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class X3DBlock(ResidualBlock):
-    """1×1×1, depthwise 3×3×3, squeeze-and-excitation (with `squeeze`), swish and 1×1×1."""
+    """1×1×1 and depthwise 3×3×3 convolution, squeeze-and-excitation (with `squeeze`), swish, 1×1×1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, squeeze: bool) -> None:
         steps = (1, stride, stride)
@@ -131,7 +131,7 @@ class X3D(Backbone):
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add a block after the last convolution, to `channels`."""
+        """Add a block after the last convolution that reduces the features to `channels`."""
         self.reduction = _block(self.channels[0], channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)

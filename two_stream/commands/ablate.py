@@ -32,8 +32,8 @@ DESCRIPTION = (
 @dataclass(frozen=True)
 class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """number of cells (training runs) to run at the same time per GPU; if omitted, 1 on a GPU, and on a CPU as many as
-    the threads allow"""
+    """number of cells (training runs) to run at the same time per GPU; if omitted, 1, or on a CPU the number of
+    processors divided by the setting `threads`, if it is set"""
     devices: tuple[str, ...] = ()
     """GPUs to use (cuda:0 cuda:1 …); if omitted, the device in the settings"""
     ray: str | None = None
@@ -52,7 +52,7 @@ class _Flags:
     any_code: bool = False
     """keep cells that were run with other versions of the code, instead of running them again"""
     cost: bool = True
-    """measure parameters, multiply-adds, latency and memory if the study requests it"""
+    """measure parameters, multiply-adds, latency and memory if the study sets `measure_cost`"""
 
 
 def main(args: list[str]) -> int:

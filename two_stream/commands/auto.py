@@ -162,8 +162,7 @@ def _print_candidates(found: Sequence[Candidate], best: Candidate) -> None:
 def _answer(flags: _AutoFlags, record: Record, shown: Candidate, best: Candidate) -> int:
     """Write the report and the chosen classifier, and print how to use it.
 
-    The report starts with the candidate `shown` and always has a row for the baseline. If the baseline was chosen,
-    `shown` is the candidate `networks`.
+    The report starts with the candidate `shown` and always has a row for the baseline.
     """
     from two_stream.commands import report
 

@@ -44,7 +44,7 @@ class _CompareFlags:
     fit: bool = False
     """fit the weights of the fusion on the holdout scores of the runs"""
     part: Literal["test", "val"] = "test"
-    """part of the data set whose scores are used for a run folder"""
+    """for run folders: part of the data set whose scores are used"""
     anyway: bool = False
     """compare runs even if their data sets, splits or protocols differ; the report contains a warning"""
     level: float = 0.95

@@ -132,7 +132,7 @@ def _results(args: list[str]) -> int:
         return 1 if found.unseen else 0
     rows = [[f"top-{k}", f"{100 * value:.1f}"] for k, value in found.top.items()]
     print_table(f"{flags.from_json}: accuracy in %", ["", "%"], rows)
-    say(f"{found.counted} of the {found.videos} videos listed in {flags.truth} are counted")
+    say(f"{found.counted} of the {found.videos} videos listed in {flags.truth} are evaluated")
     if found.unseen:
         how = "ignored" if flags.ignore_unseen else "counted as wrong"
         warn(f"no result for {_some(found.unseen)}: {how}")

@@ -133,8 +133,8 @@ def _show(flags: _ExportFlags, path: Path, card: ExportCard) -> None:
     found = card.verified
     agreed = f"; same class on {100 * found.agreement:.0f} %" if found.limit is None else ""
     say(
-        f"  verified on {found.clips}: largest difference {found.largest_difference:.2g}, {found.relative:.1e} of the "
-        f"largest logit{agreed}"
+        f"  verified on {found.clips}: largest difference {found.largest_difference:.2g} ({found.relative:.1e} of the "
+        f"largest logit){agreed}"
     )
 
 

@@ -33,7 +33,7 @@ class _FuseFlags:
     fit_on_val: bool = False
     """fit the weights on the newest holdout scores of the given run folders"""
     part: Literal["test", "val"] = "test"
-    """part of the data set whose scores are used for a run folder"""
+    """for run folders: part of the data set whose scores are used"""
     out: Path | None = None
     """score file to write (.npz)"""
     json: bool = False

@@ -56,7 +56,8 @@ def main(args: list[str]) -> int:
             print_table(f"{board.metric} in %", leaderboard.COLUMNS, leaderboard.rows(board))
         if any(standing.level_with_best for board in found.boards for standing in board.standings):
             say(
-                "= not significantly different from the best with three training runs (paired test, all pairs)"
+                "=: not significantly different from the best variant that has three or more training runs (paired "
+                "test, corrected over all pairs)"
             )
     for line in found.damaged:
         warn(line)

@@ -167,7 +167,7 @@ def _runs(flags: StreamFlags) -> list[Run]:
 
 
 def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
-    """Return a run's network with its input."""
+    """Return a run's network with the input that it expects."""
     from two_stream.evaluation.runs.run import reading_of
     from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
     from two_stream.streaming.live.networks import NetworkTrack, Prepare
@@ -329,7 +329,7 @@ def _print_summary(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None
         delay = describe_delay(watcher.pipeline.streams, source)
         raise VideoError(
             source.name,
-            f"ended before the first prediction ({delay}); use `two-stream predict` for short videos",
+            f"the source ended before the first prediction ({delay}); use `two-stream predict` for short videos",
         )
     (note if flags.json == "-" else say)(status.summary(elapsed))
     if flags.annotate is not None and flags.annotate.is_file():

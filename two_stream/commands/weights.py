@@ -268,7 +268,7 @@ def _convert(args: list[str]) -> int:
         names = names or list(load_record(options.dataset, data.settings_root).classes)
     say(str(import_checkpoint(file, options.out, model, names, data, averaged=options.averaged)))
     then = "`two-stream evaluate`, `predict`" if data else "`two-stream predict`"
-    say(f"{options.out}: a run folder of {model}, for {then} and `--train.init`")
+    say(f"{options.out}: a run folder of {model}; use it with {then} or `--train.init`")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Options of the backbones: one class per kind. To add a backbone, add its options class here and to the union."""
+"""Options of the backbones: one class per kind.
+
+To add a backbone, add its options class here and to the union `BackboneOptions`.
+"""
 
 from __future__ import annotations
 
@@ -297,7 +300,9 @@ class HfVideo(Options):
     @model_validator(mode="after")
     def _has_weights(self) -> HfVideo:
         if self.pretrained and self.model is None:
-            raise ValueError("`pretrained` requires `model`, the folder or hub name with the weights")
+            raise ValueError(
+                "`pretrained` requires `model`, the folder or hub name from which the weights are read"
+            )
         return self
 
 

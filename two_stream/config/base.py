@@ -1,4 +1,4 @@
-"""Base of all settings classes and their number types."""
+"""Base class of all settings, and types for positive numbers and fractions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Options of the temporal heads: one class per kind. To add a head, add its options class here and to the union."""
+"""Options of the temporal heads: one class per kind.
+
+To add a head, add its options class here and to the union `HeadOptions`.
+"""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _moved(keys: list[str], moved: list[str], kind: str) -> str:
-    """Return a message for the keys `moved`, which belong to another kind of the section than `kind`."""
+    """Return a message for the keys `moved`, which are valid only for a different kind of the section."""
     shown = ", ".join(f"`{name}`" for name in moved[:3]) + (f", … ({len(moved)})" if len(moved) > 3 else "")
     many, say = (
         ("s", "they belong to another kind: remove them")
@@ -217,7 +217,7 @@ def _similar_file(path: Path) -> str:
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str], set[str]]:
-    """Follow an error's location; return its keys, the keys valid at the last level, and the keys of other kinds."""
+    """Return the keys of an error's location, the keys valid at its last level, and the keys of other kinds."""
     keys: list[str] = []
     current: type[BaseModel] | None = model
     members: dict[str, type[BaseModel]] = {}

@@ -100,7 +100,8 @@ class ModelOptions(Options):
     def _dense_has_no_head(self) -> ModelOptions:
         if self.dense and self.head != AverageHead():
             raise ValueError(
-                "`dense` classifies positions without a head; set `head: {kind: average}`, or remove `dense`"
+                "`dense` classifies every position, so it requires the default head; set `head: {kind: average}`, or "
+                "remove `dense`"
             )
         if self.dense and self.standardize:
             raise ValueError(

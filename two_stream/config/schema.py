@@ -24,7 +24,7 @@ class Sgd(Options):
     nesterov: bool = False
     weight_decay: NonNegative = 1e-3
     decay_all: bool = False
-    """apply weight decay also to norms, biases and positions, as the published code does"""
+    """apply weight decay also to norms, biases and position embeddings, as the published code does"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Sgd:
@@ -43,7 +43,7 @@ class AdamW(Options):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-3
     decay_all: bool = False
-    """apply weight decay also to norms, biases and positions, as the published code does"""
+    """apply weight decay also to norms, biases and position embeddings, as the published code does"""
 
 
 class Logistic(Options):
@@ -262,7 +262,7 @@ class DataOptions(Options):
     on_error: Literal["raise", "skip"] = "raise"
     """skip: omit unreadable clips from their batch and count them; raise: stop with an error that names the video"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
-    """fraction of the training list used for validation; clips of the same source video are not divided"""
+    """fraction of the training list used for validation; clips of the same source video stay together"""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """number of loader processes; 0: read in the main process"""
     scaled_decoding: bool = False
@@ -284,8 +284,8 @@ class DataOptions(Options):
         for name in ("scaled_decoding", "resize_once"):
             if getattr(self, name) and paper:
                 raise ValueError(
-                    f"`{name}` changes pixels, but `sampling` or `protocol` paper requires the published pixels; turn "
-                    "it off"
+                    f"`{name}` changes pixels, but `sampling: paper` and `protocol: paper` require the published "
+                    f"pixels; turn `{name}` off"
                 )
         clip = self.augment.clip
         if clip != "random" and self.sampling == "paper":
@@ -337,7 +337,8 @@ class TrainOptions(Options):
     """for several processes (torchrun); ddp: a complete network in each process; fsdp: shard weights, gradients and
     optimizer state"""
     sync_batchnorm: bool = False
-    """for several processes: compute BatchNorm statistics over the clips of all processes; false: of each process"""
+    """for several processes: compute BatchNorm statistics over the clips of all processes; false: over the clips of
+    each process separately"""
     compile: bool = False
     """compile the backbone stage by stage: steps are faster after minutes of compilation, and rounding differs"""
     gradient_checkpointing: bool = False
@@ -381,7 +382,7 @@ class TrainOptions(Options):
         if self.selection == "folds" and not isinstance(self.optimizer, Logistic):
             raise ValueError(
                 f"`selection: folds` requires `optimizer: {{kind: logistic}}`, but the optimizer is "
-                f"{self.optimizer.kind}; expected holdout or paper"
+                f"{self.optimizer.kind}; set `selection` to holdout or paper, or use the logistic optimizer"
             )
         if self.init_part != "all" and self.init is None:
             raise ValueError("`init_part` requires `init`, the checkpoint to start from")
@@ -432,8 +433,8 @@ class EvaluateOptions(Options):
     (stored in the cache folder) shows that bf16 is at least 1.2 times as fast as fp32. Otherwise, and if `sampling`,
     `protocol` or `selection` is paper, `auto` is fp32"""
     fold: bool = True
-    """fold BatchNorm into the convolution before it, which is faster; logits are equal up to rounding; off with
-    `paper`"""
+    """fold BatchNorm into the convolution before it, which is faster; logits are equal up to rounding. Not applied if
+    `sampling`, `protocol` or `selection` is paper"""
     compile: bool = False
     """torch.compile (with CUDA graphs on a GPU): faster batches after up to a minute of compilation"""
     keep_views: bool = False
@@ -470,7 +471,7 @@ class Experiment(Options):
 
     @model_validator(mode="after")
     def _segments(self) -> Experiment:
-        """Check settings of segments; `data.sampling: segments` sets `model.input.segments`."""
+        """Check settings of segments; set `model.input.segments` if only `data.sampling` requests segments."""
         data, given = self.data, self.model.input.segments
         if data.sampling == "segments" and not given:
             input_ = self.model.input.model_copy(update={"segments": "frames"})
@@ -502,7 +503,7 @@ class Experiment(Options):
             self._features()
         if self.compress.kind != "none" and self.data.features is not None:
             raise ValueError(
-                f"`compress.kind: {self.compress.kind}` trains the backbone, but `data.features` replaces it; "
+                f"`compress.kind: {self.compress.kind}` trains the backbone, which `data.features` replaces; "
                 "remove one of them"
             )
         source = getattr(self.compress, "source", None)

@@ -103,7 +103,7 @@ class Standard(nn.Module):
 
 
 class TokenMask(nn.Module):
-    """Mask of tokens in training: each time token is kept with probability `keep`.
+    """Random mask of tokens in training: each time token is kept with probability `keep`.
 
     The class token is always kept. Without a class token, at least one token is kept.
     """

@@ -1,7 +1,7 @@
 """Non-local block, followed by concatenation or the mean.
 
-Source: Wang et al., "Non-local Neural Networks" (arXiv 1711.07971), embedded Gaussian. The paper's code divides the
-scores by √N for N positions, unlike the original.
+Source: Wang et al., "Non-local Neural Networks" (arXiv 1711.07971), embedded Gaussian. As in the code of Kalfaoglu et
+al. (arXiv 2008.01232), but unlike Wang et al., the scores are divided by √N for N positions.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class EvaluatorFlags:
     crops: Literal["ten", "center"] | None = None
     """crops of each clip; overrides --ten-crop-enabled; not a flag of the published code"""
     multi_gpu_train: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTrain")] = False
-    """published variable, ignored: the `module.` prefix of such checkpoints is removed automatically"""
+    """published variable, ignored: the prefix `module.` in checkpoints of multi-GPU training is removed
+    automatically"""
     multi_gpu_test: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTest")] = False
     """published variable, ignored: a single device is used, see --device"""
     data: Annotated[Path | None, flag(metavar="DIR")] = None

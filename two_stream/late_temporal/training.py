@@ -94,7 +94,7 @@ class PublishedTraining:
     split: Annotated[int, flag("-s")] = 1
     """number of the official split"""
     settings: Annotated[Path | None, flag(metavar="DIR")] = None
-    """folder of the split lists; if omitted, ./datasets/settings (published) if it contains the data set, or
+    """folder of the split lists; if omitted, ./datasets/settings (published) or, if the data set is not there,
     ./settings"""
     batch_size: Annotated[int | None, flag("-b", metavar="INT")] = None
     """number of clips per forward pass; if omitted, the published value: 8 (4 for architectures that are trained with

@@ -76,7 +76,7 @@ def warn(message: str) -> None:
 
 
 class _Table(Table):
-    """A table that never breaks numbers: if it is too wide, each row is printed as a list of its cells."""
+    """A table that never wraps numbers: if it is too wide, each row is printed as a list of its cells."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = [str(column.header) for column in self.columns]
@@ -118,8 +118,7 @@ _NUMBER = re.compile(r"[-+±<]?\b\d[\d.,:×/e]*%?")
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """Build a table; columns after the first are right-aligned when all their cells look like numbers.
 
-    Numbers are never broken: numeric columns are as wide as their widest cell, and other columns are not folded within
-    a number.
+    Numbers are never split over two lines.
     """
     made = _Table(title=_plain(title) or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):

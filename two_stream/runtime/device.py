@@ -261,7 +261,7 @@ def _read(path: Path) -> Speedup | None:
 def _measure() -> Speedup:
     """Time a matrix product and a 3D convolution of 0.3 GFLOP each, in less than a second.
 
-    The two types alternate, so that a change of the machine's load affects both.
+    Runs in fp32 and bf16 alternate, so that a change of the machine's load affects both.
     """
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=draw) for _ in range(2))

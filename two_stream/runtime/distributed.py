@@ -74,7 +74,8 @@ def is_main() -> bool:
 def job() -> str:
     """Return a name of this `torchrun` job that stays the same over restarts; empty without `torchrun`.
 
-    On several machines, the name contains the id of `--rdzv-id`; on one machine, it contains the parent process.
+    On several machines, the name contains the value of `--rdzv-id`; on one machine, it contains the process ID of
+    `torchrun`.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
@@ -175,8 +176,8 @@ def exit_process(code: int) -> NoReturn:
     """Exit this process with a code.
 
     After DDP, gloo's threads survive `destroy_process_group` and can abort the process while Python shuts down
-    ("terminate called without an active exception", exit code -6). A process that joined others therefore runs its exit
-    handlers and exits at once.
+    ("terminate called without an active exception", exit code -6). A process that joined other processes therefore
+    runs its exit handlers and then calls `os._exit`.
     """
     if not _was_joined:
         raise SystemExit(code)
@@ -371,7 +372,7 @@ class StopRequest:
         return self.signal is not None
 
     def agree(self, *, failed: bool = False) -> bool:
-        """Share signals with the other processes; return whether any of them failed."""
+        """Share signals with the other processes; return whether `failed` is true in any process."""
         number, any_failed = distributed.largest([self.received or 0, int(failed)])
         self._agreed = number or None
         return bool(any_failed)

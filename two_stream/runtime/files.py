@@ -364,8 +364,8 @@ def exclusive_lock(path: Path, busy: TwoStreamError, *, timeout: float = 0.0) ->
     """Hold a lock file during the block, and remove it afterwards.
 
     The operating system releases the lock when the process ends for any reason. Forked loader processes do not inherit
-    it. On NFS, it also applies between machines. On a file system without locks (errno ENOSYS, ENOLCK or EOPNOTSUPP),
-    nothing is locked.
+    the lock. On NFS, the lock also applies between machines. On a file system without locks (errno ENOSYS, ENOLCK or
+    EOPNOTSUPP), nothing is locked.
 
     Raises:
         TwoStreamError: `busy`, if another process still holds the lock after `timeout` seconds.
@@ -436,9 +436,11 @@ def read_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
             infos = archive.infolist()
             total = sum(info.file_size for info in infos)
             if total > MOST_BYTES:
-                raise ValueError(f"{total:,} bytes of arrays, but TWO_STREAM_MOST_BYTES is {MOST_BYTES:,}")
+                raise ValueError(
+                    f"the arrays have {total:,} bytes, more than TWO_STREAM_MOST_BYTES ({MOST_BYTES:,})"
+                )
             if len({info.filename for info in infos}) != len(infos):
-                raise ValueError("the same array is stored twice")
+                raise ValueError("two arrays have the same name")
             found = {}
             for info in infos:
                 with archive.open(info) as member:

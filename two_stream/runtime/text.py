@@ -43,9 +43,10 @@ def is_utf8(name: object) -> bool:
 
 
 def json_text(value: Any, **options: Any) -> str:
-    r"""Return a value as JSON with non-ASCII letters; characters that are not printable are escaped.
+    r"""Return a value as JSON; non-ASCII letters are kept, and characters that are not printable are escaped.
 
-    Bytes of file names that are not UTF-8 are escaped, for example as `\udce9`, and decoded to the same name.
+    Bytes of file names that are not UTF-8 are escaped, for example as `\udce9`; reading the JSON restores the same
+    name.
 
     Args:
         value: Of JSON's types.

@@ -352,7 +352,7 @@ BAD = [
     ({"name": "resnett50"}, r"'resnett50' is not a timm network; did you mean resnet50"),
     (
         {"name": "resnet18.foo"},
-        r"timm has no weights 'resnet18.foo'; its weights of this network: .*resnet18.tv_in1k",
+        r"timm has no weights 'resnet18.foo'; its weights for this network: .*resnet18.tv_in1k",
     ),
     (
         {"name": "test_resnet", "image_size": 64},

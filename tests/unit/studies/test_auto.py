@@ -219,7 +219,7 @@ def test_common_keeps_the_videos_that_all_have() -> None:
 
 
 def test_folds_need_the_solver() -> None:
-    with pytest.raises(SettingsError, match="expected holdout or paper"):
+    with pytest.raises(SettingsError, match="set `selection` to holdout or paper"):
         from two_stream.config.load import validate_settings
         from two_stream.config.schema import Experiment
 

@@ -487,7 +487,8 @@ def _show_sensitivity(
     )
     if found.fixed:
         say(
-            f"{len(found.fixed)} layers keep all channels, because these form the last feature map: {found.fixed[0]}, …"
+            f"{len(found.fixed)} layers keep all channels, because their outputs form the last feature map: "
+            f"{found.fixed[0]}, …"
         )
     if found.shared:
         one, other = next(iter(found.shared.items()))

@@ -35,7 +35,7 @@ FOLD_TOLERANCE = 1e-4
 def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """Return a copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
 
-    A forward pass of the example finds which norm follows which convolution. If the outputs of copy and original
+    A forward pass on `example` determines which norm follows which convolution. If the outputs of copy and original
     differ by more than rounding, the original is returned with a warning.
 
     Args:
@@ -93,7 +93,7 @@ def missing_compiler(device: torch.device) -> str:
 
 
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, BatchNorm]]:
-    """Return pairs of a convolution that is used once and the BatchNorm whose input is its output."""
+    """Return each convolution that is used once, paired with the BatchNorm that receives its output."""
     made: dict[tuple[int, int], Convolution] = {}  # a later change in place (a shortcut) raises the version
     kept: list[torch.Tensor] = []  # kept alive, so that ids are unique
     calls: dict[nn.Module, int] = {}
