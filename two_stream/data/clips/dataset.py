@@ -102,7 +102,7 @@ class ClipItem:
     targets: torch.Tensor | None = None
     """float32 `(K,)`, 1 for each class of the clip, otherwise 0; None if the data set is not multi-label"""
     beside: tuple[torch.Tensor, ...] = ()
-    """uint8 clips for other networks that show the same moment; see `ClipsBeside`"""
+    """uint8 clips of the same moment for other networks; see `ClipsBeside`"""
 
 
 def failure_of(video_id: str, error: Exception) -> ClipFailure:
@@ -282,7 +282,7 @@ def same_clip(one: InputSpec, other: InputSpec) -> bool:
 
 
 def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol: str) -> Companion:
-    """Return where to read the clips of an experiment's training videos for another network.
+    """Return the frame source and the training videos from which another network's companion clips are read.
 
     Args:
         experiment: The experiment of the network that is trained.

@@ -81,7 +81,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
 def _of_videos(
     record: Record, everything: dict[Modality, dict[str, VideoRecord]], findings: list[Finding]
 ) -> dict[Modality, dict[str, VideoRecord]]:
-    """Return the videos that the lists require on disk; a video must contain the end of its last segment."""
+    """Return the videos that must exist on disk; a video with segments must be long enough for the last one."""
     used = {modality: records for modality, records in everything.items() if records}
     if record.segments is None:
         return used
@@ -286,7 +286,7 @@ def _on_disk(
 
 
 def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
-    """Compare the frame counts in the lists with the folders; if only parts are listed, folders may have more."""
+    """Compare the frame counts in the lists with the folders; with `parts`, folders may contain more frames."""
     findings = []
     for r in records:
         try:

@@ -51,7 +51,7 @@ class Prepared:
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason) of each video that was left out"""
     unit: Literal["video", "clip"] = "video"
-    """what a line of the lists stands for; a clip is a part of a video"""
+    """unit of a line in the lists; `clip` means a part of a video"""
     warnings: list[str] = field(default_factory=list)
 
 

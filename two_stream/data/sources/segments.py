@@ -127,7 +127,7 @@ class SegmentSource(ClipSource):
     """A frame source for videos and for segments of these videos."""
 
     def __init__(self, videos: ClipSource, segments: Mapping[str, Segment]) -> None:
-        """Wrap a source of whole videos; ids that are not segments are passed to this source unchanged."""
+        """`videos` is the source of the whole videos; it also reads ids that are not segments."""
         super().__init__(videos.modality)
         self.videos = videos
         self.segments = segments

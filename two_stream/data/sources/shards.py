@@ -372,7 +372,7 @@ def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
 
 
 def frame_ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the (first, last) numbers of ranges that contain all numbers; ranges with a small gap are joined."""
+    """Yield (first, last) of ranges that contain all given numbers; ranges separated by a small gap are joined."""
     distinct = sorted(set(numbers))
     first = last = distinct[0] if distinct else 0
     for number in distinct[1:]:
@@ -410,7 +410,7 @@ def is_url(location: str) -> bool:
 
 
 class Storage:
-    """A folder, or a URL opened with fsspec, from which ranges of files are read.
+    """A folder, or a URL opened with fsspec, from which byte ranges of files are read.
 
     A `Storage` can be sent to worker processes.
     """
