@@ -57,7 +57,7 @@ class Listed:
 
     frames: int
     fewer: Severity = "error"
-    """severity if fewer frames can be decoded"""
+    """severity if fewer frames can be decoded than listed"""
     more: bool = True
     """whether additional frames are reported; false if the lists contain only parts of the video"""
 

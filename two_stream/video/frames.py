@@ -214,7 +214,7 @@ def frame_numbers(folder: Path, modality: Modality, patterns: FramePatterns | No
 
 
 def list_file_names(folder: Path) -> list[str]:
-    """Return the names of the files and folders in a folder, with the errors of `frame_numbers`."""
+    """Return the names of the files and folders in a folder; raise the same errors as `frame_numbers`."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]

@@ -82,7 +82,7 @@ class Video(ABC):
 
     @cached_property
     def _file_damage(self) -> str | None:
-        """Damage of the container file; computed only when needed, because some formats are read once more."""
+        """Damage of the container file; computed only when needed, because some formats are read a second time."""
         return find_file_damage(self.path)
 
     @property
