@@ -104,7 +104,7 @@ class Format(ABC):
 
     @abstractmethod
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
-        """Return a function that computes the graph with the number of threads of torch; `card` is None during export.
+        """Return a function that computes the graph with torch's number of threads; `card` is None during export.
 
         Raises:
             CheckpointError: The runtime cannot load the file.
