@@ -225,7 +225,7 @@ class Record(Options):
         return self._existing(self.videos, "videos", "correct the path")
 
     def list_path(self, part: Part, modality: Modality, split: int) -> Path:
-        """Return the path of a part's split list. For `val`, this is the training list, from which `val` is split off.
+        """Return the path of a list: the training list for parts `train` and `val`, the official test list for `test`.
 
         Raises:
             DataError: The record has no such split.

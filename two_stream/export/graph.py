@@ -136,7 +136,7 @@ def capture_graph(exportable: Exportable) -> torch.export.ExportedProgram:
 
 
 def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], ...]) -> tuple[object, ...]:
-    """Return dynamic shapes in the structure of the parameters of `forward`, in which `*states` is a single entry."""
+    """Return dynamic shapes grouped like the parameters of `forward`, where `*states` is a single entry."""
     code = type(exportable.module).forward.__code__
     named = code.co_argcount - 1
     takes_rest = bool(code.co_flags & 0x04)

@@ -64,7 +64,7 @@ def _scratch_file() -> int:
 
 @contextmanager
 def capture_decoder_messages() -> Iterator[list[str]]:
-    """Capture the messages of decoders in a list, which is filled on exit. Only one image can be captured at a time."""
+    """Capture the messages of decoders in a list, which is filled on exit."""
     messages: list[str] = []
     with _LOCK:
         try:

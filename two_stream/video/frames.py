@@ -178,7 +178,7 @@ class FramePatterns:
         return [{number + shift: name for number, name in one.items()} for one in matches]
 
     def written(self) -> dict[str, str]:
-        """Return the three patterns in the form in which manifests contain them."""
+        """Return the three patterns as they are recorded in manifests."""
         return {"rgb": self.rgb, "flow_x": self.flow_x, "flow_y": self.flow_y}
 
 

@@ -25,7 +25,7 @@ class Source:
 def find_sources(source: Path) -> tuple[list[Source], int]:
     """Return the videos in a folder and its sub-folders, in a text file with one video per line, or a single video.
 
-    For a folder, ids are those of `folder_ids`. In a list, a line is `path id` or only a path; without an id, the
+    For a folder, `folder_ids` defines the ids. In a list, a line is `path id` or only a path; without an id, the
     relative path without suffix is used. A line that is `#`, or starts with `#` and a space, is a comment.
 
     Returns:

@@ -33,7 +33,7 @@ Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 
 
 def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
-    """Return the problems of a data set, first in its split lists, then in the files they list.
+    """Return the problems of a data set, first in its split lists, then in the listed files.
 
     The kinds of problems are `missing`, `unreadable`, `doubled`, `label`, `leakage`, `rgb_flow_mismatch`, `too_short`,
     `imbalance`, `one_class` and `count_mismatch`. `doubled` means that an id occurs twice in a list, and `leakage` that

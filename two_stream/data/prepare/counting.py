@@ -138,7 +138,7 @@ class FolderCounts:
 
     counts: Counts = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """(id, reason)"""
+    """(id, reason) of each video that cannot be used"""
     strange: list[tuple[str, str]] = field(default_factory=list)
     """failures of folders that exist, but contain files with unexpected names or numbers"""
     misnumbered: set[str] = field(default_factory=set)

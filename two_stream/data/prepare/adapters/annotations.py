@@ -264,7 +264,7 @@ def json_value(container: dict[str, Any], name: str, kind: type[T], where: str) 
 
 
 def parse_number(text: str, where: str, what: str) -> float:
-    """Convert a number in a text file, which must be at least 0."""
+    """Convert text to a number, which must be at least 0."""
     try:
         value = float(text)
     except ValueError:

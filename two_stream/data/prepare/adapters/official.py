@@ -249,9 +249,10 @@ def read_diving48(path: Path) -> Annotations:
 
 
 def read_stair(path: Path) -> Annotations:
-    """Read STAIR-Actions: `actionlist.csv`, `videolist_train.txt` and `videolist_val.txt` in its repository's `data/`.
+    """Read STAIR-Actions: `actionlist.csv`, `videolist_train.txt` and `videolist_val.txt`.
 
-    Lines of the lists have the form `drinking/a001-0001Y.mp4 1`, with class numbers from 1.
+    These files are in the folder `data/` of the published repository. Lines of the lists have the form
+    `drinking/a001-0001Y.mp4 1`, with class numbers from 1.
     """
     column = "English category"
     inside = path / "data" if (path / "data").is_dir() else path
