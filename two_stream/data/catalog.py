@@ -1,8 +1,8 @@
 """Data set records: one YAML file contains everything the package knows about a data set.
 
 `<settings_root>/<name>/dataset.yaml` contains the classes, the number of splits, the folders of frames and videos, the
-patterns of file names, and how to find the source of a video. The split lists are in the same folder. A new data set
-needs no code. The records of published data sets come with the package.
+patterns of file names, and how to find the source of a video. The split lists are in the folder of this file. A new
+data set needs no code. The records of published data sets come with the package.
 """
 
 from __future__ import annotations

@@ -349,7 +349,7 @@ class Namespace:
 class Name:
     """The object for a permitted name in a pickle.
 
-    The file cannot change this object, and calls check their arguments.
+    The file cannot change this object, and a call checks its arguments.
     """
 
     __slots__ = ("_make", "_name")

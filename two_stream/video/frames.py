@@ -29,7 +29,7 @@ class Region:
         box: `(y0, x0, y1, x1)` in pixels of the resized frame, upper bounds exclusive.
         size: (height, width) of the result, bilinear.
         direct: Interpolate once, from the stored image directly to `size`. The box is rounded to whole pixels of
-            the stored image, so the result differs slightly.
+            the stored image, so the result differs slightly from a crop of the resized frame.
     """
 
     box: tuple[int, int, int, int]

@@ -373,7 +373,7 @@ def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames
 
 
 def scaled_box(box: Box, size: tuple[int, int], other: tuple[int, int]) -> Box:
-    """Scale a box from frames of one size (height, width) to frames of another; the result has at least one pixel."""
+    """Scale a box from one frame size (height, width) to another frame size; the result has at least one pixel."""
     scales = [there / here for here, there in zip(size, other, strict=True)]
     y0, x0, y1, x1 = (round(side * scales[place % 2]) for place, side in enumerate(box))
     return y0, x0, max(y1, y0 + 1), max(x1, x0 + 1)

@@ -142,7 +142,7 @@ class FolderCounts:
     strange: list[tuple[str, str]] = field(default_factory=list)
     """failures of folders that exist, but contain files with unexpected names or numbers"""
     misnumbered: set[str] = field(default_factory=set)
-    """ids of the failures whose first file has a different number from the first files of most folders"""
+    """ids of the failures whose first file has a different number than in most folders"""
     modalities: list[Modality] = field(default_factory=list)
     """modalities for which frames exist"""
     first: dict[Modality, int] = field(default_factory=dict)

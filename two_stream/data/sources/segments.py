@@ -1,9 +1,9 @@
 """Segments of longer videos, which are read directly from these videos.
 
-Each segment has its own id and number of frames in the split lists. A CSV file in the same folder has the columns
-`id,video,start,end,first`: the id of the segment, the id of the video, the start and end in seconds, and the number
-(1-based) of the video's frame at which the segment starts. Flow frame n of a segment is the flow between its images n
-and n + 1.
+Each segment has its own id and number of frames in the split lists. A CSV file in the folder of the split lists has the
+columns `id,video,start,end,first`: the id of the segment, the id of the video, the start and end in seconds, and the
+number (1-based) of the video's frame at which the segment starts. Flow frame n of a segment is the flow between its
+images n and n + 1.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Packed clips: WebDataset tar shards with an index of all frames, on a disk or in object storage.
 
 The shards `ROOT/<modality>/000000.tar` and so on contain one sample per video: `key.json`, followed by the frames. They
-can be read sequentially with `tar` and the webdataset library. `index.npz` in the same folder contains the position of
-every frame, so that any clip can be read with a single range request. Shuffling, sampling and resuming therefore work
-as with frame folders. `data/packing.py` writes the shards and the index.
+can be read sequentially with `tar` and the webdataset library. The file `index.npz` next to the shards contains the
+position of every frame, so that any clip can be read with a single range request. Shuffling, sampling and resuming
+therefore work as with frame folders. `data/packing.py` writes the shards and the index.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def _is_kept(path: Path, annotations: Annotations) -> bool:
         return False
     if read_yaml(path).get("classes") != annotations.classes:
         raise DataError(
-            f"{path}: this record has classes that differ from the annotation files; use another "
+            f"{path}: the classes in this record differ from those in the annotation files; use another "
             "--name or --out, or move the record"
         )
     return True
@@ -308,7 +308,7 @@ def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder:
 def _splits(
     annotations: Annotations, listed: _Listed, num_splits: int
 ) -> tuple[Splits, list[VideoRecord], list[str]]:
-    """Return the splits, the validation part and notes. If the files have no official split, one is made."""
+    """Return the splits, the validation part and notes. If the files have no official split, a split is made."""
     if annotations.splits:
         by_id = {video.id: video for _, video in listed.videos}
         sides = [[[by_id[i] for i in ids if i in by_id] for ids in split] for split in annotations.splits]
