@@ -135,7 +135,9 @@ def codec_here() -> str:
     for name in ("libx264", "mpeg4"):
         if name in av.codecs_available:
             return name
-    raise DataError("this PyAV can encode neither H.264 nor MPEG-4; pip install --force-reinstall av")
+    raise DataError(
+        "the installed PyAV can encode neither H.264 nor MPEG-4; pip install --force-reinstall av"
+    )
 
 
 def encode(path: Path, frames: list[Image], codec: str) -> None:

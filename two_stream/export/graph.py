@@ -144,7 +144,7 @@ def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], 
 
 
 def error_line(error: BaseException) -> str:
-    """Return the most informative line of an error message of torch, without colour codes."""
+    """Return the most informative line of a torch error message, without colour codes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if any(word in line for word in ("Error", "No ONNX function", "specialized"))

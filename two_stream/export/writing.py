@@ -299,7 +299,9 @@ def batch_axis(one: torch.Tensor, several: torch.Tensor) -> int | None:
 def _state(name: str, value: torch.Tensor, axis: int | None) -> StateFacts:
     first = value.flatten()[0]
     if not bool((value == first).all()):
-        raise ExportError(f"state {name!r} of the stream has different initial values; expected a constant")
+        raise ExportError(
+            f"state {name!r} of the stream has different initial values; expected the same value in all elements"
+        )
     return StateFacts(name=name, shape=free_shape(value, axis), dtype=_type_name(value), initial=float(first))
 
 

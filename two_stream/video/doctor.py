@@ -92,7 +92,7 @@ def examine_videos(
 
     The kinds of problems are `unreadable`, `timed_out`, `damaged`, `too_short`, `doubled`, `header_mismatch` and
     `count_mismatch`. `unreadable` means that no frame can be decoded, and `doubled` that two files have the same
-    content. `header_mismatch` means that the header states a wrong number of frames, which is harmless here.
+    content. `header_mismatch` means that the header states a wrong number of frames, which does not affect any results.
     `count_mismatch` means that the lists state a wrong number of frames.
 
     Args:
