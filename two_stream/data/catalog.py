@@ -1,8 +1,8 @@
 """Data set records: one YAML file contains everything the package knows about a data set.
 
 `<settings_root>/<name>/dataset.yaml` contains the classes, the number of splits, the folders of frames and videos, the
-patterns of file names, and how to find the source of a video. The split lists are in the same folder. A new data set
-needs no code. The records of published data sets come with the package.
+patterns of file names, and how to find the source of a video. The split lists are in the folder of this file. A new
+data set needs no code. The records of published data sets come with the package.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Roots(Options):
 
 
 class First(Options):
-    """Number in the file name of a video's first frame. Everywhere else, frames are counted from 1."""
+    """Number in the file name of a video's first frame. In lists and in the code, frames are counted from 1."""
 
     rgb: Annotated[int, Field(ge=0, lt=10**7)] = 1
     flow: Annotated[int, Field(ge=0, lt=10**7)] = 1
@@ -110,7 +110,7 @@ class Record(Options):
     mirror: bool = True
     """false: videos are never mirrored, because their mirror images would not be valid videos of the data set"""
     mirror_pairs: tuple[tuple[str, str], ...] = ()
-    """pairs of classes that become each other when a video is mirrored, such as a swipe to the left and a swipe to the
+    """pairs of classes that are exchanged when a video is mirrored, such as a swipe to the left and a swipe to the
     right"""
     segments: Path | None = None
     """CSV file with the columns `id,video,start,end,first`, for ids that are parts of longer videos; see
@@ -225,7 +225,7 @@ class Record(Options):
         return self._existing(self.videos, "videos", "correct the path")
 
     def list_path(self, part: Part, modality: Modality, split: int) -> Path:
-        """Return the path of a part's split list. For `val`, this is the training list, from which `val` is split off.
+        """Return the path of a list: the training list for parts `train` and `val`, the official test list for `test`.
 
         Raises:
             DataError: The record has no such split.
@@ -363,7 +363,7 @@ def known_datasets(settings_root: Path) -> list[str]:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Read a text file with one line `id group` per video. Only ids may contain spaces.
+    """Read a text file with one line `id group` per video. An id may contain spaces; a group may not.
 
     Raises:
         DataError: The file is missing, a line has no group, or an id has two groups.
@@ -425,7 +425,7 @@ def mirror_of(record: Record, protocol: str = "standard") -> Mirror:
 
 
 def mirror_note(record: Record, protocol: str, mirrors: bool) -> str | None:
-    """Return a warning if `mirrors` is true and protocol `paper` ignores what the data set says about mirroring."""
+    """Return a warning if clips are mirrored (`mirrors`) and protocol `paper` ignores the record's mirror settings."""
     if protocol != "paper" or not mirrors or (record.mirror and not record.mirror_pairs):
         return None
     what = (

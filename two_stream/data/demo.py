@@ -10,10 +10,10 @@ of a disc consists of its height in the frame, its size and its angle. In every 
 are uniform and independent, so a single frame contains no information about the class. In each class, one of the values
 follows a cycle; in the partner class, the cycle runs backwards:
 
-    rise, fall              height at a steady pace; a disc that leaves at the top returns at the bottom
-    climb, sink             height: slowly up and quickly down, against slowly down and quickly up
-    swell, shrink           size: grows slowly and shrinks quickly, against shrinks slowly and grows quickly
-    wheels_in, wheels_out   angle: both discs turn, their upper edges towards each other, against apart
+    rise, fall              the height changes at a steady pace; a disc that leaves at the top returns at the bottom
+    climb, sink             climb: slowly up and quickly down; sink: quickly up and slowly down
+    swell, shrink           swell: grows slowly and shrinks quickly; shrink: grows quickly and shrinks slowly
+    wheels_in, wheels_out   both discs turn, their upper edges towards each other (in) or away from each other (out)
 
 In theme `order`, for studies of which models use time, classes differ only in the order of events. Both discs stand
 still and show three colours one after another, each for about a third of the video. The class is the order of the
@@ -116,7 +116,7 @@ def scrolled(background: Image, shift: NDArray[np.float64], width: int, height: 
 def stamp(
     picture: NDArray[np.float32], disc: Image, x: float, y: float, diameter: float, degrees: float
 ) -> None:
-    """Blend a disc into an image; a part beyond the top or bottom appears at the opposite side."""
+    """Blend a disc into an image; a part beyond the top or bottom appears at the opposite edge."""
     height, width = picture.shape[:2]
     side = disc.shape[0]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), -degrees, diameter / side)
@@ -135,7 +135,9 @@ def codec_here() -> str:
     for name in ("libx264", "mpeg4"):
         if name in av.codecs_available:
             return name
-    raise DataError("this PyAV can encode neither H.264 nor MPEG-4; pip install --force-reinstall av")
+    raise DataError(
+        "the installed PyAV can encode neither H.264 nor MPEG-4; pip install --force-reinstall av"
+    )
 
 
 def encode(path: Path, frames: list[Image], codec: str) -> None:
@@ -191,7 +193,7 @@ def _draw_motion(
 
 
 def disc_state(name: str, side: int, start: NDArray[np.float64], time: float) -> tuple[float, float, float]:
-    """Return the height (0 to 1, then again from 0), diameter (1 is the frame's height) and angle (in turns) of a disc.
+    """Return the height (from 0 to 1), diameter (1 is the frame's height) and angle (in turns) of a disc.
 
     Args:
         name: The class.

@@ -123,8 +123,7 @@ class PackOptions:
 
     encoding: Encoding = "raw"
     """raw: resized pixels, the fastest and largest (64 KiB per frame at 128x170 RGB); original: unchanged JPEG files,
-    for any input size; jpeg: resized and compressed again, the smallest; only jpeg changes the pixels, which is
-    recorded in the index"""
+    for any input size; jpeg: resized and compressed again, the smallest, but with a loss of quality"""
     resize: tuple[int, int] | None = None
     """HEIGHT WIDTH of raw and jpeg frames, equal to the model's input size before cropping; default 128 170"""
     quality: int = 95

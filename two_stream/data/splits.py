@@ -129,7 +129,7 @@ def check_names(ids: Iterable[str], where: object) -> None:
             raise DataError(
                 f"{where}: the name {name!r} cannot be written to a split list; expected UTF-8 "
                 "without line breaks, backslashes, "
-                "and spaces at the start or end; rename the video"
+                "or spaces at the start or end; rename the video"
             )
 
 

@@ -51,7 +51,7 @@ class _Archive(Format):
 
 
 class Pt2(_Archive):
-    """Programs of `torch.export`, which `Program` computes with operations of torch."""
+    """Files of `torch.export`, which the class `Program` runs with torch's operations."""
 
     to: ClassVar[Target] = "pt2"
 

@@ -104,7 +104,7 @@ class Format(ABC):
 
     @abstractmethod
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
-        """Return a function that computes the graph with the number of threads of torch; `card` is None during export.
+        """Return a function that computes the graph with torch's number of threads; `card` is None during export.
 
         Raises:
             CheckpointError: The runtime cannot load the file.
@@ -136,7 +136,7 @@ def capture_graph(exportable: Exportable) -> torch.export.ExportedProgram:
 
 
 def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], ...]) -> tuple[object, ...]:
-    """Return dynamic shapes in the structure of the parameters of `forward`, in which `*states` is a single entry."""
+    """Return dynamic shapes grouped like the parameters of `forward`, where `*states` is a single entry."""
     code = type(exportable.module).forward.__code__
     named = code.co_argcount - 1
     takes_rest = bool(code.co_flags & 0x04)
@@ -144,7 +144,7 @@ def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], 
 
 
 def error_line(error: BaseException) -> str:
-    """Return the most informative line of an error message of torch, without colour codes."""
+    """Return the most informative line of a torch error message, without colour codes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if any(word in line for word in ("Error", "No ONNX function", "specialized"))

@@ -169,7 +169,7 @@ def load_stream(path: Path | str, device: str = "cpu", *, trust: bool = False) -
 
 
 def _checked_card(path: Path | str, device: str, trust: bool) -> tuple[Path, ExportCard]:
-    """Return the file and its card; raise an error for machine code without `trust` and for other devices."""
+    """Return the file and its card; raise an error for machine code without `trust`, or a device other than the CPU."""
     file, card = Path(path), read_card(Path(path))
     if card.to == "aoti" and not trust:
         raise CheckpointError(

@@ -146,7 +146,7 @@ def import_extra(name: str) -> Any:
 
 
 def _check(model: Any, path: Path) -> None:
-    """Raise an error if a graph can do more than compute each of its listed operators once.
+    """Raise an error if a file contains anything except weights and a single graph of allowed operators.
 
     Raises:
         CheckpointError: It contains a nested graph (a loop may never end), a function, weights in other files, or an
@@ -225,7 +225,7 @@ _TABLE: dict[Any, Any] = {torch.ops.aten._adaptive_avg_pool3d.default: adaptive_
 
 
 def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Replace the operations of a graph that ONNX does not have; other graphs are returned unchanged."""
+    """Replace the operations that ONNX does not have; a graph without such operations is returned unchanged."""
     used = {node.target for node in program.graph.nodes if node.op == "call_function"}
     if not used & (_TABLE.keys() | {torch.ops.aten.adaptive_avg_pool3d.default}):
         return program
@@ -304,7 +304,7 @@ def _reader(tools: Any, clips: torch.Tensor) -> Any:
             self._rest: Iterator[torch.Tensor] = iter(torch.split(clips, 1))
 
         def get_next(self) -> dict[str, Any] | None:
-            """Return the next clip as a dictionary with the name of the input."""
+            """Return the next clip as a dictionary from the input's name to its array; None after the last clip."""
             clip = next(self._rest, None)
             return None if clip is None else {"clip": clip.numpy()}
 

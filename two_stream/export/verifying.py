@@ -63,8 +63,8 @@ class Compared:
             raise ExportError(
                 "the int8 network predicts the same class as the model for only "
                 f"{100 * self.agreement:.0f} % of {len(self.model)} clips; the "
-                "network may not be suitable for 8 bits, or the calibration clips may be too "
-                "different; export in fp32"
+                "network may not be suitable for 8 bits, or the calibration clips may not be "
+                "representative; export in fp32"
             )
         if limit is not None and not self.relative <= limit:
             raise ExportError(

@@ -201,7 +201,7 @@ def _ports(
     values: tuple[torch.Tensor, ...],
     meanings: tuple[str, str],
 ) -> tuple[Port, ...]:
-    """Return descriptions of inputs or outputs; `meanings` is the meaning of the first one and of the states."""
+    """Return descriptions of the inputs or outputs; `meanings` are the descriptions of the first one and of a state."""
     return tuple(
         Port(name=name, shape=free_shape(value, axis), dtype=_type_name(value), meaning=meanings[place > 0])
         for place, (name, value, axis) in enumerate(zip(names, values, exportable.axes, strict=True))
@@ -299,7 +299,9 @@ def batch_axis(one: torch.Tensor, several: torch.Tensor) -> int | None:
 def _state(name: str, value: torch.Tensor, axis: int | None) -> StateFacts:
     first = value.flatten()[0]
     if not bool((value == first).all()):
-        raise ExportError(f"state {name!r} of the stream has different initial values; expected a constant")
+        raise ExportError(
+            f"state {name!r} of the stream has different initial values; expected the same value in all elements"
+        )
     return StateFacts(name=name, shape=free_shape(value, axis), dtype=_type_name(value), initial=float(first))
 
 

@@ -154,7 +154,7 @@ def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None
 
 
 def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
-    """Return the layout of the converted checkpoint, or else the first layout that recognises all tensors."""
+    """Return a layout with names for all tensors, preferably `came_as`, the layout of the original checkpoint."""
     ours = model.state_dict()
     candidates = sorted(LAYOUTS, key=lambda layout: layout.name != came_as)
     for layout in candidates:

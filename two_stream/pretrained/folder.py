@@ -145,7 +145,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
 def reshape_like(model: Recognizer, path: Path) -> None:
     """Change the layer sizes of a new network to those of a pruned network in a file, without loading weights.
 
-    If the network has been changed already, or the file is from another codebase, nothing is changed.
+    If the network has already been compressed, or the file is from another codebase, nothing is changed.
 
     Args:
         model: Changed in place.

@@ -77,7 +77,7 @@ def checkpoint_kind(file: Path) -> Kind:
 
 
 def refuse_checkpoint(file: Path, wanted: str) -> None:
-    """Raise an error if a file is a checkpoint, when a `wanted` file (video or run) is expected.
+    """Raise an error if a file is a checkpoint and not a video or run, as expected (`wanted`).
 
     Raises:
         CheckpointError: Says how to convert it to a run.

@@ -165,7 +165,7 @@ class _Fitting:
 
 
 def _first_convolutions(model: Recognizer) -> set[str]:
-    """Return the names of the weights of the layers whose input is the clip."""
+    """Return the weight names of the layers whose input is the clip."""
     _, stem = model.backbone.stages()[0]
     seen = {
         id(part.weight)

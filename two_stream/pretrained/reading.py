@@ -148,8 +148,8 @@ def _refusal(message: str) -> str:
     """Shorten the message of an error in torch to one line."""
     asked = re.search(r"GLOBAL ([\w.]+)", message)
     if asked:
-        return refusal(f"it contains the Python object `{asked[1]}`")
-    ours = re.search(r"it (?:contains|builds|calls|changes|encodes) [^\n]*", message)
+        return refusal(f"the file contains the Python object `{asked[1]}`")
+    ours = re.search(r"the file (?:contains|builds|calls|changes|encodes) [^\n]*", message)
     if ours:
         return refusal(ours[0])
     if re.search(r"Unsupported operand (?:149|140|141|142|143|144|145|147|148)\b", message):
@@ -286,15 +286,15 @@ class Dtype:
         bare = _SHORT_CODES.get(bare, bare)
         if bare not in _NUMBER_CODES:
             what = "objects" if bare.startswith("O") else f"values of type {text[:20]!r}"
-            raise Refused(f"it contains an array of {what}; expected numbers")
+            raise Refused(f"the file contains an array of {what}; expected numbers")
         self.kind = np.dtype(("<" if text[:1] not in "<>" else text[0]) + bare)
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) < 5:
-            raise Refused("it contains an array of an unknown type; expected numbers")
+            raise Refused("the file contains an array of an unknown type; expected numbers")
         order, *compound = state[1:5]
         if any(part is not None for part in compound):
-            raise Refused("it contains an array of records; expected numbers")
+            raise Refused("the file contains an array of records; expected numbers")
         if _text(order) == ">":
             self.kind = self.kind.newbyteorder(">")
 
@@ -309,7 +309,7 @@ class Numbers:
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise Refused("it contains an array that is not in numpy's format")
+            raise Refused("the file contains an array that is not in numpy's format")
         shape, dtype, fortran, data = state[-4:]
         self.fill(shape, dtype, data, "F" if fortran else "C")
 
@@ -318,11 +318,13 @@ class Numbers:
         if isinstance(data, str):
             data = data.encode("latin1")  # Python 2 wrote bytes as text
         if not isinstance(dtype, Dtype) or not isinstance(data, bytes | bytearray):
-            raise Refused("it contains an array whose content is not numbers")
+            raise Refused("the file contains an array whose content is not numbers")
         if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
-            raise Refused("it contains an array without a shape")
+            raise Refused("the file contains an array without a shape")
         if math.prod(shape) * dtype.kind.itemsize != len(data):
-            raise Refused(f"it contains an array whose {len(data)} bytes do not match its shape {shape}")
+            raise Refused(
+                f"the file contains an array whose {len(data)} bytes do not match its shape {shape}"
+            )
         flat = np.frombuffer(data, dtype.kind)
         self.array = flat.reshape(shape, order="F" if order == "F" else "C")
         return self
@@ -347,7 +349,7 @@ class Namespace:
 class Name:
     """The object for a permitted name in a pickle.
 
-    The file cannot change this object, and calls check their arguments.
+    The file cannot change this object, and a call checks its arguments.
     """
 
     __slots__ = ("_make", "_name")
@@ -359,14 +361,14 @@ class Name:
     def __call__(self, *args: object) -> Any:
         """Create the replacement object, or raise an error."""
         if self._make is None:
-            raise Refused(f"it calls `{self._name}`")
+            raise Refused(f"the file calls `{self._name}`")
         try:
             return self._make(*args)
         except TypeError:
-            raise Refused(f"it calls `{self._name}` with invalid arguments") from None
+            raise Refused(f"the file calls `{self._name}` with invalid arguments") from None
 
     def __setstate__(self, state: object) -> NoReturn:
-        raise Refused(f"it changes `{self._name}`")
+        raise Refused(f"the file changes `{self._name}`")
 
 
 _NDARRAY = Name("numpy.ndarray")
@@ -374,7 +376,7 @@ _NDARRAY = Name("numpy.ndarray")
 
 def _empty(kind: object, *_: object) -> Numbers:
     if kind is not _NDARRAY:
-        raise Refused("it builds an array of an unsupported class")
+        raise Refused("the file builds an array of an unsupported class")
     return Numbers()
 
 
@@ -388,7 +390,7 @@ def _from_buffer(data: object, dtype: object, shape: object, order: object = "C"
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
     if not isinstance(text, str) or _text(encoding).replace("-", "") not in ("latin1", "iso88591"):
-        raise Refused("it encodes text with an encoding other than latin1")
+        raise Refused("the file encodes text with an encoding other than latin1")
     return text.encode("latin1")
 
 
@@ -424,11 +426,11 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _PICKLED:
-            raise Refused(f"it contains the Python object `{full}`")
+            raise Refused(f"the file contains the Python object `{full}`")
         return _PICKLED[full]
 
     def persistent_load(self, pid: object) -> NoReturn:  # noqa: ARG002 - pickle's signature
-        raise Refused("it contains a reference to data outside of the file")
+        raise Refused("the file contains a reference to data outside of the file")
 
 
 def read_caffe2(file: Path) -> dict[str, torch.Tensor]:

@@ -53,7 +53,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _scratch_file() -> int:
-    """Open a temporary file for the rest of the process, in memory if possible, in case the disk is full."""
+    """Open a temporary file that stays open until the process ends; it is in memory if possible."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("decoder_words")
     descriptor, name = tempfile.mkstemp()
@@ -64,7 +64,7 @@ def _scratch_file() -> int:
 
 @contextmanager
 def capture_decoder_messages() -> Iterator[list[str]]:
-    """Capture the messages of decoders in a list, which is filled on exit. Only one image can be captured at a time."""
+    """Capture the messages of decoders in a list, which is filled on exit."""
     messages: list[str] = []
     with _LOCK:
         try:
@@ -117,8 +117,8 @@ def _has_hole(content: bytes, pixels: int) -> bool:
 def _busy_scan(content: bytes) -> bytes:
     """Return the data of a JPEG in which zero bytes cannot come from a flat area; for other files, return no bytes.
 
-    Zero bits are the code of the first symbol in a Huffman table. If this symbol is not "end of block" for brightness,
-    64 zero bytes set all 63 coefficients of at least one block. Files with several scans are not checked here.
+    Zero bits are the code of the first symbol in a Huffman table. If the first symbol for luminance is not "end of
+    block", 64 zero bytes set all 63 coefficients of at least one block. Files with several scans are not checked here.
     """
     at, first = 2, {}
     while at + 4 <= len(content) and content[at] == 0xFF:

@@ -57,7 +57,7 @@ class Listed:
 
     frames: int
     fewer: Severity = "error"
-    """severity if fewer frames can be decoded"""
+    """severity if fewer frames can be decoded than listed"""
     more: bool = True
     """whether additional frames are reported; false if the lists contain only parts of the video"""
 
@@ -92,7 +92,7 @@ def examine_videos(
 
     The kinds of problems are `unreadable`, `timed_out`, `damaged`, `too_short`, `doubled`, `header_mismatch` and
     `count_mismatch`. `unreadable` means that no frame can be decoded, and `doubled` that two files have the same
-    content. `header_mismatch` means that the header states a wrong number of frames, which is harmless here.
+    content. `header_mismatch` means that the header states a wrong number of frames, which does not affect any results.
     `count_mismatch` means that the lists state a wrong number of frames.
 
     Args:
@@ -133,7 +133,7 @@ def examine_frame_folders(
     and `too_short`. `first_number` means that the first file has a wrong number. `damaged` means that the source video
     was damaged, or, with `decode`, that an image has wrong pixels. `size_mismatch` is found only with `decode`.
     `rgb_flow_mismatch` means that flow does not have one frame fewer than RGB; in published lists, both may have the
-    same number.
+    same number of frames.
 
     Args:
         folders: One folder per video.
@@ -286,7 +286,7 @@ def _check_sizes(sizes: dict[Path, tuple[int, ...]]) -> list[Finding]:
 
 
 def _check_ends(path: Path) -> bool:
-    """Check the first and last bytes of an image file; return whether this is sufficient, which is true for a JPEG.
+    """Check the first and last bytes of an image file; return whether this check is sufficient (true for a JPEG).
 
     Raises:
         VideoError: It is empty, or a JPEG file without its end marker.

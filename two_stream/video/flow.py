@@ -27,7 +27,7 @@ FLOW_BOUND = 20.0
 
 
 def choose_flow_algorithm(trained: str | None, asked: str = AUTO) -> str:
-    """Return the flow algorithm for reading raw videos with a network; all commands use this function.
+    """Return the flow algorithm for a network that reads raw videos; all commands use this function.
 
     Args:
         trained: The algorithm it was trained on; None if unknown.

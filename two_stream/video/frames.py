@@ -33,7 +33,7 @@ class Region:
         box: `(y0, x0, y1, x1)` in pixels of the resized frame, upper bounds exclusive.
         size: (height, width) of the result, bilinear.
         direct: Interpolate once, from the stored image directly to `size`. The box is rounded to whole pixels of
-            the stored image, so the result differs slightly.
+            the stored image, so the result differs slightly from a crop of the resized frame.
     """
 
     box: tuple[int, int, int, int]
@@ -182,7 +182,7 @@ class FramePatterns:
         return [{number + shift: name for number, name in one.items()} for one in matches]
 
     def written(self) -> dict[str, str]:
-        """Return the three patterns in the form in which manifests contain them."""
+        """Return the three patterns as they are recorded in manifests."""
         return {"rgb": self.rgb, "flow_x": self.flow_x, "flow_y": self.flow_y}
 
 
@@ -218,7 +218,7 @@ def frame_numbers(folder: Path, modality: Modality, patterns: FramePatterns | No
 
 
 def list_file_names(folder: Path) -> list[str]:
-    """Return the names of the files and folders in a folder, with the errors of `frame_numbers`."""
+    """Return the names of the files and folders in a folder; raise the same errors as `frame_numbers`."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]

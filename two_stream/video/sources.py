@@ -25,7 +25,7 @@ class Source:
 def find_sources(source: Path) -> tuple[list[Source], int]:
     """Return the videos in a folder and its sub-folders, in a text file with one video per line, or a single video.
 
-    For a folder, ids are those of `folder_ids`. In a list, a line is `path id` or only a path; without an id, the
+    For a folder, `folder_ids` defines the ids. In a list, a line is `path id` or only a path; without an id, the
     relative path without suffix is used. A line that is `#`, or starts with `#` and a space, is a comment.
 
     Returns:
@@ -83,7 +83,7 @@ def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def folder_ids(root: Path, files: Iterable[Path]) -> list[str]:
-    """Return the id of each file below a folder, its relative path without suffix.
+    """Return the id of each file below a folder: its relative path without suffix.
 
     The ids of files that differ only in the suffix, such as `test.avi` and `test.mp4`, contain the suffix.
     """
@@ -139,7 +139,7 @@ def _locate(text: str, base: Path) -> Path | None:
 
 
 def find_collisions(sources: Iterable[Source]) -> dict[int, str]:
-    """Return, by index, why a source cannot be used: its id equals or contains another, or is not a valid path."""
+    """Return, by index, why a source cannot be used: for example, two sources have the same id."""
     listed = list(sources)
     by_id: dict[str, list[int]] = defaultdict(list)
     for index, source in enumerate(listed):

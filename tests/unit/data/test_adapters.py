@@ -380,7 +380,7 @@ def test_a_record_of_ones_own_stays_or_is_in_the_way(tmp_path: Path) -> None:
     assert (own / "dataset.yaml").read_text().startswith("# mine")
     assert any("is not overwritten" in note for note in made.warnings)
     (own / "dataset.yaml").write_text("name: table\nclasses: [b, a]\n")
-    with pytest.raises(DataError, match="this record has classes that differ"):
+    with pytest.raises(DataError, match="the classes in this record differ"):
         prepared("table", tmp_path / "t.csv", root)
 
 

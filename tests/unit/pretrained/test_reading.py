@@ -96,11 +96,11 @@ def test_torch_files_that_hold_objects_are_refused(tmp_path):
         {"state_dict": {"a": WEIGHT}, "names": np.array(["x", None], dtype=object)}, tmp_path / "o.pth"
     )
     assert refused(tmp_path / "o.pth").startswith(
-        "rejected, it contains an array of objects; expected numbers"
+        "rejected, the file contains an array of objects; expected numbers"
     )
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
     message = refused(tmp_path / "whole.pth")
-    assert "it contains the Python object `torch.nn.modules.linear.Linear`" in message
+    assert "the file contains the Python object `torch.nn.modules.linear.Linear`" in message
     assert message.endswith("save its `state_dict()` again with torch.save")
 
 
@@ -119,7 +119,7 @@ def test_a_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, legacy, pl
     else:
         content["best_prec1"] = Bomb(marker)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    assert refused(path).startswith("rejected, it contains the Python object `posix.system`")
+    assert refused(path).startswith("rejected, the file contains the Python object `posix.system`")
     assert not marker.exists()
 
 
@@ -198,7 +198,7 @@ def test_caffe2_files_of_python_2(tmp_path, text):
 def test_a_bomb_in_a_caffe2_file_never_goes_off(tmp_path, protocol):
     marker, path = tmp_path / "PWNED", tmp_path / "SLOWFAST_8x8_R50.pkl"
     path.write_bytes(pickle.dumps({"blobs": {**blobs(), "pred_w": Bomb(marker)}}, protocol=protocol))
-    assert refused(path).startswith("rejected, it contains the Python object `posix.system`")
+    assert refused(path).startswith("rejected, the file contains the Python object `posix.system`")
     assert not marker.exists()
 
 
@@ -222,12 +222,12 @@ HOSTILE = {
 def test_hostile_pickles_are_refused(tmp_path, name):
     path = tmp_path / "x.pkl"
     path.write_bytes(b"(dS'blobs'\n(dS'a'\n" + HOSTILE[name][:-1] + b"ss.")
-    assert refused(path).startswith("rejected, it ")
+    assert refused(path).startswith("rejected, the file ")
 
 
 def test_stand_ins_cannot_be_changed_by_a_file():
     name = Name("numpy.ndarray")
-    with pytest.raises(Refused, match=r"it changes `numpy\.ndarray`"):
+    with pytest.raises(Refused, match=r"the file changes `numpy\.ndarray`"):
         name.__setstate__({"_make": os.system})
     with pytest.raises(AttributeError):
         name.other = 1

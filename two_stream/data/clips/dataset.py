@@ -102,7 +102,7 @@ class ClipItem:
     targets: torch.Tensor | None = None
     """float32 `(K,)`, 1 for each class of the clip, otherwise 0; None if the data set is not multi-label"""
     beside: tuple[torch.Tensor, ...] = ()
-    """uint8 clips for other networks that show the same moment; see `ClipsBeside`"""
+    """uint8 clips of the same moment for other networks; see `ClipsBeside`"""
 
 
 def failure_of(video_id: str, error: Exception) -> ClipFailure:
@@ -282,7 +282,7 @@ def same_clip(one: InputSpec, other: InputSpec) -> bool:
 
 
 def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol: str) -> Companion:
-    """Return where to read the clips of an experiment's training videos for another network.
+    """Return the frame source and the training videos from which another network's companion clips are read.
 
     Args:
         experiment: The experiment of the network that is trained.
@@ -373,7 +373,7 @@ def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames
 
 
 def scaled_box(box: Box, size: tuple[int, int], other: tuple[int, int]) -> Box:
-    """Scale a box from frames of one size (height, width) to frames of another; the result has at least one pixel."""
+    """Scale a box from one frame size (height, width) to another frame size; the result has at least one pixel."""
     scales = [there / here for here, there in zip(size, other, strict=True)]
     y0, x0, y1, x1 = (round(side * scales[place % 2]) for place, side in enumerate(box))
     return y0, x0, max(y1, y0 + 1), max(x1, x0 + 1)

@@ -200,7 +200,7 @@ def epoch_plan(
 ) -> list[list[int]]:
     """Return the clip indices of each batch of an epoch; if `epoch` is None, clips are in the order of the videos.
 
-    For indices of `len(records)` and more, see `balanced_order`.
+    Indices from `len(records)` upwards are explained in `balanced_order`.
 
     Raises:
         DataError: No videos.
@@ -225,9 +225,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> list[int]:
     """Draw `len(records)` clip indices with replacement; the result depends only on the seed and the epoch.
 
-    The probability of a video is inversely proportional to the size of its class; for a video with several classes, the
-    mean over its classes is used. The second draw of video i gets the index `i + len(records)`, the third `i + 2 *
-    len(records)`, so that each draw has its own clip and augmentation.
+    The probability of a video is inversely proportional to the size of its class; for a video with several classes, it
+    is the mean of the values for these classes. The second draw of video i gets the index `i + len(records)`, the third
+    `i + 2 * len(records)`, so that each draw has its own clip and augmentation.
     """
     counts = Counter(label for record in records for label in record.all_labels)
     share = np.array([np.mean([1.0 / counts[label] for label in record.all_labels]) for record in records])

@@ -16,7 +16,7 @@ exactly the same frames as published code, including its errors:
   and rounded down. The distance between frames is slightly larger than `stride`.
 - `segments-*` (TSN, arXiv 1608.00859): The video is divided into equal parts, and some frames of each part are
   selected, as in mmaction2. `SampleFrames` returns one clip of the whole video, or two clips with twice-sampling.
-  `UniformSample` returns several clips, which share the parts.
+  `UniformSample` returns several clips, each with other frames of the same parts.
 """
 
 from __future__ import annotations
@@ -209,10 +209,10 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
 
 
 def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
-    """Return the protocol of an evaluation's clips, and the number of clips if the protocol has one.
+    """Return the sampling protocol of an evaluation, and the number of clips if it is given or fixed.
 
-    If a codebase has no protocol for these views, the standard protocol is used. A clip of segments spans the whole
-    video, so for `multi` there is only one clip. For `sliding`, clips are windows of adjacent frames.
+    If the published code has no protocol for the requested views, the standard protocol is used. A clip of segments
+    spans the whole video, so for `multi` there is only one clip. For `sliding`, clips are windows of adjacent frames.
 
     Args:
         sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
@@ -404,7 +404,7 @@ def _family_clips(
     choose: Callable[[int, range], int],
     draw: Callable[[float], float],
 ) -> list[list[int]]:
-    """Return the frame numbers (1-based) of each clip of a family protocol; see `sample_clips`.
+    """Return the frame numbers (1-based) of each clip for a protocol in `FAMILY_PROTOCOLS`; see `sample_clips`.
 
     `choose` returns the start for `efficient3d-random` and `3dresnets-random`. `draw` returns the start for
     `co3d-random`, a real number from 0 to its argument. With 0 clips, `efficient3d-windows` returns adjacent windows,
@@ -583,7 +583,7 @@ def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> l
 
 
 def _shared(num_frames: int, segments: int, span: int, clip: int, num_clips: int) -> list[int]:
-    """Return the starts of the segments of one clip, for clips that share the parts, rounded as in `UniformSample`."""
+    """Return the starts of the segments of one clip out of `num_clips`, rounded as in `UniformSample`."""
     part = max(0, num_frames - span) / segments
     inside = int(part / (num_clips + 1) * (clip + 1))
     return [round(place * part) + inside for place in range(segments)]

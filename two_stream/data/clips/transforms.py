@@ -3,8 +3,8 @@
 Arrays `(T, H, W, C)` contain frames that are already resized to `resize` of the input specification. Boxes are `(y0,
 x0, y1, x1)` in these frames; lower bounds are inclusive, upper bounds exclusive. Protocol `paper` computes the
 positions of multi-scale crops from the network's crop size, not from the size of the box. Some boxes therefore exceed
-the frame, and are cut and distorted. Protocol `paper` also mirrors flow without changing its sign. Protocol `standard`
-corrects the positions and the sign.
+the frame; they are cut at its border, which distorts the crop. Protocol `paper` also mirrors flow without changing its
+sign. Protocol `standard` corrects the positions and the sign.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class View:
 
 
 def largest_box(frame: Size, shape: Size) -> tuple[float, float]:
-    """Return the height and width, not rounded, of the largest box in a frame with the aspect ratio of `shape`."""
+    """Return the unrounded height and width of the largest box in a frame that has the aspect ratio of `shape`."""
     height, width = frame
     if height * shape[1] <= width * shape[0]:
         return height, height * shape[1] / shape[0]
@@ -172,7 +172,7 @@ def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
 
 
 def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
-    """Draw the box of a crop that the paper does not use. Boxes have the input's aspect ratio, except for `resized`."""
+    """Draw the box of a crop for options that the paper does not use."""
     frame, size = spec.resize, spec.size
     if options.crop == "resized":
         own = size[1] / size[0]
@@ -192,7 +192,7 @@ def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Genera
 def view_spec(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
     """Return the input specification for cropping the views of an evaluation.
 
-    Whole frames are resized directly to the network's input size, so that the centre crop is the whole frame.
+    If the views are whole frames, frames are resized directly to the network's input size.
 
     Args:
         spec: The network's input.

@@ -126,7 +126,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 
 
 class ViewLoader(Loader[VideoViews]):
-    """Loads chunks in the order of the videos. With `on_error: skip`, an unreadable chunk skips the whole video.
+    """Loads chunks in the order of the videos. With `on_error: skip`, a video with an unreadable chunk is skipped.
 
     If earlier chunks of the video have been yielded already, `skipped` contains the id of the video.
     """
@@ -210,7 +210,7 @@ def assign_work(work: Sequence[int], rank: int, world: int) -> list[int]:
 
 
 def collate_views(items: list[VideoViews | ClipFailure]) -> tuple[VideoViews | None, list[ClipFailure]]:
-    """Return the chunk that was read, or None, and the failures."""
+    """Return the chunk (None if it could not be read) and the failures."""
     (item,) = items
     return (None, [item]) if isinstance(item, ClipFailure) else (item, [])
 

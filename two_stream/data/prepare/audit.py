@@ -33,7 +33,7 @@ Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 
 
 def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
-    """Return the problems of a data set, first in its split lists, then in the files they list.
+    """Return the problems of a data set, first in its split lists, then in the listed files.
 
     The kinds of problems are `missing`, `unreadable`, `doubled`, `label`, `leakage`, `rgb_flow_mismatch`, `too_short`,
     `imbalance`, `one_class` and `count_mismatch`. `doubled` means that an id occurs twice in a list, and `leakage` that
@@ -81,7 +81,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
 def _of_videos(
     record: Record, everything: dict[Modality, dict[str, VideoRecord]], findings: list[Finding]
 ) -> dict[Modality, dict[str, VideoRecord]]:
-    """Return the videos that the lists require on disk; a video must contain the end of its last segment."""
+    """Return the videos that must exist on disk; a video with segments must be long enough for the last one."""
     used = {modality: records for modality, records in everything.items() if records}
     if record.segments is None:
         return used
@@ -286,7 +286,7 @@ def _on_disk(
 
 
 def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
-    """Compare the frame counts in the lists with the folders; if only parts are listed, folders may have more."""
+    """Compare the frame counts in the lists with the folders; with `parts`, folders may contain more frames."""
     findings = []
     for r in records:
         try:

@@ -105,7 +105,7 @@ def _width(numbers: Sequence[str]) -> str:
 
 
 def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
-    """Return the two series whose names differ only in x and y, or u and v; names with flow are preferred."""
+    """Return the two series whose names differ only in x and y, or u and v; names that contain `flow` are preferred."""
     pairs = []
     for before, after in kinds:
         for place, letter in enumerate(before):
@@ -138,11 +138,11 @@ class FolderCounts:
 
     counts: Counts = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
-    """(id, reason)"""
+    """(id, reason) of each video that cannot be used"""
     strange: list[tuple[str, str]] = field(default_factory=list)
-    """the failures whose folder exists but contains files with other names"""
+    """failures of folders that exist, but contain files with unexpected names or numbers"""
     misnumbered: set[str] = field(default_factory=set)
-    """ids of the failures whose file numbers do not start at the same value as those of the data set"""
+    """ids of the failures whose first file has a different number than in most folders"""
     modalities: list[Modality] = field(default_factory=list)
     """modalities for which frames exist"""
     first: dict[Modality, int] = field(default_factory=dict)
@@ -183,7 +183,7 @@ def count_videos(
 
 
 def count_one(path: Path, beat: Beat, backend: str) -> int | str:
-    """Return the number of frames that can be decoded, or the reason if there are none."""
+    """Return the number of frames that can be decoded, or the reason why no frame can be decoded."""
     cv2.setNumThreads(1)
     try:
         with open_video(path, backend) as video:

@@ -51,7 +51,7 @@ class Prepared:
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason) of each video that was left out"""
     unit: Literal["video", "clip"] = "video"
-    """what a line of the lists stands for; a clip is a part of a video"""
+    """what a line of the lists describes: a whole video, or a part of a video (`clip`)"""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -258,7 +258,7 @@ def write_dataset(
 
 
 def relative_path(path: Path, folder: Path) -> str:
-    """Return a path relative to a folder, so that both can be moved together; absolute if they share only the root."""
+    """Return a path relative to a folder, so that both can be moved together; absolute if only the root is shared."""
     target, start = path.resolve(), folder.resolve()
     if target.anchor == os.path.commonpath([target, start]):
         return target.as_posix()

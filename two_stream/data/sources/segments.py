@@ -1,9 +1,9 @@
 """Segments of longer videos, which are read directly from these videos.
 
-Each segment has its own id and number of frames in the split lists. A CSV file in the same folder has the columns
-`id,video,start,end,first`: the id of the segment, the id of the video, the start and end in seconds, and the number
-(1-based) of the video's frame at which the segment starts. Flow frame n of a segment is the flow between its images n
-and n + 1.
+Each segment has its own id and number of frames in the split lists. A CSV file in the folder of the split lists has the
+columns `id,video,start,end,first`: the id of the segment, the id of the video, the start and end in seconds, and the
+number (1-based) of the video's frame at which the segment starts. Flow frame n of a segment is the flow between its
+images n and n + 1.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class SegmentSource(ClipSource):
     """A frame source for videos and for segments of these videos."""
 
     def __init__(self, videos: ClipSource, segments: Mapping[str, Segment]) -> None:
-        """Wrap a source of whole videos; ids that are not segments are passed to this source unchanged."""
+        """`videos` is the source of the whole videos; it also reads ids that are not segments."""
         super().__init__(videos.modality)
         self.videos = videos
         self.segments = segments

@@ -1,9 +1,9 @@
 """Packed clips: WebDataset tar shards with an index of all frames, on a disk or in object storage.
 
 The shards `ROOT/<modality>/000000.tar` and so on contain one sample per video: `key.json`, followed by the frames. They
-can be read sequentially with `tar` and the webdataset library. `index.npz` in the same folder contains the position of
-every frame, so that any clip can be read with a single range request. Shuffling, sampling and resuming therefore work
-as with frame folders. `data/packing.py` writes the shards and the index.
+can be read sequentially with `tar` and the webdataset library. The file `index.npz` next to the shards contains the
+position of every frame, so that any clip can be read with a single range request. Shuffling, sampling and resuming
+therefore work as with frame folders. `data/packing.py` writes the shards and the index.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
 
 
 def frame_ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the (first, last) numbers of ranges that contain all numbers; ranges with a small gap are joined."""
+    """Yield (first, last) of ranges that contain all given numbers; ranges separated by a small gap are joined."""
     distinct = sorted(set(numbers))
     first = last = distinct[0] if distinct else 0
     for number in distinct[1:]:
@@ -410,7 +410,7 @@ def is_url(location: str) -> bool:
 
 
 class Storage:
-    """A folder, or a URL opened with fsspec, from which ranges of files are read.
+    """A folder, or a URL opened with fsspec, from which byte ranges of files are read.
 
     A `Storage` can be sent to worker processes.
     """

@@ -206,7 +206,7 @@ def _addresses(entry: PublishedFile, mirror: str | None) -> list[str]:
 
 
 def _from_address(entry: PublishedFile, address: str, part: Path, patience: Patience) -> None:
-    """Download and check a file; if a resumed download has wrong content, it is repeated once from the start."""
+    """Download and check a file; if a resumed download has wrong content, download it once more from the start."""
     resumed = download(address, part, patience, title=entry.name, size=entry.size)
     wrong = _problem(entry, part)
     if wrong and resumed:

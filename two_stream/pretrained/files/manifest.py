@@ -174,7 +174,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def local_file(entry: PublishedFile, folder: Path) -> Path:
-    """Return the path of a file in the folder, or in an installed package if the file is only there."""
+    """Return the path of a file in the folder, or in an installed package if the folder does not contain the file."""
     file = folder / entry.file
     installed = installed_file(entry.package) if entry.package and not file.is_file() else None
     return installed or file

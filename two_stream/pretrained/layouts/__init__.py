@@ -1,4 +1,4 @@
-"""Layouts of checkpoints of other codebases, recognised by keys and shapes. Each family is a module with `LAYOUTS`."""
+"""Layouts of checkpoints of other codebases, recognised by keys and shapes."""
 
 from __future__ import annotations
 

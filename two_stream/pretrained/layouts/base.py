@@ -22,8 +22,9 @@ CARRIED = "carried."
 class Layout:
     """A naming scheme of weights: a table that maps prefixes of keys; the longest matching prefix is used.
 
-    The table is used in both directions. If the published network stores a parameter under two names, two of their
-    prefixes map to one of our prefixes. Reading then uses the later prefix, and writing writes both.
+    The table is used in both directions. If the published network stores a parameter under two names, two published
+    prefixes map to one of our prefixes. When a checkpoint is read, the later prefix is used; when it is written, both
+    prefixes are written.
     """
 
     name: str
@@ -33,11 +34,11 @@ class Layout:
     flat: bool = False
     """whether the weights are 2D and must be inflated"""
     pointwise: tuple[str, ...] = ()
-    """their prefixes of 1×1×1 convolutions that are linear layers in this package"""
+    """prefixes of published 1×1×1 convolutions that are linear layers in this package"""
     flattened: tuple[str, ...] = ()
-    """their prefixes of linear layers over a flattened map that are convolutions in this package"""
+    """prefixes of published linear layers over a flattened map that are convolutions in this package"""
     unused: tuple[str, ...] = ()
-    """their prefixes of tensors that the published network never uses"""
+    """prefixes of tensors that the published network never uses"""
     writable: bool = True
     """whether checkpoints can also be written in this layout"""
 
@@ -53,12 +54,12 @@ class Layout:
         return found
 
     def translate(self, key: str) -> str | None:
-        """Return our name for their key; None if the table has no entry."""
+        """Return this package's name for a published key; None if the table has no entry."""
         prefix = next((prefix for prefix in prefixes(key) if prefix in self._ours), None)
         return None if prefix is None else self._ours[prefix] + key[len(prefix) :]
 
     def invert(self, key: str) -> list[str]:
-        """Return their names for our key: usually one name, two if they store it twice, none without an entry."""
+        """Return the published names for a key of this package: one, or two if it is stored twice, or none."""
         prefix = next((prefix for prefix in prefixes(key) if prefix in self._theirs), None)
         return [] if prefix is None else [theirs + key[len(prefix) :] for theirs in self._theirs[prefix]]
 
@@ -67,11 +68,11 @@ class Layout:
         return key.startswith(self.unused)
 
     def is_pointwise(self, key: str) -> bool:
-        """Return whether a weight belongs to a 1×1×1 convolution in their network and a linear layer in ours."""
+        """Return whether a published weight of a 1×1×1 convolution belongs to a linear layer in this package."""
         return key.endswith("weight") and key.startswith(self.pointwise)
 
     def is_flattened(self, key: str) -> bool:
-        """Return whether a weight belongs to a linear layer in their network and a full-size convolution in ours."""
+        """Return whether a published weight of a linear layer belongs to a full-size convolution in this package."""
         return key.endswith("weight") and key.startswith(self.flattened)
 
 

@@ -10,7 +10,7 @@ _CLASSIFIER: Pair = ("classifier.1.", "classifier.")
 
 
 def _numbered(theirs: str, blocks: tuple[int, ...], first: int = 0) -> Iterator[Pair]:
-    """Yield the pairs of prefixes of blocks, numbered consecutively in their networks and per layer in ours."""
+    """Yield (published prefix, our prefix) of blocks; published blocks are numbered consecutively, ours per layer."""
     place = first
     for layer, count in enumerate(blocks, start=1):
         for block in range(count):
@@ -28,10 +28,10 @@ def _shufflenet_v2() -> Iterator[Pair]:
 
 
 def _squeezenet(layers: tuple[tuple[int, ...], ...]) -> tuple[Pair, ...]:
-    """Return the pairs of prefixes of a SqueezeNet.
+    """Return (published prefix, our prefix) of the parts of a SqueezeNet.
 
-    For each of our layers, `layers` contains their numbers of the fire modules. Our layers start with pooling, except
-    for the first.
+    `layers` contains the published numbers of the fire modules in each of our layers. Fire modules start at index 0 in
+    our first layer, and at index 1 in the other layers, after pooling.
     """
     pairs: list[Pair] = [
         ("features.0.", "backbone.stem.0."),
@@ -52,13 +52,13 @@ _MOBILENET: tuple[Pair, ...] = (
 
 
 def _residuals() -> Iterator[tuple[str, str]]:
-    """Yield the pair of prefixes of each inverted residual."""
+    """Yield (published prefix, our prefix) of each inverted residual."""
     for theirs, ours in _numbered("features.", (1, 2, 3, 4, 3, 3, 1), first=1):
         yield f"{theirs}conv.", f"{ours}conv."
 
 
 def _nested() -> Iterator[Pair]:
-    """Yield the pairs of prefixes of layers that torchvision nests in units of convolution, norm and activation."""
+    """Yield (torchvision prefix, our prefix) of each layer in an inverted residual."""
     for theirs, ours in _residuals():
         units = 1 if theirs == "features.1.conv." else 2  # the first block has no expansion
         for unit in range(units):

@@ -9,7 +9,7 @@ _LAYERS = 12
 
 
 def bert_pairs(theirs: str = "bert.", ours: str = "heads.0.") -> tuple[Pair, ...]:
-    """Return the pairs of prefixes of a BERT head."""
+    """Return (published prefix, our prefix) of the parts of a BERT head."""
     pairs = [
         (f"{theirs}clsToken", f"{ours}class_token"),
         (f"{theirs}embedding.learnedPosition.pe", f"{ours}positions"),

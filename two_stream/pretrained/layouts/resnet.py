@@ -22,10 +22,10 @@ _BLOCKS = [(layer, block) for layer, blocks in enumerate((3, 4, 6, 3), start=1) 
 
 
 def _split(theirs: str, ours: str, outer: str) -> Iterator[Pair]:
-    """Yield the pairs of prefixes of a spatial and a temporal convolution, which 3D-ResNets does not nest.
+    """Yield (published prefix, our prefix) of a spatial and a temporal convolution and their norms.
 
-    `theirs` is formatted with values such as `conv` and `_s`. `ours` is the prefix of both convolutions, and `outer` is
-    the prefix of the norm after them.
+    `theirs` is a format string for values such as `conv` and `_s`. `ours` is our prefix of both convolutions and the
+    norm between them, and `outer` is our prefix of the last norm.
     """
     yield theirs.format("conv", "_s"), f"{ours}0."
     yield theirs.format("bn", "_s"), f"{ours}1."

@@ -14,7 +14,7 @@ _REPLACED = 2
 
 
 def _trunk(prefix: str, replaced: tuple[int, ...] = ()) -> Iterator[Pair]:
-    """Yield the pairs of prefixes before the head; in `replaced` pathways, the last block is the bottleneck of FRMB."""
+    """Yield (published prefix, our prefix) of all parts before the head; FRMB changes the last block if `replaced`."""
     for place, pathway in enumerate(_PATHWAYS):
         stem = f"{prefix}s1.pathway{place}_stem."
         yield f"{stem}conv.", f"backbone.stem.{pathway}.0."
@@ -41,7 +41,7 @@ def _block(theirs: str, ours: str) -> Iterator[Pair]:
 
 
 def _one_pathway() -> Iterator[Pair]:
-    """Yield the pairs of prefixes of the blocks of networks with one pathway."""
+    """Yield (published prefix, our prefix) of each block in networks with one pathway."""
     for layer in (1, 2, 3, 4):
         for block in range(_MOST_BLOCKS):
             theirs, ours = f"s{layer + 1}.pathway0_res{block}.", f"backbone.layer{layer}.{block}."
@@ -50,7 +50,7 @@ def _one_pathway() -> Iterator[Pair]:
 
 
 def _caffe2() -> Iterator[Pair]:
-    """Yield the pairs of blob names: `t_` marks the fast pathway, and `_subsample` marks the lateral connections."""
+    """Yield (blob name, our name): `t_` marks the fast pathway, and `_subsample` marks the lateral connections."""
     for mark, pathway in (("", "slow"), ("t_", "fast")):
         stem = f"backbone.stem.{pathway}."
         yield f"{mark}conv1_w", f"{stem}0.weight"
@@ -82,13 +82,13 @@ def _caffe2_norm(theirs: str, ours: str) -> Iterator[Pair]:
 
 
 def _is_factored(state: State, place: int) -> bool:
-    """Return whether the last block of a pathway is SlowFast's, whose first kernel has length 3 in time."""
+    """Return whether the first kernel of a pathway's last block has length 3 in time, as in SlowFast."""
     weight = state.get(f"model.s5.pathway{place}_res{_REPLACED}.branch2.a.weight")
     return weight is not None and weight.ndim == 5 and weight.shape[2] == 3
 
 
 def _published(name: str, reduced: dict[str, int], appended: bool, head: tuple[Pair, ...]) -> Layout:
-    """Return the layout of a network of LateTemporalModeling3DCNN; `reduced` maps each `mapper` to its pathway."""
+    """Return the layout of a SlowFast variant; `reduced` maps the name of each reduction block to its pathway."""
     mappers: list[Pair] = []
     for mapper, place in reduced.items():
         where = "reduction" if appended else "layer4"

@@ -256,7 +256,7 @@ def open_stream(path: Path, stream_index: int) -> Iterator[tuple[InputContainer,
 
 
 def frame_times(path: Path) -> list[float] | None:
-    """Return the time in seconds at which each frame appears, from 0; None if the file does not state it.
+    """Return the time of each frame in seconds from the first frame; None if the file states no times.
 
     The times are taken from packets if these are reliable, otherwise from decoded frames.
 

@@ -73,8 +73,8 @@ class Video(ABC):
     def damage(self) -> str | None:
         """Why decoding stopped early, where parts of the file are missing, or which frames are marked as corrupt.
 
-        The value is None if no damage was found in the frames decoded so far. The result is final after `num_frames` or
-        after all of `frames()`.
+        The value is None if no damage was found in the frames decoded so far. The value is final after `num_frames` has
+        been computed or all `frames()` have been read.
         """
         if self._stopped or not self._at_end:
             return self._stopped
@@ -82,7 +82,7 @@ class Video(ABC):
 
     @cached_property
     def _file_damage(self) -> str | None:
-        """Damage of the container file; computed only when needed, because some formats are read once more."""
+        """Damage of the container file; computed only when needed, because some formats are read a second time."""
         return find_file_damage(self.path)
 
     @property
@@ -105,7 +105,7 @@ class Video(ABC):
 
     @property
     def times(self) -> NDArray[np.float64] | None:
-        """Times in seconds `(num_frames + 1,)` at which each frame appears, from 0, and at which the last frame ends.
+        """Times `(num_frames + 1,)` at which each frame appears and the last frame ends, in seconds from the start.
 
         Times are computed from timestamps, and from the frame rate for frames without a timestamp. The value is None if
         the file has neither timestamps nor a frame rate.
@@ -149,7 +149,7 @@ class Video(ABC):
     def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, Image]]:
         """Yield (index, image) for each distinct index (0-based), in ascending order, one image at a time.
 
-        Frames are decoded from the start of the video up to the largest index, because seeking may return other frames.
+        Frames are decoded from the start of the video up to the largest index, because seeking may return wrong frames.
         If the file has a frame index, a backend can start at a key frame and verify the result.
 
         Raises:

@@ -3,15 +3,14 @@
 There are three kinds of index:
 
 - `decoded`: timestamps, key frames and a checksum of each frame's pixels, from decoding the whole file.
-- `packets`: timestamps and key frames of a file whose packets are reliable. Only the first frames are decoded; reading
-  the packets of a thousand frames takes as long as decoding twenty frames.
+- `packets`: timestamps and key frames of a file whose packets are reliable. Only the first frames are decoded.
 - `none`: timestamps do not identify frames, or the file is damaged. The file is decoded from its start.
 
 Packets are reliable if all of these conditions hold. Key frames of the codec can be distinguished from recovery points.
 Every packet has its own timestamp, and no packet is marked as corrupt or discarded. The number of packets is the number
 of frames in the header. Parameter sets do not change. The first frames are decoded in the order of the timestamps.
-Damage inside a packet is found only when the packet is decoded. Decoding the whole file may stop there, while seeking
-past it still works.
+Damage inside a packet is found only when the packet is decoded. Decoding the whole file may stop at a damaged packet,
+while seeking past this packet still works.
 
 The index of each video is a file in the user's cache folder (`TWO_STREAM_CACHE`). The name of this file depends on the
 path, size and modification time of the video.
@@ -112,7 +111,7 @@ def store_frame_index(path: Path, decoder: str, index: Index) -> bool:
 
 
 def _unpack(made: dict[str, Any], payload: bytes) -> Index:
-    """Unpack a stored index; raise `ValueError` if its counts and content differ."""
+    """Unpack a stored index; raise `ValueError` if its content does not match its counts."""
     frames, keys, prints = (int(count) for count in made["counts"])
     middle, end = 8 * frames, 8 * (frames + keys)
     if len(payload) != end + 4 * prints or made["kind"] not in ("decoded", "packets", "none"):

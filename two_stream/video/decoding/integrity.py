@@ -297,7 +297,7 @@ def _y4m(file: BinaryIO, size: int) -> None:
 
 
 def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
-    """Check the marker and the counter of every packet; the counter increases by one for each packet with a payload."""
+    """Check the marker and counter of every packet; only packets with a payload increase the counter."""
     counters: dict[int, int] = {}
     file.seek(0)
     for first in range(0, size // each, _CHUNK):

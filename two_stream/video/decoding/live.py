@@ -164,7 +164,7 @@ class AddressSource(LiveSource):
 
 
 def open_source(name: str, backend: str = "pyav") -> LiveSource:
-    """Return the source with a name: a number is a camera, an address with a scheme is a stream, otherwise a file.
+    """Return a source by name: a number means a camera, an address with a scheme a stream, any other name a file.
 
     `backend` decodes files.
 

@@ -1,7 +1,8 @@
 """Opens videos with one of the decoder backends.
 
 The index of a frame is its position, in the order of presentation, among the frames that can be decoded. The number of
-frames in the header is never used. Frames and pixels differ between decoders, so every run records `backend_version`.
+frames in the header is not relied on, because it is often wrong. Frames and pixels differ between decoders, so every
+run records `backend_version`.
 """
 
 from __future__ import annotations

@@ -86,10 +86,7 @@ class ExtractOptions:
             raise SettingsError(f"--threads is {self.threads}: expected 1 or more")
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings that determine the pixels and names of the files.
-
-        If one changes, the video is extracted again.
-        """
+        """Return the settings that determine the pixels and names of the files."""
         return {
             "backend": self.backend,
             "flow": self.flow,

@@ -172,7 +172,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
         except ray.exceptions.RayError as error:
             why = describe_ray_error(error)
             raise SettingsError(
-                f"--ray: machine {name} cannot run two-stream ({why}); install the same version on this machine"
+                f"--ray: machine {name} cannot run two-stream ({why}); install the same version there as here"
             ) from None
         if found["missing"]:
             first = found["missing"][0]
@@ -186,7 +186,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
                 f"{k} {v} (here {here[k]})" for k, v in found["versions"].items() if v != here[k]
             )
             raise SettingsError(
-                f"--ray: machine {name} has {other}, so its files would differ; install the same versions"
+                f"--ray: machine {name} has {other}, so its files would differ; install the same versions there as here"
             )
 
 

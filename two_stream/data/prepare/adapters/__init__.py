@@ -73,7 +73,7 @@ ADAPTERS = {
 
 
 def read_annotations(kind: str, path: Path) -> Annotations:
-    """Read the annotation files of a kind.
+    """Read annotation files of the given kind.
 
     Raises:
         SettingsError: Unknown kind.

@@ -55,8 +55,7 @@ class Annotations:
     classes: list[str]
     entries: list[AnnotatedVideo]
     splits: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
-    """training and test ids of each official split, in the order of the files, if there are several splits; the split
-    lists then contain these ids, regardless of the folders of the videos"""
+    """(training ids, test ids) of each official split; empty if there is only one split"""
     multi_label: bool = False
     mirror_pairs: Sequence[tuple[str, str]] = ()
     """see `Record`"""
@@ -135,7 +134,7 @@ def packaged_classes(name: str) -> AnnotatedClasses:
 
 
 def left_right_pairs(classes: Sequence[str], also: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
-    """Return the pairs of classes that become each other after mirroring: their names differ only by left and right.
+    """Return the pairs of classes that mirroring exchanges, because their names differ only by left and right.
 
     Args:
         classes: The class names.
@@ -162,7 +161,10 @@ _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number
 
 
 def find_file(folder: Path, *patterns: str) -> Path:
-    """Return the only file in a folder that matches a pattern, ignoring case. Earlier patterns take precedence."""
+    """Return the only file in a folder that matches one of the patterns, ignoring case.
+
+    Earlier patterns take precedence.
+    """
     found = find_optional(folder, *patterns)
     if found is None:
         raise DataError(f"{folder}: expected a file {' or '.join(patterns)} in this folder")
@@ -170,7 +172,7 @@ def find_file(folder: Path, *patterns: str) -> Path:
 
 
 def find_optional(folder: Path, *patterns: str) -> Path | None:
-    """Return the only file in a folder that matches a pattern, or None; see `find_file`."""
+    """Return the only file in a folder that matches one of the patterns, or None; see `find_file`."""
     if not folder.is_dir():
         what = "is a file; use its folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}")
@@ -262,7 +264,7 @@ def json_value(container: dict[str, Any], name: str, kind: type[T], where: str) 
 
 
 def parse_number(text: str, where: str, what: str) -> float:
-    """Convert a number in a text file, which must be at least 0."""
+    """Convert text to a number, which must be at least 0."""
     try:
         value = float(text)
     except ValueError:

@@ -58,7 +58,7 @@ class _Listed:
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason) of each entry that is left out"""
     shortened: list[str] = field(default_factory=list)
-    """line and times of each part that ends after its video"""
+    """line and times of each part that was shortened, because it ends after the end of its video"""
 
     def leave_out(self, entry: AnnotatedVideo, name: str, reason: str) -> None:
         """Add a failure whose reason includes the line of the annotation file."""
@@ -130,7 +130,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
 
 
 def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit: str) -> str:
-    """Return the error message for annotation files without usable entries: the first failure, and an existing file."""
+    """Return the error message if no entry can be used; it contains the first failure and an existing file."""
     strange = {name for name, _ in counted.strange}
     name, reason = next((one for one in listed.failures if one[0] in strange), listed.failures[0])
     number, found = len(listed.failures), counted.counts or counted.failures
@@ -142,7 +142,7 @@ def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit:
 
 
 def _is_kept(path: Path, annotations: Annotations) -> bool:
-    """Return whether an existing record is kept: a user has written it, or the data set has several official splits.
+    """Return whether an existing record is kept, because a user wrote it or the data set has several official splits.
 
     Raises:
         DataError: It has different classes.
@@ -153,7 +153,7 @@ def _is_kept(path: Path, annotations: Annotations) -> bool:
         return False
     if read_yaml(path).get("classes") != annotations.classes:
         raise DataError(
-            f"{path}: this record has classes that differ from the annotation files; use another "
+            f"{path}: the classes in this record differ from those in the annotation files; use another "
             "--name or --out, or move the record"
         )
     return True
@@ -308,7 +308,7 @@ def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder:
 def _splits(
     annotations: Annotations, listed: _Listed, num_splits: int
 ) -> tuple[Splits, list[VideoRecord], list[str]]:
-    """Return the splits, the validation part and notes. If the files have no official split, one is made."""
+    """Return the splits, the validation part and notes. If the files have no official split, a split is made."""
     if annotations.splits:
         by_id = {video.id: video for _, video in listed.videos}
         sides = [[[by_id[i] for i in ids if i in by_id] for ids in split] for split in annotations.splits]
@@ -370,7 +370,8 @@ class VideoIndex:
     def find(self, names: Sequence[str]) -> LocatedVideo | str:
         """Return the first existing video with one of these names, or the reason why no video was found.
 
-        A name with a class folder is looked up only there, and a name without one in every class folder.
+        A name with a class folder matches only a video in that folder; a name without a class folder matches a video in
+        any class folder.
         """
         for name in names:
             places = self._index.get(self._relative(name), [])

@@ -103,7 +103,7 @@ def read_hmdb51(path: Path) -> Annotations:
 
 
 def read_kinetics(path: Path) -> Annotations:
-    """Read Kinetics-400, -600 or -700: `*train*.csv` and `*val*.csv` in a folder, or a codebase's JSON file.
+    """Read Kinetics-400, -600 or -700: `*train*.csv` and `*val*.csv`, or a JSON file (see `read_codebase_json`).
 
     Labels are indices into the sorted class names, as in every published Kinetics checkpoint. A clip is called
     `<id>_000010_000020.mp4` (start and end in seconds) or `<id>.mp4`; class folders are optional.
@@ -131,10 +131,10 @@ def read_kinetics(path: Path) -> Annotations:
 
 
 def read_jester(path: Path) -> Annotations:
-    """Read Jester: `jester-v1-labels.csv`, and `-train.csv` and `-validation.csv` with lines `id;label`.
+    """Read Jester: `jester-v1-labels.csv`, `jester-v1-train.csv` and `jester-v1-validation.csv`.
 
-    The files `classInd.txt`, `trainlist.txt` and `vallist.txt` of Efficient-3DCNNs are also supported. A video is a
-    folder `<id>` with frames `00001.jpg` and so on, or a file `<id>.webm`.
+    The lists have lines `id;label`. The files `classInd.txt`, `trainlist.txt` and `vallist.txt` of Efficient-3DCNNs are
+    also supported. A video is a folder `<id>` with frames `00001.jpg` and so on, or a file `<id>.webm`.
     """
     entries = []
     labels = find_optional(path, "jester*labels.csv", "*labels.csv")
@@ -196,7 +196,8 @@ def read_ssv2(path: Path) -> Annotations:
 def read_mit(path: Path) -> Annotations:
     """Read Moments in Time: `moments_categories.txt` (lines `class,label`), `trainingSet.csv` and `validationSet.csv`.
 
-    The lists have no header, and their lines are `class/video.mp4,class,…`. A codebase's JSON file is also supported.
+    The lists have no header, and their lines are `class/video.mp4,class,…`. The JSON files of Efficient-3DCNNs and
+    3D-ResNets-PyTorch are also supported (see `read_codebase_json`).
     """
     if path.suffix == ".json":
         return read_codebase_json(path)
@@ -248,9 +249,10 @@ def read_diving48(path: Path) -> Annotations:
 
 
 def read_stair(path: Path) -> Annotations:
-    """Read STAIR-Actions: `actionlist.csv`, `videolist_train.txt` and `videolist_val.txt` in its repository's `data/`.
+    """Read STAIR-Actions: `actionlist.csv`, `videolist_train.txt` and `videolist_val.txt`.
 
-    Lines of the lists have the form `drinking/a001-0001Y.mp4 1`, with class numbers from 1.
+    These files are in the folder `data/` of the published repository. Lines of the lists have the form
+    `drinking/a001-0001Y.mp4 1`, with class numbers from 1.
     """
     column = "English category"
     inside = path / "data" if (path / "data").is_dir() else path
@@ -309,11 +311,11 @@ def read_charades(path: Path) -> Annotations:
 
 
 def read_activitynet(path: Path) -> Annotations:
-    """Read ActivityNet: `activity_net.v1-3.min.json`, or its folder. Every annotated segment is a separate entry.
+    """Read ActivityNet: `activity_net.v1-3.min.json`, or the folder with this file.
 
-    If the file has no `labels`, classes are in the order of the leaves of the taxonomy, as in 3D-ResNets-PyTorch
-    `datasets/activitynet.py`. The scripts of 3D-ResNets-PyTorch may add `fps` to the file; it is used for videos whose
-    timestamps cannot be read. Videos are called `v_<id>` or `<id>`.
+    Every annotated segment is a separate entry. If the file has no `labels`, classes are in the order of the leaves of
+    the taxonomy, as in 3D-ResNets-PyTorch `datasets/activitynet.py`. The scripts of 3D-ResNets-PyTorch may add `fps` to
+    the file; it is used for videos whose timestamps cannot be read. Videos are called `v_<id>` or `<id>`.
     """
     file = find_file(path, "activity_net*.json", "*.json") if path.is_dir() else path
     return read_codebase_json(file, prefix="v_")
@@ -325,7 +327,8 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
     The form is `{"labels": […], "database": {id: {"subset": "training", "annotations": {"label": …, "segment": [1,
     41]}}}}`. The frames of a segment are counted from 1, and the end of a segment is exclusive. The Kinetics file of
     Efficient-3DCNNs contains one database for each subset, and its ids are file names. If annotations are a list, as in
-    ActivityNet, segments are in seconds. Classes are in the order of `labels`, or else of the leaves of `taxonomy`.
+    ActivityNet, segments are in seconds. Classes are in the order of `labels`, or without `labels` in the order of the
+    leaves of `taxonomy`.
 
     Args:
         path: The file.
