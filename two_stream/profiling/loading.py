@@ -48,7 +48,7 @@ class LoadingCost:
 
     @property
     def worker_milliseconds(self) -> float:
-        """Milliseconds that a worker takes for a clip."""
+        """Milliseconds that a worker needs for one clip."""
         return self.read + self.transform + self.collate
 
     def workers_for(self, clips_per_second: float) -> int:
