@@ -67,7 +67,7 @@ class TrainingData:
     lists: dict[str, Any] = field(default_factory=dict)
     """`training_videos` and `training_list`; see `list_facts`"""
     mirror: Mirror = field(default_factory=Mirror)
-    """labels that mirrored videos get"""
+    """how mirroring a video changes its label"""
     features: FeatureCache | None = None
     """stored features that replace the clips; None if clips are read"""
     centred: Callable[[], Iterable[Batch]] = tuple
