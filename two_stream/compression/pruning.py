@@ -55,7 +55,7 @@ class Pruning(Extension):
         self.steps = steps_per_epoch
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Restore the masks from the weights. Only removed weights are exactly 0."""
+        """Restore the masks from the weights, because only removed weights are exactly 0."""
         self.masks = {name: weight != 0 for name, weight in self._weights(models[0]).items()}
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
