@@ -39,8 +39,8 @@ class Prediction:
 class Watcher:
     """Runs a pipeline and fuses its predictions.
 
-    A prediction is returned each time the network with the longest stride makes a prediction. Of the other networks,
-    the latest logits are used.
+    A prediction is returned each time the network with the longest stride makes a prediction. The latest logits of the
+    other networks are fused with this prediction.
     """
 
     def __init__(

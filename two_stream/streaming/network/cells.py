@@ -168,7 +168,7 @@ class WindowCell(StreamCell):
     def _keep(self, full: torch.Tensor, used: int, own: bool) -> None:
         """Keep the steps after the first `used` steps.
 
-        Copy the steps if the tensor belongs to the caller or is much longer.
+        The steps are copied if the tensor belongs to the caller, or if it is much longer than the kept steps.
         """
         rest = full.shape[TIME] - used
         if rest == 0:
@@ -238,7 +238,7 @@ class Join(StreamCell):
 
 
 def _take(queue: list[torch.Tensor], count: int) -> torch.Tensor:
-    """Remove the first `count` steps from a queue and return them; a complete tensor is not copied."""
+    """Remove the first `count` steps from a queue and return them."""
     parts: list[torch.Tensor] = []
     while count:
         x = queue.pop(0)

@@ -104,7 +104,7 @@ class Classified(nn.Module):
 
 
 class DenselyClassified(Classified):
-    """The classifier for `dense`: maps `(B, C, n, H, W)` to the spatial mean of positive outputs, `(B, K, n)`."""
+    """The classifier for `dense`: the spatial mean of its outputs after ReLU, `(B, C, n, H, W)` to `(B, K, n)`."""
 
     def forward(self, z_BFM: torch.Tensor) -> torch.Tensor:
         """Return the logits of each step."""
