@@ -252,7 +252,7 @@ def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
 
 
 def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
-    """Return results that other versions of the code left in the study's folders, by `loose_key`."""
+    """Return `{loose_key: outcome}` for the results of other versions of the code in the study's folders."""
     found: dict[str, StudyOutcome] = {}
     jobs = [job for stage in stages for job in stage.jobs]
     wanted, keys = {job.loose_key for job in jobs}, {job.key for job in jobs}

@@ -77,7 +77,7 @@ def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
 
 
 def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
-    """Body of a Ray task: run a job in the study's working directory, with one thread unless the job has more.
+    """Body of a Ray task: run a job in the study's working directory, with one thread unless the job sets `threads`.
 
     Raises:
         DataError: This machine has a different version of the code or cannot access the study's folder.

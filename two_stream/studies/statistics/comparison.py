@@ -45,10 +45,10 @@ class Tested:
 def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
     """Test whether two variants differ, on the cells and videos that both variants have.
 
-    With several training runs, the test is a t test of the mean difference, where units and training runs are random.
-    Units are the source videos or, if the sources are unknown, the videos. With one training run, the test is a t test
-    over units if the sources are known, and otherwise McNemar's exact test. The mAP of a multi-label data set is always
-    tested with the t test.
+    With several training runs, the test is a t test of the mean difference, which treats units and training runs as
+    random effects. Units are the source videos or, if the sources are unknown, the videos. With one training run, the
+    test is a t test over units if the sources are known, and otherwise McNemar's exact test. The mAP of a multi-label
+    data set is always tested with the t test.
 
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.

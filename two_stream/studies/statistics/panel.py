@@ -182,7 +182,7 @@ def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
 
     Within a split, cells with the same seed are paired. If the variants have no seed in common, the first training runs
     of all variants are paired, then the second ones, and so on. Pairing different seeds is valid, because training runs
-    are independent of each other. Pairs of different seeds have the seed of the first variant.
+    are independent of each other. Pairs of different seeds are named by the seed of the first variant.
     """
     seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]

@@ -139,7 +139,7 @@ class FusedPair:
     second: str
     accuracy: Interval
     better: str
-    """name of the stream that is better alone"""
+    """name of the more accurate of the two streams"""
     gain: Interval
     """accuracy of the fusion minus that of the better stream, on the same videos"""
     agreement: float
