@@ -56,9 +56,9 @@ def score_windows(
 ) -> list[TimelineWindow]:
     """Return the windows of a video in order, with the scores of its streams fused.
 
-    Windows with the same number are fused. Flow has one frame less than RGB, so its last window may be slightly earlier
-    or missing. Only windows that all streams have are returned. A flow frame has the number of the first of its two
-    images.
+    The n-th windows of all streams are fused. Flow has one frame fewer than RGB, so its last window may be slightly
+    earlier or missing. Only windows that all streams have are returned. A flow frame has the number of the first of its
+    two images.
 
     `scored`, `options` and `samplings` (`standard` or `paper`) have one entry for each run.
     """

@@ -45,7 +45,8 @@ class Curve:
     """weights w of the first stream; the second stream has weight 1 - w"""
     accuracies: list[float]
     chosen: float
-    """weight with the best accuracy; if several are equal, the middle of the range of best weights nearest to 0.5"""
+    """weight with the best accuracy; if a range of weights is equally good, its middle (of several ranges, the one
+    nearest to 0.5)"""
     accuracy: float
     """accuracy with the weight `chosen`, on the same data"""
     videos: int
@@ -66,8 +67,8 @@ def fuse(
     equal weights, l2 is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
     softmax(s_m); for a multi-label data set, logit of the weighted mean of sigmoid(s_m). rank: sum of w_m · Borda
     points (K - 1 for a stream's best class, 0 for its worst class, means for ties). learned: sum of w_m · s_m, with
-    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). The sum of the learned weights is the
-    inverse of a temperature.
+    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). The sum of the learned weights acts as
+    an inverse temperature.
 
     Args:
         tables: Two or more tables.
@@ -111,7 +112,7 @@ def fuse(
 def combine(
     logits: Sequence[NDArray[np.float64]], rule: str, weights: Sequence[float], *, sigmoid: bool = False
 ) -> NDArray[np.float64]:
-    """Fuse arrays `(N, K)` of the same videos by a fixed rule; `learned` means a weighted sum here.
+    """Fuse arrays `(N, K)` of the same videos by a fixed rule; `learned` is computed as `logits`.
 
     If `sigmoid` is true, classes have independent probabilities, as in a multi-label data set.
     """
@@ -223,8 +224,9 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
 def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
     """Return the weights (with sum 1) for which a fixed rule has the best top-1 accuracy (or mAP) on joined tables.
 
-    Two streams: all weights in steps of 0.01. Three or four streams: all combinations in steps of 0.1; if several are
-    best, the combination with the smallest maximum is used. More streams: greedy selection (see `_selected`).
+    For two streams, all weights in steps of 0.01 are tried. For three or four streams, all combinations in steps of 0.1
+    are tried; if several are best, the combination with the smallest maximum is used. For more streams, the weights are
+    selected greedily (see `_selected`).
     """
     if len(tables) == 2:
         shares, _, best = _trace(tables, rule)
@@ -240,7 +242,7 @@ def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
 def _selected(tables: Sequence[ScoreTable], rule: str) -> list[float]:
     """Return the weights of an ensemble selection with replacement (Caruana et al. 2004).
 
-    The selection starts with each stream once. Each round adds the stream that improves the metric most; ties are
+    At the start, each stream is selected once. Each round adds the stream that improves the metric most; ties are
     broken by the smaller weight, then by the order. The result is that of the best round, or of the earliest one if
     several are best.
     """

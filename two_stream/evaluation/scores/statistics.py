@@ -187,8 +187,8 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
 def estimate_units(values_GS: Values, share_G: Values, least: int) -> Estimate:
     """Return the mean of values for each unit and training run, such as jackknife pseudo-values.
 
-    The variance is G / (G - 1) times that of the jackknife, because the jackknife's variance is too small for a mAP of
-    ten sources.
+    The variance is G / (G - 1) times that of the jackknife, because the jackknife's variance is too small for the mAP
+    of few sources, such as ten.
 
     `values_GS` are values `(G, S)`. `share_G` is the fraction of the videos in each unit. `least` is the least number
     of units for an interval.
