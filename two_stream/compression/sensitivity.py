@@ -269,8 +269,8 @@ def choose_levels(
     """Choose a fraction to prune for each layer, so that the network keeps at most `budget` (0 to 1) of its cost.
 
     The method is greedy. Each step considers the next level of each layer, and takes the one with the smallest added
-    loss per saved cost. After each step, the network with all levels chosen so far is counted or timed. Pruning weights
-    reduces only the number of parameters.
+    loss per saved cost. After each step, the cost of the network with all levels chosen so far is counted or timed.
+    Pruning weights reduces only the number of parameters.
 
     Raises:
         SettingsError: Latencies were not measured, or the budget cannot be met, for example a budget of multiply-adds

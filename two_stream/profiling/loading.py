@@ -120,7 +120,7 @@ def training_part(experiment: Experiment, spec: InputSpec) -> tuple[Record, list
 
 
 def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str, float], int]:
-    """Load clips in this process as a worker does; return the seconds of each part and the number of clips."""
+    """Load clips in this process as a worker does; return the seconds of each step and the number of clips."""
     source = _Clocked(loader.dataset.source)
     loader.dataset.source = source
     times = dict.fromkeys(("read", "transform", "collate", "copy"), 0.0)

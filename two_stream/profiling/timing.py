@@ -67,7 +67,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Return unused memory to the system and reset the kernel's peak value; return whether the reset succeeded."""
+    """Release unused memory, reset the kernel's peak value, and return whether the reset succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # with another C library, freed memory is still counted
@@ -80,7 +80,7 @@ def _reset_mark() -> bool:
 
 
 def _status(key: str) -> int:
-    """Return a size in `/proc/self/status` in bytes."""
+    """Return the value of an entry of `/proc/self/status` in bytes."""
     for line in _STATUS.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == key:
@@ -368,7 +368,7 @@ def measure_networks(
 def evaluated_forward(
     model: Recognizer, experiment: Experiment, options: EvaluateOptions, device: torch.device
 ) -> tuple[Forward, str]:
-    """Return a function that computes one view with the evaluation options, and the precision."""
+    """Return a function that computes one view with the evaluation options, and the name of its precision."""
     chosen = resolve_evaluation(model, options, device, exact=is_exact(experiment))
     return forward_of(prepare_for_inference(model, chosen), device, chosen.precision), chosen.precision
 

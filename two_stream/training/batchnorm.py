@@ -1,4 +1,4 @@
-"""BatchNorm in several processes: the running statistics of a single process, or statistics over all clips.
+"""BatchNorm in several processes, with the results of a single process or with statistics over all clips.
 
 By default each process normalises with the statistics s of its own micro-batch, as a single process does. A single
 process updates its running statistics r with momentum m after each micro-batch: `r <- (1 - m) r + m s`. To get the same

@@ -65,7 +65,7 @@ class TrainingData:
     fingerprint: str = ""
     """hash of the videos, their order, labels and frame counts"""
     lists: dict[str, Any] = field(default_factory=dict)
-    """`training_videos` and `training_list`; see `list_facts`"""
+    """`training_videos` and `training_list`, as returned by `list_facts`"""
     mirror: Mirror = field(default_factory=Mirror)
     """how mirroring a video changes its label"""
     features: FeatureCache | None = None

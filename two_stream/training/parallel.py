@@ -1,4 +1,4 @@
-"""One optimizer step by the processes of a run: a single process, replicas (DDP) or shards (FSDP2).
+"""How the processes of a run compute an optimizer step: as a single process, as replicas (DDP) or as shards (FSDP2).
 
 In a *row*, each process computes one micro-batch; a step consists of one or more rows. Gradients are exchanged once per
 step, in the last row. If a process has no micro-batch in the last row (at the end of an epoch, or because of unreadable
@@ -48,7 +48,7 @@ class Parallel:
         return logits
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Run a row without a micro-batch. Returns a loss of zero for the backward pass, or None if none is needed."""
+        """Run a row without a micro-batch. Returns a loss of zero, or None if no backward pass is needed."""
         del last
         return None
 

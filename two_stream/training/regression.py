@@ -56,7 +56,7 @@ class Chosen:
     """one row for each value of C, with `c`, `loss` and `top1`; the loss and the accuracy are means over held-out
     videos, weighted as in the fit; empty without cross-validation"""
     folds: int
-    """number of folds that were used; can be smaller than the setting"""
+    """number of folds that were used, which can be smaller than in the settings"""
 
 
 def sample_weights(vectors: Vectors, balanced: bool) -> Floats:
@@ -183,7 +183,7 @@ class _Space:
     mean: Floats
     scale: Floats
     inside: Floats
-    """the standardised rows, projected if there is a projection"""
+    """standardised rows, projected onto their span if there are fewer rows than dimensions"""
     basis: Floats | None
     """orthonormal basis of the span of the rows, as columns `(D, N)`; None without a projection"""
 

@@ -38,7 +38,7 @@ EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression"
 
 
 class Extension:
-    """Base class of all extensions, whose methods change nothing."""
+    """Base class of all extensions; its own methods change nothing."""
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
         """Change the network in place before the optimizer is built.
@@ -409,7 +409,7 @@ class ShortConv3d(nn.Conv3d):
             return super().forward(input.float()).to(torch.bfloat16)
 
     def _short(self, sizes: torch.Size) -> bool:
-        """Return whether the input is smaller than the kernel; size 1 with kernel 3 and stride 1 is safe."""
+        """Return whether the input is too small for the oneDNN kernel."""
         return any(
             size < kernel and (size, kernel, stride) != (1, 3, 1)
             for size, kernel, stride in zip(sizes, self.kernel_size, self.stride, strict=True)

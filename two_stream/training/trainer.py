@@ -753,7 +753,7 @@ class Trainer:
     def _save_last(self) -> None:
         """Write `metrics.jsonl`, then `last/`.
 
-        If the process is killed in between, the resumed run writes the same lines again.
+        If the process is killed before `last/` is written, the resumed run writes the same lines again.
         """
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)
@@ -767,7 +767,7 @@ class Trainer:
     def _save_best(self) -> None:
         """Write `best/` before `last/` is written.
 
-        If the process is killed in between, the resumed run repeats the epoch.
+        If the process is killed before `last/` is written, the resumed run repeats the epoch.
 
         With stored features, epochs are short, so a copy of the best model is kept in memory until `last/` is written.
         """

@@ -120,7 +120,10 @@ def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return the numbers in `metrics.jsonl`, one row for each epoch. A damaged line ends the rows, with a warning."""
+    """Return the numbers in `metrics.jsonl`, one row for each epoch.
+
+    If a line is damaged, a warning is printed, and this line and the following ones are ignored.
+    """
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():
         return rows

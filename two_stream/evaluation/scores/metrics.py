@@ -264,7 +264,7 @@ def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
-    """Count the videos that both of two joined tables, only one or neither predict correctly."""
+    """Count the videos that both tables, only one or neither of them predict correctly. The tables must be joined."""
     one, two = (table_ranks(table) == 0 for table in (first, second))
     return {
         "both": int((one & two).sum()),
@@ -320,8 +320,8 @@ def pseudo_values(
     The method is that of the multi-reader analysis of Dorfman, Berbaum and Metz (1992). If there are more than `BLOCKS`
     units, groups of units are left out instead of single units (Kott 2001).
 
-    `tables` are scores `(N, K)`. `unit` `(N,)` is the source index of each video. `count` is the number of units, if
-    some units have no video in these tables.
+    `tables` are scores `(N, K)`. `unit` `(N,)` is the source index of each video. `count` is the number of units; it is
+    required if some units have no video in these tables.
     """
     unit = unit % BLOCKS
     size = min(count or int(unit.max()) + 1, BLOCKS)
@@ -331,7 +331,7 @@ def pseudo_values(
 
 
 def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
-    """Return the mean of `pseudo_values`, or of differences of them, with its standard error."""
+    """Return the mean of `pseudo_values`, or of their differences, with its standard error."""
     return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), MAP_UNITS)
 
 

@@ -142,12 +142,12 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
 
     A mean over videos is a ratio of sums over units. The variance of the mean over units is the larger of two
     estimates. The first estimate is the variance of the linearised sums (Wolter 2007, chapter 6). In the first
-    estimate, the square of a unit that is the fraction q of its stratum is divided by 1 - 2q + Σq². The division makes
-    the estimate unbiased if all units have the same variance; for m equal units, the factor is m / (m - 1). The second
-    estimate follows from the intraclass correlation ρ of the units: σ² Σ (ρ h² + (1 - ρ) Σ w²), where h are the weights
-    of the units and w those of their videos (Kish 1965). The second estimate is required because the first one is
-    uncertain if few units contain most of the videos. The degrees of freedom are the effective number of units minus
-    one.
+    estimate, the squared sum of a unit that has the fraction q of its stratum's weight is divided by 1 - 2q + Σq². The
+    division makes the estimate unbiased if all units have the same variance; for m equal units, the factor is
+    m / (m - 1). The second estimate follows from the intraclass correlation ρ of the units: σ² Σ (ρ h² + (1 - ρ) Σ w²),
+    where h are the weights of the units and w those of their videos (Kish 1965). The second estimate is required
+    because the first one is uncertain if few units contain most of the videos. The degrees of freedom are the effective
+    number of units minus one.
 
     Args:
         values_VS: Values `(V, S)` of V videos in S training runs.
