@@ -69,7 +69,7 @@ def check_probe(model: Recognizer, data: TrainingData) -> None:
     if below:
         raise SettingsError(
             f"`train.optimizer.kind: logistic` trains the classifier only, but {below[0]} and {len(below) - 1} "
-            "other parameters below the classifier are not frozen; set `train.freeze_until: head`"
+            "other parameters before the classifier are not frozen; set `train.freeze_until: head`"
         )
 
 
