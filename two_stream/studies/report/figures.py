@@ -41,7 +41,7 @@ _DEEPEST = 0.42
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
     """Draw each difference with its interval.
 
-    Significant differences have filled marks. If there are several families, their names are shown.
+    Significant differences have filled marks. If there are several families of comparisons, their names are shown.
     """
     families = list(dict.fromkeys(one.family for one in comparisons))
     rows: list[Comparison | str] = []

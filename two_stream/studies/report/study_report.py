@@ -177,7 +177,7 @@ class ClassView:
 
 
 def class_views(result: StudyResult) -> list[ClassView]:
-    """Return the views of the comparisons; significant differences come first, then large ones."""
+    """Return a `ClassView` for each comparison; significant differences come first, then large ones."""
     ordered = sorted(result.comparisons, key=lambda one: (not one.significant, -abs(one.difference.value)))
     views = [_view(result, one) for one in ordered[:_PAIRS]]
     return [view for view in views if view.classes or view.confusion or view.cells]

@@ -283,7 +283,7 @@ class LiveTable:
         self._begin = time.monotonic()
 
     def end(self, index: int, outcome: StudyOutcome, *, fresh: bool = True) -> None:
-        """Record the outcome of a job. If `fresh` is true, its duration is used to estimate the remaining time."""
+        """Record the outcome of a job. If `fresh` is true, the job's duration is used for the remaining time."""
         self.ended[index] = outcome
         if fresh and outcome.done:
             self._fresh.append(outcome.seconds)

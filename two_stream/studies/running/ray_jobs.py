@@ -1,4 +1,4 @@
-"""Runs the jobs of a study on a Ray cluster; the files are the same as for local processes.
+"""Runs the jobs of a study on a Ray cluster. The study's files are the same as with local processes.
 
 All machines must be able to access the study's folder and the data at the same paths.
 """

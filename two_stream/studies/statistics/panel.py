@@ -111,13 +111,13 @@ class Panel:
         return np.stack(found, axis=1)
 
     def estimate(self) -> Estimate:
-        """Return the accuracy (or mAP) with its standard error for random units and training runs."""
+        """Return the accuracy (or mAP) with its standard error, which treats units and training runs as random."""
         if not self.multi_label:
             return estimate_mean(self.hits, self.sample)
         return metrics.estimate_map(self.pseudo_values, self.unit)
 
     def interval(self, level: float) -> Interval:
-        """Return the accuracy (or mAP) with its interval for random units and training runs."""
+        """Return the accuracy (or mAP) with its interval, which treats units and training runs as random."""
         return self.estimate().share_interval(level)
 
 

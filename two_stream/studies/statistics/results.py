@@ -72,7 +72,7 @@ class VariantResult:
     """mean over splits and seeds, with its interval over source videos and, if there are several seeds, training
     runs"""
     seed_interval: Interval | None
-    """t interval of the mean over seeds, for exactly these videos; None with one seed"""
+    """t interval of the mean over seeds, where the videos are treated as fixed; None with one seed"""
     sd: float | None
     seeds: list[int]
     splits: list[int]

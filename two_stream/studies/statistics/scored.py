@@ -228,7 +228,7 @@ def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
 
 
 def unknown_settings(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
-    """Return a note for each score file whose settings are unknown, except fusions."""
+    """Return a note for each score file whose settings are unknown; fusions are left out."""
     return [
         f"The settings of {item.file} are unknown: "
         + (
