@@ -98,8 +98,8 @@ def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str],
 def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str]) -> None:
     """Draw the class probabilities over time, and below them the most likely class.
 
-    The horizontal axis shows seconds, or frame numbers if the file has no times. Because windows overlap, each window
-    is drawn from halfway to the previous window's middle to halfway to the next window's middle.
+    The horizontal axis shows seconds, or frame numbers if the file has no times. Because windows overlap, the border
+    between two windows is drawn halfway between their middles.
 
     `path` is the PNG, PDF or SVG file to write.
     """

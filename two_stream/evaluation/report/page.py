@@ -187,7 +187,7 @@ def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str,
 def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
     """Draw a confusion matrix.
 
-    Rows are true classes, columns predicted classes, and shades are fractions of the true class.
+    Rows are true classes, columns are predicted classes, and shades show fractions of the true class's videos.
     """
     classes = len(names)
     side = min(WIDTH, 1.6 + 0.5 * classes)

@@ -166,7 +166,7 @@ def _trace(
 
 
 def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> int:
-    """Return the index in the middle of a range of best values, of the range nearest to 0.5 if there are several."""
+    """Return the index in the middle of the range of best values (of several ranges, the one nearest to 0.5)."""
     best = np.flatnonzero(np.round(found, _ROUND) == np.round(found.max(), _ROUND))
     runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     middles = [int(run[len(run) // 2]) for run in runs]
@@ -190,7 +190,7 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
 
     The tables must be joined. For multi-label tables, the cross-entropy is the mean binary one over classes. Logits are
     divided by the standard deviation of their stream, so that the ridge penalty affects all streams equally. The
-    returned weights are for the original logits. The problem is convex.
+    returned weights are for the original logits. The optimization problem is convex.
     """
     logits, labels, targets = [table.logits for table in tables], tables[0].labels, tables[0].targets
     scales = [float(s.std()) or 1.0 for s in logits]
@@ -322,7 +322,7 @@ def _weights_from_holdout(
 
 
 def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Return the holdout table for each table. Tables are matched by model hash, else by modality, else by position.
+    """Return the holdout table that matches each table by model hash, else by modality, else by position.
 
     Raises:
         ScoreError: A table has no match.
