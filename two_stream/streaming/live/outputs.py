@@ -221,8 +221,8 @@ class BrowserWindow:
         """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page.
 
         Requests from pages of other sites are rejected, because these pages could embed the images, or use a host name
-        of their own that resolves to this machine. Numeric addresses in `Host` are accepted, because such an attack
-        requires a host name.
+        of their own that resolves to this machine. Numeric addresses in `Host` are accepted, because an attack by name
+        resolution requires a host name.
         """
         name = urlsplit(f"//{host}").hostname or ""
         if site not in ("", "none", "same-origin"):
