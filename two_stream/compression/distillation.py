@@ -132,7 +132,7 @@ class Teacher:
     """A trained network in evaluation mode, without gradients."""
 
     def __init__(self, path: Path, student: InputSpec) -> None:
-        """Load a teacher's run; `student` is the input of the student.
+        """Load a teacher's run; `student` describes the input of the student.
 
         Raises:
             CheckpointError: The run cannot be read.

@@ -111,7 +111,7 @@ class Pruning(Extension):
 
 
 def level_threshold(weights: torch.Tensor, level: float) -> float | None:
-    """Return the largest of the `int(level · n)` smallest absolute values of n weights; None if this number is 0."""
+    """Return the largest of the k smallest absolute values of n weights, with `k = int(level · n)`; None if k is 0."""
     count = int(level * weights.numel())
     if count == 0:
         return None
