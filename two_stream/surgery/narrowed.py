@@ -24,9 +24,9 @@ class Narrowed(Alteration):
     """
 
     sizes: Mapping[str, Mapping[int, int]]
-    """`{dimension: remaining size}` for the name of each weight or statistic"""
+    """`{tensor name: {dimension: remaining size}}`"""
     attributes: Mapping[str, Mapping[str, int]]
-    """values of the size attributes for the name of each layer"""
+    """`{layer name: {attribute: value}}` for attributes that store sizes"""
 
     kind: ClassVar[str] = "narrowed"
     reshapes: ClassVar[bool] = True
