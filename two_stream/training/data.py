@@ -48,9 +48,9 @@ class TrainingData:
     """Training and validation data of a run."""
 
     train: Callable[..., EpochLoader]
-    """function of the epoch (from 0) and the number of micro-batches to skip; returns the loader of this process's
-    share. `group`: micro-batches per step if there are several processes; `wrap`: function that wraps the data set, for
-    example to add clips for teachers"""
+    """function that returns the loader of this process's share, given the epoch (from 0) and the number of
+    micro-batches to skip. `group` is the number of micro-batches per step if there are several processes. `wrap` is a
+    function that wraps the data set, for example to add clips for teachers"""
     validation: Callable[[], Iterable[Batch]]
     """function that returns this process's batches of the validation part"""
     num_train: int

@@ -1,8 +1,8 @@
 """How the processes of a run compute an optimizer step: as a single process, as replicas (DDP) or as shards (FSDP2).
 
 In a *row*, each process computes one micro-batch; a step consists of one or more rows. Gradients are exchanged once per
-step, in the last row. If a process has no micro-batch in the last row (at the end of an epoch, or because of unreadable
-clips), it contributes a gradient of zero, so that the other processes do not wait.
+step, in the last row. At the end of an epoch, or if clips are unreadable, a process can lack a micro-batch in the last
+row. It then contributes a gradient of zero, so that the other processes do not wait.
 
 FSDP2 is for networks that are too large for one GPU. Each stage of the backbone is one shard group; the head and the
 classifier form another group. A process gathers the weights of one group at a time. Checkpoints contain full tensors,

@@ -53,8 +53,8 @@ class Chosen:
 
     c: float
     table: list[dict[str, float]]
-    """one row for each value of C, with `c`, `loss` and `top1`; the loss and the accuracy are means over held-out
-    videos, weighted as in the fit; empty without cross-validation"""
+    """one row for each value of C, with `c`, and `loss` and `top1` on held-out videos, weighted as in the fit. Empty
+    without cross-validation"""
     folds: int
     """number of folds that were used, which can be smaller than in the settings"""
 

@@ -63,12 +63,20 @@ def fuse(
 ) -> ScoreTable:
     """Fuse two or more score tables of the same videos, joined by id.
 
-    Rules, where s_m are the logits of stream m and w_m is its weight (default: 1): l2: sum of w_m · s_m / ‖s_m‖₂. With
-    equal weights, l2 is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
-    softmax(s_m); for a multi-label data set, logit of the weighted mean of sigmoid(s_m). rank: sum of w_m · Borda
-    points (K - 1 for a stream's best class, 0 for its worst class, means for ties). learned: sum of w_m · s_m, with
-    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). The sum of the learned weights acts as
-    an inverse temperature.
+    In the following rules, s_m are the logits of stream m and w_m is its weight (default: 1).
+
+    `l2` is the sum of w_m · s_m / ‖s_m‖₂. With equal weights, this is the rule of the paper.
+
+    `logits` is the sum of w_m · s_m.
+
+    `probabilities` is the log of the weighted mean of softmax(s_m). For a multi-label data set, it is the logit of the
+    weighted mean of sigmoid(s_m).
+
+    `rank` is the sum of w_m times Borda points. A stream gives K - 1 points to its best class and 0 to its worst class.
+    Classes with equal scores get the mean of their points.
+
+    `learned` is the sum of w_m · s_m, with weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic
+    stacking). The sum of the learned weights acts as an inverse temperature.
 
     Args:
         tables: Two or more tables.
