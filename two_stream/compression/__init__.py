@@ -1,7 +1,7 @@
 """Smaller and faster networks from trained runs by pruning, quantization and distillation; each result is a run.
 
-Importing this package registers the three methods in `training.extension`, so that settings with a `compress` section
-can be trained.
+Importing this package registers the three methods in `training.step`, so that settings with a `compress` section can be
+trained.
 """
 
 from two_stream.compression import distillation, pruning, quantization

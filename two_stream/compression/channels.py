@@ -196,7 +196,7 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
 
 
 def _groups(layers: Iterable[Layer]) -> int:
-    """Return the largest number of groups of the convolutions that are not depthwise; 1 if there are no groups."""
+    """Return the largest number of groups of a convolution that is not depthwise; 1 if no convolution is grouped."""
     convolutions = [layer for layer in layers if not isinstance(layer, nn.Linear)]
     return max((int(one.groups) for one in convolutions if one.groups < one.out_channels), default=1)
 

@@ -90,7 +90,7 @@ def soft_target_loss(logits_BK: torch.Tensor, targets_BK: torch.Tensor, temperat
 def tokens_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the tokens `(B, T, D)` of a network's maps.
 
-    Pathways are concatenated, with the time steps of the first one.
+    The tokens of all pathways are interpolated to the time steps of the first pathway and concatenated.
     """
     tokens = [space_mean(x_BCTHW) for x_BCTHW in maps]
     return torch.cat([in_time(x_BTD, tokens[0].shape[1]) for x_BTD in tokens], dim=-1)
@@ -132,7 +132,7 @@ class Teacher:
     """A trained network in evaluation mode, without gradients."""
 
     def __init__(self, path: Path, student: InputSpec) -> None:
-        """Load a teacher's run; `student` is the input of the student.
+        """Load a teacher's run; `student` describes the input of the student.
 
         Raises:
             CheckpointError: The run cannot be read.

@@ -55,7 +55,7 @@ class Pruning(Extension):
         self.steps = steps_per_epoch
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Restore the masks from the weights. Only removed weights are exactly 0."""
+        """Restore the masks from the weights, because only removed weights are exactly 0."""
         self.masks = {name: weight != 0 for name, weight in self._weights(models[0]).items()}
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
@@ -111,7 +111,7 @@ class Pruning(Extension):
 
 
 def level_threshold(weights: torch.Tensor, level: float) -> float | None:
-    """Return the largest of the `int(level · n)` smallest absolute values of n weights; None if this number is 0."""
+    """Return the largest of the k smallest absolute values of n weights, with `k = int(level · n)`; None if k is 0."""
     count = int(level * weights.numel())
     if count == 0:
         return None

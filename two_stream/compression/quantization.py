@@ -156,7 +156,7 @@ class QuantizationAware(Extension):
             self.stepped(models, self.done - 1)
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Freeze the ranges and the BatchNorm statistics, each after the fraction of the training in the settings."""
+        """Freeze the ranges and the BatchNorm statistics, each after a fraction of the training (see the settings)."""
         from two_stream.surgery.int8_graph import stop_ranges
 
         self.done = step + 1

@@ -80,7 +80,7 @@ class Sensitivity:
     base: SensitivityPoint
     points: list[SensitivityPoint]
     shared: dict[str, str] = field(default_factory=dict)
-    """layers that share channels with another layer, with the name of this layer, under which they are measured"""
+    """`{layer: measured layer}` for layers that share their channels with a measured layer and have the same results"""
     fixed: list[str] = field(default_factory=list)
     """layers that cannot lose channels, because they belong to the last feature map"""
 
@@ -138,8 +138,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Prune each layer separately to each of the ascending levels, and score the clips of `fixed_clips`.
 
-    The run's network is not changed. `part` and `seed` of the clips are stored in the result. If `latency` is true, the
-    forward pass of a view is also timed for each point.
+    The run's network is not changed. `part` and `seed` describe the clips and are stored in the result. If `latency` is
+    true, the forward pass of a view is also timed for each point.
 
     Raises:
         SettingsError: The network or all its layers cannot be pruned with these options.
@@ -269,8 +269,8 @@ def choose_levels(
     """Choose a fraction to prune for each layer, so that the network keeps at most `budget` (0 to 1) of its cost.
 
     The method is greedy. Each step considers the next level of each layer, and takes the one with the smallest added
-    loss per saved cost. After each step, the network with all levels chosen so far is counted or timed. Pruning weights
-    reduces only the number of parameters.
+    loss per saved cost. After each step, the cost of the network with all levels chosen so far is counted or timed.
+    Pruning weights reduces only the number of parameters.
 
     Raises:
         SettingsError: Latencies were not measured, or the budget cannot be met, for example a budget of multiply-adds

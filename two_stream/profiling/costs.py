@@ -44,9 +44,9 @@ def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
 
 
 def meta_twin(model: Recognizer) -> Recognizer:
-    """Return a copy of a model on the meta device, including removed channels.
+    """Return a copy of a model on the meta device.
 
-    For an int8 network, the copy is the float version.
+    The copy lacks the channels that were removed from the model. For an int8 network, the copy is the float version.
     """
     twin = meta_model(model.options, model.num_classes)
     for alteration in model.alterations:
@@ -128,7 +128,7 @@ def fvcore_operations(model: Recognizer) -> int:
 def callables(model: Recognizer) -> list[tuple[str, nn.Module]]:
     """Return the names and modules of the stages.
 
-    A list of heads is replaced by its members, whose `forward` is called.
+    A list of heads is replaced by the heads, because the list itself has no forward pass.
     """
     called: list[tuple[str, nn.Module]] = []
     for name, stage in model.stages():

@@ -48,7 +48,7 @@ class LoadingCost:
 
     @property
     def worker_milliseconds(self) -> float:
-        """Milliseconds that a worker takes for a clip."""
+        """Milliseconds that a worker needs for one clip."""
         return self.read + self.transform + self.collate
 
     def workers_for(self, clips_per_second: float) -> int:
@@ -120,7 +120,7 @@ def training_part(experiment: Experiment, spec: InputSpec) -> tuple[Record, list
 
 
 def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str, float], int]:
-    """Load clips in this process as a worker does; return the seconds of each part and the number of clips."""
+    """Load clips in this process as a worker does; return the seconds of each step and the number of clips."""
     source = _Clocked(loader.dataset.source)
     loader.dataset.source = source
     times = dict.fromkeys(("read", "transform", "collate", "copy"), 0.0)

@@ -37,15 +37,15 @@ _RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """Measures the peak memory from the creation of this object on.
+    """Measures the peak memory since this object was created.
 
-    On a GPU, the peak is that of the memory that torch has allocated on the GPU. On a CPU, the peak is that of the
-    resident size of the process, including the interpreter and libraries. Only Linux can reset the peak of a process;
-    on other systems, the peak since the start of the process is returned.
+    On a GPU, this is the peak of the memory that torch has allocated on the GPU. On a CPU, this is the peak resident
+    size of the process, including the interpreter and libraries. Only Linux can reset the peak of a process; on other
+    systems, the peak since the start of the process is returned.
 
     Attributes:
         kind: Description of what is measured.
-        before: Number of bytes at the creation.
+        before: Number of bytes in use when this object was created.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -67,7 +67,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Return unused memory to the system and reset the kernel's peak value; return whether the reset succeeded."""
+    """Release unused memory, reset the kernel's peak value, and return whether the reset succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # with another C library, freed memory is still counted
@@ -80,7 +80,7 @@ def _reset_mark() -> bool:
 
 
 def _status(key: str) -> int:
-    """Return a size in `/proc/self/status` in bytes."""
+    """Return the value of an entry of `/proc/self/status` in bytes."""
     for line in _STATUS.read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == key:
@@ -306,7 +306,8 @@ class NetworkCosts:
     latency_ms: float
     """median duration in milliseconds of a view's forward pass in evaluation"""
     latency_low: float
-    """smallest of the medians of all turns; `latency_high` is the largest"""
+    """median duration in the fastest of the turns (see `measure_networks`); `latency_high` is that of the slowest
+    turn"""
     latency_high: float
     memory_mib: float
     """peak memory of the loaded network and one view's forward pass, minus the memory that the process used before"""
@@ -367,7 +368,7 @@ def measure_networks(
 def evaluated_forward(
     model: Recognizer, experiment: Experiment, options: EvaluateOptions, device: torch.device
 ) -> tuple[Forward, str]:
-    """Return a function that computes one view with the evaluation options, and the precision."""
+    """Return a function that computes one view with the evaluation options, and the name of its precision."""
     chosen = resolve_evaluation(model, options, device, exact=is_exact(experiment))
     return forward_of(prepare_for_inference(model, chosen), device, chosen.precision), chosen.precision
 

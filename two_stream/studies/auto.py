@@ -103,7 +103,7 @@ class Candidate:
     rule: str
     weights: list[float]
     validated: float
-    """top-1 accuracy on held-out training videos, which are those of the folds or of the holdout"""
+    """top-1 accuracy on held-out training videos (the cross-validation folds or the holdout part)"""
     videos: int
     """number of videos that the accuracy `validated` is computed on"""
 

@@ -51,7 +51,7 @@ class Baseline:
 
     @property
     def tables(self) -> list[ScoreTable]:
-        """The majority class, the streams and the fusion, in the order of display."""
+        """The score tables of the majority class, the streams and the fusion, in the order of display."""
         return [self.majority, *self.streams, *([] if self.fused is None else [self.fused])]
 
     @property

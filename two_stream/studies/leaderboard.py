@@ -27,8 +27,9 @@ class Standing:
     behind: float | None
     """accuracy of the first variant minus the accuracy of this variant; None for the first variant"""
     p_holm: float | None
-    """p value of the paired test against the best variant with three or more training runs, after Holm's correction
-    over all pairs; None for the best variant and for variants with fewer training runs"""
+    """p value of the paired test against the best variant, corrected for all pairs by Holm's procedure. Only variants
+    with three or more training runs are tested. None for the best of these variants and for variants with fewer
+    training runs"""
     level_with_best: bool
     """whether the test against the best variant shows no difference"""
     modality: str

@@ -24,8 +24,8 @@ class Alteration(ABC):
 
     kind: ClassVar[str]
     reshapes: ClassVar[bool] = False
-    """whether only the sizes of layers change. Such a network is trained and counted like other networks; before its
-    weights are loaded, the same change is applied to a new network"""
+    """whether only the sizes of layers change. Such a network can be trained, and its costs can be counted, as for
+    other networks"""
 
     @property
     def cpu_only(self) -> bool:
@@ -34,7 +34,7 @@ class Alteration(ABC):
 
     @abstractmethod
     def apply(self, model: Recognizer) -> None:
-        """Change the layers in place. The names and shapes of all tensors are then final, but not their values."""
+        """Change the layers in place, so that all tensors have their final names and shapes (but not values)."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Int8(Alteration):
     per_channel: bool = True
     """whether weights have one scale per output channel instead of one per tensor"""
     engine: str = "auto"
-    """engine of torch that packs the weights and computes the layers"""
+    """torch engine that packs the weights and computes the layers"""
     fake: bool = False
     """whether to compute in float with rounded values, for quantization-aware training"""
     decay: float = 0.999
@@ -215,9 +215,9 @@ def _linear_layers(model: Recognizer) -> list[str]:
 
 
 def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
-    """Return the layers that match patterns: a layer's name, a name that contains layers, or a name with `*` and `?`.
+    """Return the layers that match patterns: names of layers or of modules with layers, with wildcards `*` and `?`.
 
-    Layers of the backbone have their name in the backbone (`stem.0`). Other layers have their name in the model
+    Layers of the backbone are named as in the backbone (`stem.0`). Other layers are named as in the model
     (`heads.0.linear`, `classifier`).
 
     Raises:

@@ -1,4 +1,7 @@
-"""Conversion of a network's layers with torch.ao: with observers, rounded in float for training, or in int8."""
+"""Quantization of a network's layers with torch.ao.
+
+Layers first get observers that measure ranges. The layers then round in float (for training) or compute in int8.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ OBSERVERS: dict[str, type[MinMaxObserver] | type[HistogramObserver]] = {
 def layer_config(
     observer: str, *, per_channel: bool, largest: int = 127, decay: float = 0.999, fake: bool = False
 ) -> QConfig:
-    """Return the configuration of how activations and weights are quantized.
+    """Return the torch.ao configuration that defines how activations and weights are quantized.
 
     If `fake` is true, values are rounded in float.
 
@@ -117,7 +120,7 @@ def _config(activation: Any, options: dict[str, Any], weight: Any, others: dict[
 
 
 def start_ranges(model: nn.Module) -> None:
-    """Enable updates of the moving ranges of a model in evaluation mode."""
+    """Let a model update its moving ranges also in evaluation mode."""
     for part in model.modules():
         if isinstance(part, MovingRange):
             part.train()
@@ -223,7 +226,7 @@ def convert(model: Recognizer) -> None:
 
 
 def _backend() -> BackendConfig:
-    """Return the patterns of int8 layers of torch, and additional patterns for the modules of two-stream."""
+    """Return torch's patterns for int8 layers, plus patterns for the modules of two-stream."""
     config = get_native_backend_config()
     for part in (*_MOVING_MODULES, *_MOVING_FUNCTIONS, SamePad3d):
         moved = BackendPatternConfig(part)
@@ -236,7 +239,7 @@ def _backend() -> BackendConfig:
 def _mapping(config: QConfig, kept: Sequence[str], *, fake: bool) -> QConfigMapping:
     """Return a mapping with one configuration for all layers.
 
-    Operations with a known range, such as sigmoid, keep the configuration of torch.
+    Operations with a known range, such as sigmoid, keep torch's default configuration.
     """
     default = get_default_qat_qconfig_mapping if fake else get_default_qconfig_mapping
     mapping: QConfigMapping = default("x86").set_global(config)
@@ -275,7 +278,7 @@ def _move_bytes(graph: fx.GraphModule) -> fx.GraphModule:
     """Remove the conversions to float and back around modules of a converted graph that only move values.
 
     torch inserts these conversions around modules that it does not know, such as pooling and channel shuffle. Modules
-    that move, select or average values have the same result on bytes, with the scale of their input.
+    that move, select or average values can compute on bytes, and their output has the scale of their input.
     """
     for node in list(graph.graph.nodes):
         sources = [arg for arg in node.all_input_nodes if arg.target == "dequantize"]

@@ -20,13 +20,13 @@ _ATTRIBUTES = ("in_channels", "out_channels", "groups", "num_features", "in_feat
 class Narrowed(Alteration):
     """Layers with fewer channels than the options define.
 
-    The last feature map keeps its width, so that every head fits.
+    The last feature map keeps all its channels, so that every head fits.
     """
 
     sizes: Mapping[str, Mapping[int, int]]
-    """for each weight or statistic, by name: `{dimension: remaining size}`"""
+    """`{tensor name: {dimension: remaining size}}`"""
     attributes: Mapping[str, Mapping[str, int]]
-    """for each layer, by name: the values of its size attributes"""
+    """`{layer name: {attribute: value}}` for attributes that store sizes"""
 
     kind: ClassVar[str] = "narrowed"
     reshapes: ClassVar[bool] = True

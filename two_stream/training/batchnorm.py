@@ -1,4 +1,4 @@
-"""BatchNorm in several processes: the running statistics of a single process, or statistics over all clips.
+"""BatchNorm in several processes, with the results of a single process or with statistics over all clips.
 
 By default each process normalises with the statistics s of its own micro-batch, as a single process does. A single
 process updates its running statistics r with momentum m after each micro-batch: `r <- (1 - m) r + m s`. To get the same
@@ -81,7 +81,7 @@ class RunningStatistics:
 
 
 def _moves(norm: _BatchNorm) -> bool:
-    """Return whether training updates the running statistics; a frozen layer is in evaluation mode."""
+    """Return whether training updates the running statistics; those of frozen layers are not updated."""
     return norm.training and bool(norm.momentum) and norm.num_batches_tracked is not None
 
 
@@ -115,12 +115,12 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _inner_modules(norm: _BatchNorm) -> list[tuple[str, nn.Module]]:
-    """Return the modules that a norm of timm contains and applies last: dropout, then activation."""
+    """Return the dropout and the activation that a norm of timm applies after normalising."""
     return list(norm.named_children())
 
 
 class SpanningBatchNorm(_BatchNorm):
-    """BatchNorm over the clips of all processes, for any device; a process can have no clip."""
+    """BatchNorm over the clips of all processes, for any device. A process may have no clips."""
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> SpanningBatchNorm:
@@ -165,7 +165,7 @@ class SpanningBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _move(self, mean: torch.Tensor, variance: torch.Tensor, count: float) -> None:
-        """Update the running statistics; as in torch, the variance is the unbiased one."""
+        """Update the running statistics, with the unbiased variance as in torch."""
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:  # None when a stage is recomputed in the backward pass

@@ -47,9 +47,9 @@ class TrainingData:
     """Training and validation data of a run."""
 
     train: Callable[..., EpochLoader]
-    """function of the epoch (from 0) and the number of micro-batches to skip; returns the loader of this process's
-    share. `group`: micro-batches per step if there are several processes; `wrap`: function that wraps the data set, for
-    example to add clips for teachers"""
+    """function that returns the loader of this process's share, given the epoch (from 0) and the number of
+    micro-batches to skip. `group` is the number of micro-batches per step if there are several processes. `wrap` is a
+    function that wraps the data set, for example to add clips for teachers"""
     validation: Callable[[], Iterable[Batch]]
     """function that returns this process's batches of the validation part"""
     num_train: int
@@ -64,9 +64,9 @@ class TrainingData:
     fingerprint: str = ""
     """hash of the videos, their order, labels and frame counts"""
     lists: dict[str, Any] = field(default_factory=dict)
-    """`training_videos` and `training_list`; see `list_facts`"""
+    """`training_videos` and `training_list`, as returned by `list_facts`"""
     mirror: Mirror = field(default_factory=Mirror)
-    """labels that mirrored videos get"""
+    """how mirroring a video changes its label"""
     features: FeatureCache | None = None
     """stored features that replace the clips; None if clips are read"""
     centred: Callable[[], Iterable[Batch]] = tuple

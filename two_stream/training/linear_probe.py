@@ -69,7 +69,7 @@ def check_probe(model: Recognizer, data: TrainingData) -> None:
     if below:
         raise SettingsError(
             f"`train.optimizer.kind: logistic` trains the classifier only, but {below[0]} and {len(below) - 1} "
-            "other parameters below the classifier are not frozen; set `train.freeze_until: head`"
+            "other parameters before the classifier are not frozen; set `train.freeze_until: head`"
         )
 
 
@@ -101,7 +101,7 @@ class Probe:
         the video"""
 
     def restore(self) -> None:
-        """Load the progress of the run. A run with a checkpoint is finished.
+        """Load the progress of the run. If a checkpoint exists, the run is already finished.
 
         Raises:
             CheckpointError: The checkpoint is damaged.
@@ -116,7 +116,7 @@ class Probe:
         self.progress = Progress.from_state(state["progress"])
 
     def fit(self) -> TrainResult:
-        """Fit the classifier, validate it and write the run's folder. After a signal, nothing is written.
+        """Fit the classifier, validate it and write the run's folder. If a signal stops the fit, nothing is written.
 
         Raises:
             DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.

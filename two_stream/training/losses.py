@@ -111,7 +111,7 @@ def _weights(
         return torch.tensor(balanced(labels))
     if len(given) != labels.num_classes:
         raise SettingsError(
-            f"`train.loss.{name}` has {len(given)} numbers: expected one per class ({labels.num_classes})"
+            f"`train.loss.{name}` has {len(given)} numbers; expected one per class ({labels.num_classes})"
         )
     return torch.tensor([float(weight) for weight in given])
 

@@ -65,7 +65,7 @@ def build_optimizer(
 
 
 def update_rule(options: OptimizerOptions) -> Sgd | AdamW:
-    """Return the options as those of SGD or AdamW; `logistic` is handled in `training/linear_probe.py`."""
+    """Return the options, which must be those of SGD or AdamW (`training/linear_probe.py` handles `logistic`)."""
     assert not isinstance(options, Logistic)
     return options
 

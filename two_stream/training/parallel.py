@@ -1,10 +1,10 @@
-"""One optimizer step by the processes of a run: a single process, replicas (DDP) or shards (FSDP2).
+"""How the processes of a run compute an optimizer step: as a single process, as replicas (DDP) or as shards (FSDP2).
 
 In a *row*, each process computes one micro-batch; a step consists of one or more rows. Gradients are exchanged once per
-step, in the last row. If a process has no micro-batch in the last row (at the end of an epoch, or because of unreadable
-clips), it contributes a gradient of zero, so that the other processes do not wait.
+step, in the last row. At the end of an epoch, or if clips are unreadable, a process can lack a micro-batch in the last
+row. It then contributes a gradient of zero, so that the other processes do not wait.
 
-FSDP2 serves networks that are too large for one GPU. Each stage of the backbone is one shard group; the head and the
+FSDP2 is for networks that are too large for one GPU. Each stage of the backbone is one shard group; the head and the
 classifier form another group. A process gathers the weights of one group at a time. Checkpoints contain full tensors,
 so a run can resume with any `train.strategy`.
 """
@@ -48,7 +48,7 @@ class Parallel:
         return logits
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Run a row without a micro-batch. Returns a loss of zero for the backward pass, or None if none is needed."""
+        """Run a row without a micro-batch. Returns a loss of zero, or None if no backward pass is needed."""
         del last
         return None
 
@@ -197,7 +197,7 @@ class Sharded(Parallel):
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the shard groups.
 
-    A `ModuleList` has no forward pass of its own, so its weights are left to the root group.
+    A `ModuleList` has no forward pass of its own, so its weights belong to the root group.
     """
     for _, stage in cast(Any, model).stages()[:-1]:
         if not isinstance(stage, nn.ModuleList) and next(stage.parameters(), None) is not None:

@@ -1,8 +1,8 @@
 """Logistic regression on standardised vectors; cross-validation over source videos chooses the penalty C.
 
 The estimator is `LogisticRegression` of scikit-learn: multinomial, with an L2 penalty on the weights but not on the
-biases. The vectors of one video share the weight of one sample, and all clips of a source video are in the same fold.
-If there are fewer vectors than dimensions, the problem is solved in the span of the vectors. The result is exact,
+biases. The vectors of one video together have the weight of one sample, and all clips of a source video are in the same
+fold. If there are fewer vectors than dimensions, the problem is solved in the span of the vectors. The result is exact,
 because the solution is always in the span of the vectors.
 """
 
@@ -53,10 +53,10 @@ class Chosen:
 
     c: float
     table: list[dict[str, float]]
-    """for each value of C: `c`, and `loss` and `top1` on held-out videos, weighted as in the fit; empty without
-    cross-validation"""
+    """one row for each value of C, with `c`, and `loss` and `top1` on held-out videos, weighted as in the fit. Empty
+    without cross-validation"""
     folds: int
-    """number of folds that were used; can be smaller than the setting"""
+    """number of folds that were used, which can be smaller than in the settings"""
 
 
 def sample_weights(vectors: Vectors, balanced: bool) -> Floats:
@@ -183,9 +183,9 @@ class _Space:
     mean: Floats
     scale: Floats
     inside: Floats
-    """the standardised rows, projected if there is a projection"""
+    """standardised rows, projected onto their span if there are fewer rows than dimensions"""
     basis: Floats | None
-    """basis of the span `(D, N)` with orthonormal columns; None without a projection"""
+    """orthonormal basis of the span of the rows, as columns `(D, N)`; None without a projection"""
 
     @classmethod
     def of(cls, z_ND: Floats) -> _Space:
@@ -280,7 +280,7 @@ def _logit_rows(estimator: Any) -> tuple[Floats, Floats]:
 
 @contextmanager
 def _without_warning() -> Iterator[None]:
-    """Ignore the convergence warning of scikit-learn: float64 cannot always reach the tolerance."""
+    """Ignore the convergence warning of scikit-learn, because float64 cannot always reach the tolerance."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
 """One optimizer step: mixup, forward and backward passes of the micro-batches, and the hooks of extensions.
 
-Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) mix all frames of a clip alike. Each clip contributes at least
-half of its mixture, so training accuracy is measured against the clip's own label.
+Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) mix all frames of a clip in the same way. Each clip contributes
+at least half of its mixture, so training accuracy is measured against the clip's own label.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression"
 
 
 class Extension:
-    """Base class of all extensions, whose methods change nothing."""
+    """Base class of all extensions; its own methods change nothing."""
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
         """Change the network in place before the optimizer is built.
@@ -49,7 +49,7 @@ class Extension:
         """
 
     def data(self, data: TrainingData) -> TrainingData:
-        """Return the training data, to whose batches the extension may add clips (`Batch.beside`)."""
+        """Return the training data; the extension may add clips to its batches (`Batch.beside`)."""
         return data
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
@@ -117,7 +117,7 @@ def mix_batch(
     *,
     key: tuple[object, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply mixup or CutMix to a batch, or return the batch unchanged. The choice is random.
+    """Apply mixup, CutMix or neither to a batch, chosen at random.
 
     Args:
         clips_BCTHW: Pixel values 0..255, uint8 or float.
@@ -231,7 +231,7 @@ class Position:
 
 @dataclass
 class StepResult:
-    """Sums over the clips of one group, for all processes together."""
+    """Sums over the clips of one optimizer step, for all processes together."""
 
     loss: float = 0.0
     """training loss, summed over the clips"""
@@ -241,7 +241,7 @@ class StepResult:
     """ids of the clips that this process read"""
     lr: float = 0.0
     grad_norm: float = 0.0
-    """norm of the gradient before clipping; 0 if all clips of the group were skipped"""
+    """norm of the gradient before clipping; 0 if all clips of the step were skipped"""
 
 
 class Stepper:
@@ -409,7 +409,7 @@ class ShortConv3d(nn.Conv3d):
             return super().forward(input.float()).to(torch.bfloat16)
 
     def _short(self, sizes: torch.Size) -> bool:
-        """Return whether the input is smaller than the kernel; size 1 with kernel 3 and stride 1 is safe."""
+        """Return whether the input is too small for the oneDNN kernel."""
         return any(
             size < kernel and (size, kernel, stride) != (1, 3, 1)
             for size, kernel, stride in zip(sizes, self.kernel_size, self.stride, strict=True)

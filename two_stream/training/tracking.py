@@ -179,7 +179,9 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix. Colours are fractions of the true class. With up to 20 classes, cells contain counts.
+    """Draw a confusion matrix.
+
+    Colours show fractions of the true class's videos. With up to 20 classes, cells contain counts.
 
     Call this function and render the figure within `plain_figures`.
     """

@@ -164,7 +164,7 @@ class Tally:
 
 
 class _Reading:
-    """Yields non-empty batches until a stop or an error.
+    """Yields non-empty batches until a stop is requested or an error occurs.
 
     With several processes, the error is stored and raised later.
     """
@@ -392,7 +392,7 @@ class Feed:
     def prefetch(self) -> None:
         """Start to copy the next micro-batch to the GPU.
 
-        Call this method when the work of the current micro-batch is queued.
+        Call this method when the computation of the current micro-batch has been queued on the GPU.
         """
         if self._stream is not None:
             self._fetch()
@@ -753,7 +753,7 @@ class Trainer:
     def _save_last(self) -> None:
         """Write `metrics.jsonl`, then `last/`.
 
-        If the process is killed in between, the resumed run writes the same lines again.
+        If the process is killed before `last/` is written, the resumed run writes the same lines again.
         """
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)
@@ -767,9 +767,9 @@ class Trainer:
     def _save_best(self) -> None:
         """Write `best/` before `last/` is written.
 
-        If the process is killed in between, the resumed run repeats the epoch.
+        If the process is killed before `last/` is written, the resumed run repeats the epoch.
 
-        With stored features, whose epochs are short, a copy is kept in memory until `last/` is written.
+        With stored features, epochs are short, so a copy of the best model is kept in memory until `last/` is written.
         """
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None

@@ -262,7 +262,7 @@ def test_fusion_matrix_has_every_pair(tmp_path):
     for text in written(plain, tmp_path)[:2]:
         shown = text if isinstance(text, str) else text.text
         weights = "(rgb a 0.25, rgb b 0.25, flow a 0.25, flow b 0.25)"
-        assert f"With weights found on the holdout part, 120 videos {weights}: 82.0 [78.0, 86.0] %." in shown
+        assert f"With weights fitted on the holdout part, 120 videos {weights}: 82.0 [78.0, 86.0] %." in shown
 
 
 def test_settings_that_differ_stand_beside_each_other(tmp_path):

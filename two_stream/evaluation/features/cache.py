@@ -4,8 +4,8 @@ In a cache folder, `features.json` records how the features were computed and li
 float32 row for each view and is memory-mapped. `<part>_mirrored.npy` marks the mirrored views. `checksums.json`
 contains the SHA-256 of each file. The part `train` covers the complete official training list, because the holdout
 depends on the seed of a run. Row 0 of a training video is its centred clip, and row 1 + e is the clip that a run with
-the cache's seed draws in epoch e. The part `test` has the views of an evaluation, in the order of `VideoViews`: all
-clips of a crop follow each other.
+the cache's seed draws in epoch e. The part `test` has the views of an evaluation, in the order of `VideoViews`: the
+clips of each crop are consecutive.
 
 `StoredClips` returns the rows as training batches. `StoredViews` scores the rows with a head and a classifier.
 """
@@ -69,7 +69,7 @@ class StoredVideo(Options):
     first: int
     """index of the row with the video's first view"""
     clips: int
-    """number of clips, each with all crops of the part; in the training part, the number of rows"""
+    """number of clips of the video; each clip has all crops of the part, and training clips have one crop"""
 
 
 class PartFacts(Options):
@@ -437,7 +437,7 @@ class StoredViews:
     """Scores the stored views of a part with the head and the classifier of a run.
 
     Attributes:
-        experiment: Settings used for scoring. The views, the precision and the folding are those of the cache.
+        experiment: Settings used for scoring, with the views, the precision and the BatchNorm folding of the cache.
     """
 
     def __init__(

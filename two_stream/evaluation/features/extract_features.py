@@ -170,7 +170,7 @@ class _Plan:
     videos: list[StoredVideo]
     crops: int
     options: EvaluateOptions
-    """evaluation options with the precision and the folding of the network"""
+    """evaluation options with the precision and the BatchNorm folding of the network"""
 
     @property
     def rows(self) -> int:
@@ -320,7 +320,7 @@ class _Writer:
 
 
 class TrainingViews(Dataset[VideoViews | ClipFailure]):
-    """Clips of several data sets of the same videos, as views. All clips of a video follow each other."""
+    """Clips of several data sets with the same videos, as views. The clips of each video are consecutive."""
 
     def __init__(self, clips: Sequence[ClipDataset]) -> None:
         self.clips = clips

@@ -56,9 +56,9 @@ def score_windows(
 ) -> list[TimelineWindow]:
     """Return the windows of a video in order, with the scores of its streams fused.
 
-    Windows with the same number are fused. Flow has one frame less than RGB, so its last window may be slightly earlier
-    or missing. Only windows that all streams have are returned. A flow frame has the number of the first of its two
-    images.
+    The n-th windows of all streams are fused. Flow has one frame fewer than RGB, so its last window may be slightly
+    earlier or missing. Only windows that all streams have are returned. A flow frame has the number of the first of its
+    two images.
 
     `scored`, `options` and `samplings` (`standard` or `paper`) have one entry for each run.
     """
@@ -98,8 +98,8 @@ def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str],
 def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str]) -> None:
     """Draw the class probabilities over time, and below them the most likely class.
 
-    The horizontal axis shows seconds, or frame numbers if the file has no times. Because windows overlap, each window
-    is drawn from halfway to the previous window's middle to halfway to the next window's middle.
+    The horizontal axis shows seconds, or frame numbers if the file has no times. Because windows overlap, the border
+    between two windows is drawn halfway between their middles.
 
     `path` is the PNG, PDF or SVG file to write.
     """

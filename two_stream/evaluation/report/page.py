@@ -106,7 +106,7 @@ def markdown_cell(value: object) -> str:
 def drawing(
     height: float, panels: int = 1, *, columns: int = 1, width: float = WIDTH, **extra: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Context manager that returns a figure in the style of the report and its axes, row by row; see `to_svg`.
+    """Context manager that yields a figure in the report's style and a list of its axes (row by row); see `to_svg`.
 
     Sizes are in inches. `panels` is the number of axes; it is rounded up to complete rows of `columns`. `extra` is
     passed to `Figure.subplots`.
@@ -187,7 +187,7 @@ def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str,
 def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
     """Draw a confusion matrix.
 
-    Rows are true classes, columns predicted classes, and shades are fractions of the true class.
+    Rows are true classes, columns are predicted classes, and shades show fractions of the true class's videos.
     """
     classes = len(names)
     side = min(WIDTH, 1.6 + 0.5 * classes)

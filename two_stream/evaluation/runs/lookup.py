@@ -51,8 +51,8 @@ def find_baseline(table: ScoreTable) -> tuple[ScoreTable | None, str]:
     The scores are searched in the folder `runs` that contains the table's run. The run can be `runs/<run>`,
     `runs/<group>/<run>` or a study's cell `runs/studies/<study>/runs/<cell>`.
 
-    The first result is None if no scores are found. The command is empty if the table has no baseline: it is not of the
-    test part, it is multi-label, it belongs to the baseline itself, or its data set is unknown.
+    The first result is None if no scores are found. The command is empty for tables without a baseline: tables of other
+    parts than test, multi-label tables, the baseline's own tables, and tables whose data set is unknown.
 
     Raises:
         ScoreError: The baseline's score file is damaged.
@@ -120,7 +120,10 @@ def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return the numbers in `metrics.jsonl`, one row for each epoch. A damaged line ends the rows, with a warning."""
+    """Return the numbers in `metrics.jsonl`, one row for each epoch.
+
+    If a line is damaged, a warning is printed, and this line and the following ones are ignored.
+    """
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():
         return rows

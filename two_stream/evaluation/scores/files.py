@@ -136,7 +136,7 @@ def check_table(table: ScoreTable, where: str) -> None:
     """
     count, classes = len(table.ids), len(table.class_names)
     if table.logits.shape != (count, classes):
-        raise ScoreError(f"{where}: logits are {table.logits.shape}, expected {(count, classes)}")
+        raise ScoreError(f"{where}: logits have shape {table.logits.shape}, expected {(count, classes)}")
     if table.labels.shape != (count,):
         raise ScoreError(
             f"{where}: {table.labels.size} labels for {count} videos; expected one label for each video"
@@ -152,7 +152,9 @@ def check_table(table: ScoreTable, where: str) -> None:
         )
     if table.targets is not None:
         if table.targets.shape != (count, classes):
-            raise ScoreError(f"{where}: targets are {table.targets.shape}, expected ({count}, {classes})")
+            raise ScoreError(
+                f"{where}: targets have shape {table.targets.shape}, expected ({count}, {classes})"
+            )
         own = np.take_along_axis(table.targets, table.labels[:, None], axis=1)[:, 0]
         _refuse(where, "the label is not among the targets:", _pick(table.ids, ~own))
     if (table.view_logits is None) != (table.view_counts is None):
@@ -162,7 +164,9 @@ def check_table(table: ScoreTable, where: str) -> None:
     if table.view_logits is not None and table.view_counts is not None:
         expected = (int(table.view_counts.sum()), classes)
         if table.view_counts.shape != (count,) or table.view_logits.shape != expected:
-            raise ScoreError(f"{where}: view logits are {table.view_logits.shape}, expected {expected}")
+            raise ScoreError(
+                f"{where}: view logits have shape {table.view_logits.shape}, expected {expected}"
+            )
 
 
 def name_of(table: ScoreTable) -> str:
@@ -248,7 +252,7 @@ def view_rows(
 ) -> NDArray[np.float32]:
     """Return the views of the videos with the indices `order`.
 
-    All views are `(sum of V, K)`, with `counts` views per video.
+    `views` are the views of all videos, `(sum of V, K)`; `counts` is the number of views of each video.
     """
     ends = np.cumsum(counts)
     return np.concatenate([views[:0], *(views[ends[row] - counts[row] : ends[row]] for row in order)])

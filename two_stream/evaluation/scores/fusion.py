@@ -45,7 +45,8 @@ class Curve:
     """weights w of the first stream; the second stream has weight 1 - w"""
     accuracies: list[float]
     chosen: float
-    """weight with the best accuracy; if several are equal, the middle of the range of best weights nearest to 0.5"""
+    """weight with the best accuracy; if a range of weights is equally good, its middle (of several ranges, the one
+    nearest to 0.5)"""
     accuracy: float
     """accuracy with the weight `chosen`, on the same data"""
     videos: int
@@ -62,12 +63,20 @@ def fuse(
 ) -> ScoreTable:
     """Fuse two or more score tables of the same videos, joined by id.
 
-    Rules, where s_m are the logits of stream m and w_m is its weight (default: 1): l2: sum of w_m · s_m / ‖s_m‖₂. With
-    equal weights, l2 is the rule of the paper. logits: sum of w_m · s_m. probabilities: log of the weighted mean of
-    softmax(s_m); for a multi-label data set, logit of the weighted mean of sigmoid(s_m). rank: sum of w_m · Borda
-    points (K - 1 for a stream's best class, 0 for its worst class, means for ties). learned: sum of w_m · s_m, with
-    weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic stacking). The sum of the learned weights is the
-    inverse of a temperature.
+    In the following rules, s_m are the logits of stream m and w_m is its weight (default: 1).
+
+    `l2` is the sum of w_m · s_m / ‖s_m‖₂. With equal weights, this is the rule of the paper.
+
+    `logits` is the sum of w_m · s_m.
+
+    `probabilities` is the log of the weighted mean of softmax(s_m). For a multi-label data set, it is the logit of the
+    weighted mean of sigmoid(s_m).
+
+    `rank` is the sum of w_m times Borda points. A stream gives K - 1 points to its best class and 0 to its worst class.
+    Classes with equal scores get the mean of their points.
+
+    `learned` is the sum of w_m · s_m, with weights w_m ≥ 0 that minimise the cross-entropy on `fit` (logistic
+    stacking). The sum of the learned weights acts as an inverse temperature.
 
     Args:
         tables: Two or more tables.
@@ -111,7 +120,7 @@ def fuse(
 def combine(
     logits: Sequence[NDArray[np.float64]], rule: str, weights: Sequence[float], *, sigmoid: bool = False
 ) -> NDArray[np.float64]:
-    """Fuse arrays `(N, K)` of the same videos by a fixed rule; `learned` means a weighted sum here.
+    """Fuse arrays `(N, K)` of the same videos by a fixed rule; `learned` is computed as `logits`.
 
     If `sigmoid` is true, classes have independent probabilities, as in a multi-label data set.
     """
@@ -165,7 +174,7 @@ def _trace(
 
 
 def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> int:
-    """Return the index in the middle of a range of best values, of the range nearest to 0.5 if there are several."""
+    """Return the index in the middle of the range of best values (of several ranges, the one nearest to 0.5)."""
     best = np.flatnonzero(np.round(found, _ROUND) == np.round(found.max(), _ROUND))
     runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     middles = [int(run[len(run) // 2]) for run in runs]
@@ -189,7 +198,7 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
 
     The tables must be joined. For multi-label tables, the cross-entropy is the mean binary one over classes. Logits are
     divided by the standard deviation of their stream, so that the ridge penalty affects all streams equally. The
-    returned weights are for the original logits. The problem is convex.
+    returned weights are for the original logits. The optimization problem is convex.
     """
     logits, labels, targets = [table.logits for table in tables], tables[0].labels, tables[0].targets
     scales = [float(s.std()) or 1.0 for s in logits]
@@ -223,8 +232,9 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
 def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
     """Return the weights (with sum 1) for which a fixed rule has the best top-1 accuracy (or mAP) on joined tables.
 
-    Two streams: all weights in steps of 0.01. Three or four streams: all combinations in steps of 0.1; if several are
-    best, the combination with the smallest maximum is used. More streams: greedy selection (see `_selected`).
+    For two streams, all weights in steps of 0.01 are tried. For three or four streams, all combinations in steps of 0.1
+    are tried; if several are best, the combination with the smallest maximum is used. For more streams, the weights are
+    selected greedily (see `_selected`).
     """
     if len(tables) == 2:
         shares, _, best = _trace(tables, rule)
@@ -240,7 +250,7 @@ def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
 def _selected(tables: Sequence[ScoreTable], rule: str) -> list[float]:
     """Return the weights of an ensemble selection with replacement (Caruana et al. 2004).
 
-    The selection starts with each stream once. Each round adds the stream that improves the metric most; ties are
+    At the start, each stream is selected once. Each round adds the stream that improves the metric most; ties are
     broken by the smaller weight, then by the order. The result is that of the best round, or of the earliest one if
     several are best.
     """
@@ -320,7 +330,7 @@ def _weights_from_holdout(
 
 
 def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Return the holdout table for each table. Tables are matched by model hash, else by modality, else by position.
+    """Return the holdout table that matches each table by model hash, else by modality, else by position.
 
     Raises:
         ScoreError: A table has no match.

@@ -181,7 +181,7 @@ def video_sources(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
 
 
 def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]:
-    """Return the source index of each row, `(N,)`. Rows without a source have their video as source."""
+    """Return the source index of each row, `(N,)`. A row without a source gets its video as the source."""
     keys = [f"g:{group}" if group else f"v:{name}" for group, name in zip(groups, ids, strict=True)]
     return np.asarray(np.unique(np.asarray(keys), return_inverse=True)[1], dtype=np.int64)
 
@@ -264,7 +264,7 @@ def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
-    """Count the videos that both of two joined tables, only one or neither predict correctly."""
+    """Count the videos that both tables, only one or neither of them predict correctly. The tables must be joined."""
     one, two = (table_ranks(table) == 0 for table in (first, second))
     return {
         "both": int((one & two).sum()),
@@ -318,10 +318,10 @@ def pseudo_values(
     The pseudo-values are shifted so that their mean is the mAP.
 
     The method is that of the multi-reader analysis of Dorfman, Berbaum and Metz (1992). If there are more than `BLOCKS`
-    units, groups of units are left out (Kott 2001).
+    units, groups of units are left out instead of single units (Kott 2001).
 
-    `tables` are scores `(N, K)`. `unit` `(N,)` is the source index of each video. `count` is the number of units, if
-    some units have no video in these tables.
+    `tables` are scores `(N, K)`. `unit` `(N,)` is the source index of each video. `count` is the number of units; it is
+    required if some units have no video in these tables.
     """
     unit = unit % BLOCKS
     size = min(count or int(unit.max()) + 1, BLOCKS)
@@ -331,14 +331,14 @@ def pseudo_values(
 
 
 def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
-    """Return the mean of `pseudo_values`, or of differences of them, with its standard error."""
+    """Return the mean of `pseudo_values`, or of their differences, with its standard error."""
     return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), MAP_UNITS)
 
 
 def reweighted(
     tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], weights_RG: NDArray[np.int64]
 ) -> list[NDArray[np.float64]]:
-    """Return the mAP `(R,)` for each array of scores, for R rows of integer weights of the units, `(R, G)`."""
+    """Return the mAP `(R,)` for each array of scores, if units have integer weights `(R, G)` in R repetitions."""
     rows = len(weights_RG)
     sums = [np.zeros(rows) for _ in tables]
     counts = np.zeros(rows)
@@ -355,7 +355,7 @@ def reweighted(
 
 
 def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
-    """Return a function of integer weights `(R, N)` of the videos that returns the average precision `(R,)` of a class.
+    """Return a function from integer weights `(R, N)` of the videos to the average precision `(R,)` of a class.
 
     The average precision is the mean of the precision at the scores of the class's videos, where equal scores are
     counted together. The average precision is 0 if no video of the class has a weight.

@@ -172,6 +172,6 @@ def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
     try:
         return parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise error(f"{path}: no such file") from None
+        raise error(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as failure:
         raise error(f"{path}: not a JSON file ({failure}); expected JSON") from None

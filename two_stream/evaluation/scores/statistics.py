@@ -142,12 +142,12 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
 
     A mean over videos is a ratio of sums over units. The variance of the mean over units is the larger of two
     estimates. The first estimate is the variance of the linearised sums (Wolter 2007, chapter 6). In the first
-    estimate, the square of a unit that is the fraction q of its stratum is divided by 1 - 2q + Σq². The division makes
-    the estimate unbiased if all units have the same variance; for m equal units, the factor is m / (m - 1). The second
-    estimate follows from the intraclass correlation ρ of the units: σ² Σ (ρ h² + (1 - ρ) Σ w²), where h are the weights
-    of the units and w those of their videos (Kish 1965). The second estimate is required because the first one is
-    uncertain if few units contain most of the videos. The degrees of freedom are the effective number of units minus
-    one.
+    estimate, the squared sum of a unit that has the fraction q of its stratum's weight is divided by 1 - 2q + Σq². The
+    division makes the estimate unbiased if all units have the same variance; for m equal units, the factor is
+    m / (m - 1). The second estimate follows from the intraclass correlation ρ of the units: σ² Σ (ρ h² + (1 - ρ) Σ w²),
+    where h are the weights of the units and w those of their videos (Kish 1965). The second estimate is required
+    because the first one is uncertain if few units contain most of the videos. The degrees of freedom are the effective
+    number of units minus one.
 
     Args:
         values_VS: Values `(V, S)` of V videos in S training runs.
@@ -187,8 +187,8 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
 def estimate_units(values_GS: Values, share_G: Values, least: int) -> Estimate:
     """Return the mean of values for each unit and training run, such as jackknife pseudo-values.
 
-    The variance is G / (G - 1) times that of the jackknife, because the jackknife's variance is too small for a mAP of
-    ten sources.
+    The variance is G / (G - 1) times that of the jackknife, because the jackknife's variance is too small for the mAP
+    of few sources, such as ten.
 
     `values_GS` are values `(G, S)`. `share_G` is the fraction of the videos in each unit. `least` is the least number
     of units for an interval.
@@ -217,9 +217,10 @@ def _crossed(
     The method is the two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz
     1992; Hillis 2007), where readers are training runs and cases are sources. The variance of the mean is the variance
     over training runs, plus the variance over units, minus their interaction. Two changes make the analysis more
-    conservative. First, the variance is at least that over units. Second, the degrees of freedom are those of the
-    training runs divided by their fraction of the variance. Hillis squares the fraction, but the variance of three
-    training runs is often small by chance, so that equal variants would be found different too often.
+    conservative. First, the variance is never smaller than the variance over units. Second, the degrees of freedom are
+    those of the training runs, divided by the fraction of the variance that is due to training runs. Hillis squares the
+    fraction, but the variance of three training runs is often small by chance, so that equal variants would be found
+    different too often.
 
     `variance` is the variance of the mean over units. `rest_GS` are the deviations of the units in each training run,
     scaled so that their means over units are the deviations of the training runs. For the other arguments see
@@ -291,7 +292,8 @@ def smallest_gain(tests: Sequence[Callable[[float], Interval]], level: float = L
     """Return the interval of the smallest of several differences, such as those of a fusion from each of its streams.
 
     The method is the intersection-union test (Berger 1982), so the best stream does not have to be known. The lower end
-    is the smallest lower end. The upper end is the smallest upper end of intervals with half the error probability.
+    is the smallest lower end of all intervals. The upper end is the smallest upper end of intervals with half the error
+    probability.
 
     `tests` contains, for each difference, a function of the level that returns the interval.
     """
@@ -366,8 +368,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 def detectable(se: float, df: float, alpha: float, power: float = POWER) -> float:
     """Return the smallest true difference that a two-sided t test at `alpha` finds with probability `power`.
 
-    The difference is (t of 1 - alpha/2 + t of power) · se, the usual approximation by central t distributions (Bloom
-    1995, "Minimum detectable effects"). The result is at most 1, the largest difference of two fractions.
+    The difference is the sum of the t quantiles of 1 - alpha/2 and of `power`, times the standard error (Bloom 1995,
+    "Minimum detectable effects"). The result is at most 1, the largest difference of two fractions.
     """
     return min(1.0, (_quantile(1 - alpha / 2, df) + _quantile(power, df)) * se)
 

@@ -94,7 +94,7 @@ def columns(found: Sequence[Line]) -> tuple[str, ...]:
 
 
 def print_accuracies(title: str, found: Sequence[Line], paths: Sequence[Path] = ()) -> None:
-    """Print the accuracy table, the protocol of its last line, a warning if test-selected, and the score files."""
+    """Print the accuracy table, the protocol of its last line, a warning if needed, and the score files."""
     meta = found[-1].table.meta
     console.print(table(title, columns(found), rows(found)))
     say(protocol_line(meta, found[-1].summary))

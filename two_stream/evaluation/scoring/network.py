@@ -200,7 +200,7 @@ class Compiled(nn.Module):
 
 
 def is_exact(experiment: Experiment) -> bool:
-    """Return whether an evaluation reproduces the paper, which was computed in fp32 and without folding."""
+    """Return whether an evaluation reproduces the paper, and must therefore use fp32 without BatchNorm folding."""
     data = experiment.data
     return "paper" in (data.sampling, data.augment.protocol, experiment.train.selection)
 

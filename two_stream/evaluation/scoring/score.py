@@ -49,7 +49,7 @@ class VideoProgress:
     scored: int = 0
     """number of views that have logits so far"""
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """logits `(V, K)` of the views; all clips of a crop follow each other"""
+    """logits `(V, K)` of the views; the clips of each crop are consecutive"""
 
     @property
     def views(self) -> int:
@@ -165,7 +165,7 @@ def scored_views(
     All forward passes except the last one have a full batch. On a GPU, the results of a batch are fetched while the
     next batch is computed.
 
-    The chunks of a video must follow each other. All videos of the loader are added to `videos` in order, including
+    The chunks of a video must be consecutive. All videos of the loader are added to `videos` in order, including
     incomplete ones.
 
     Raises:

@@ -79,7 +79,7 @@ class VideoResult:
     damage: str | None
     """description of the damage to the file, or None; all frames that could be decoded are scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
-    """logits `(V, K)` of the views; all clips of a crop follow each other, as in a score file"""
+    """logits `(V, K)` of the views; the clips of each crop are consecutive, as in a score file"""
     multi_label: bool = False
     """whether classes have independent probabilities (sigmoid instead of softmax)"""
 

@@ -27,7 +27,7 @@ _NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOL
 
 
 def crop_views(crops: str, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
-    """Return boxes `(y0, x0, y1, x1)` in the resized frame, and whether each crop is mirrored, in published order.
+    """Return boxes `(y0, x0, y1, x1)` in the resized frame, and whether each crop is mirrored, in the paper's order.
 
     `spec` contains the sizes of the frame and the crop (for whole frames, use the result of `view_spec`). If `mirror`
     is None, mirrored crops are included.

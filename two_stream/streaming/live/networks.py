@@ -142,7 +142,7 @@ class NetworkTrack:
 
 
 class Prepare:
-    """Computes a network's input from images. The pixels are those of `predict` with a single centred view.
+    """Computes a network's input from images. The result has the same pixels as a single centred view in `predict`.
 
     An RGB image is resized like the run's training frames; for a flow network, the flow from the previous image is
     computed. The centre is then cropped. An instance must not be used by several threads.

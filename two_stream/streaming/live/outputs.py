@@ -220,8 +220,9 @@ class BrowserWindow:
     def answers(self, host: str, site: str) -> bool:
         """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page.
 
-        Pages of other sites are rejected: they could embed the images, or use a host name of their own that resolves to
-        this machine. Numeric addresses in `Host` are accepted, because such an attack requires a host name.
+        Requests from pages of other sites are rejected, because these pages could embed the images, or use a host name
+        of their own that resolves to this machine. Numeric addresses in `Host` are accepted, because an attack by name
+        resolution requires a host name.
         """
         name = urlsplit(f"//{host}").hostname or ""
         if site not in ("", "none", "same-origin"):

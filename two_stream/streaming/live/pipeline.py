@@ -63,7 +63,7 @@ class Inbox(Generic[T]):
     def take(self, most: int = 1, timeout: float | None = None) -> list[T]:
         """Wait for items and return up to `most` of the oldest.
 
-        The list is empty if the inbox is closed or `timeout` is over.
+        The list is empty if the inbox is closed or `timeout` has expired.
         """
         with self._changed:
             if not self._items and not self._closed:
@@ -102,9 +102,11 @@ class FrameResult:
     passed: tuple[LiveFrame, ...] = ()
     """frames since the previous result that no network uses; empty unless `keep_passed` is true"""
     begins: bool = False
-    """whether this is the first frame of the stream or the first one after an interruption, when networks are reset"""
+    """whether this is the first frame of the stream or the first one after an interruption; the networks are then
+    reset"""
     ended: bool = False
-    """whether the source has ended. The frame is then the last frame again, with predictions that the end completes"""
+    """whether the source has ended. In this case, the last frame is repeated, with the predictions that the end
+    completes"""
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ class Pipeline:
                 offset = self._wait(error, lost, first=frame is not None)
 
     def _wait(self, error: VideoError, lost: tuple[float, float] | None, *, first: bool) -> float:
-        """Wait before the next attempt to open a lost source, and return the time of its first frame in seconds.
+        """Wait before the next attempt to open a lost source, and return the seconds from the stream's start until now.
 
         Raises:
             VideoError: The source is a file, or it was lost for longer than `patience`.

@@ -39,8 +39,7 @@ class Prediction:
 class Watcher:
     """Runs a pipeline and fuses its predictions.
 
-    A prediction is returned each time the network with the longest stride makes a prediction. Of the other networks,
-    the latest logits are used.
+    Each prediction of the network with the longest stride is fused with the latest logits of the other networks.
     """
 
     def __init__(

@@ -168,7 +168,7 @@ class WindowCell(StreamCell):
     def _keep(self, full: torch.Tensor, used: int, own: bool) -> None:
         """Keep the steps after the first `used` steps.
 
-        Copy the steps if the tensor belongs to the caller or is much longer.
+        The steps are copied if the tensor belongs to the caller, or if it is much longer than the kept steps.
         """
         rest = full.shape[TIME] - used
         if rest == 0:
@@ -218,7 +218,7 @@ class Join(StreamCell):
         return Reach(strides[0], before, after, any(reach.endless for reach in inputs))
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Join the steps that all inputs have."""
+        """Join the steps that have arrived from all inputs."""
         del last
         if not self._waiting:
             self._waiting = [[] for _ in inputs]
@@ -229,16 +229,16 @@ class Join(StreamCell):
         return self.function(*(_take(queue, count) for queue in self._waiting)) if count else None
 
     def reset(self) -> None:
-        """Forget the waiting steps."""
+        """Forget the steps that wait for other inputs."""
         self._waiting = []
 
     def state_size(self) -> int:
-        """Return the number of values that wait."""
+        """Return the number of values that wait for other inputs."""
         return sum(x.numel() for queue in self._waiting for x in queue)
 
 
 def _take(queue: list[torch.Tensor], count: int) -> torch.Tensor:
-    """Remove the first `count` steps from a queue and return them; a complete tensor is not copied."""
+    """Remove the first `count` steps from a queue and return them."""
     parts: list[torch.Tensor] = []
     while count:
         x = queue.pop(0)

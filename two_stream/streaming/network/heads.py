@@ -63,7 +63,7 @@ class RunningLstm(WindowCell):
         self._states: States | None = None
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return a reach of all frames so far."""
+        """Return a reach that covers all frames so far."""
         return replace(super().reach(inputs), endless=True)
 
     def run(self, x: torch.Tensor, states: States | None) -> tuple[torch.Tensor, States]:
@@ -72,11 +72,11 @@ class RunningLstm(WindowCell):
         return out_BTD[:, self.step - 1 :: self.step].transpose(1, 2), states
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute from the first token on."""
+        """Compute the outputs, starting with the first token."""
         return self.run(x, None)[0]
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Continue with the states of the last call."""
+        """Compute the outputs, continuing with the states of the last call."""
         out, self._states = self.run(x, self._states)
         return out
 
@@ -104,7 +104,7 @@ class Classified(nn.Module):
 
 
 class DenselyClassified(Classified):
-    """The classifier for `dense`: maps `(B, C, n, H, W)` to the spatial mean of positive outputs, `(B, K, n)`."""
+    """The classifier for `dense`: the spatial mean of its outputs after ReLU, `(B, C, n, H, W)` to `(B, K, n)`."""
 
     def forward(self, z_BFM: torch.Tensor) -> torch.Tensor:
         """Return the logits of each step."""

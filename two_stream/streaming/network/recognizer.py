@@ -128,9 +128,9 @@ def convert(
 ) -> StreamRecognizer:
     """Convert a clip network to a stream network that shares the model's weights.
 
-    The model is put into evaluation mode. BatchNorm layers of the model can be folded and its weights can be bfloat16
-    (see `evaluation.scoring.network.prepare_for_inference`). With `start="zeros"`, the predictions equal those of the
-    clip network for the whole stream as one long clip. The exception is squeeze-and-excitation, see `squeeze`.
+    The model is put into evaluation mode. The model may have folded BatchNorm layers and bfloat16 weights (see
+    `evaluation.scoring.network.prepare_for_inference`). With `start="zeros"`, the predictions equal those of the clip
+    network for the whole stream as one long clip. The exception is squeeze-and-excitation, see `squeeze`.
 
     Args:
         model: A trained clip network.

@@ -58,7 +58,7 @@ _DEEPEST = 0.42
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
     """Draw each difference with its interval.
 
-    Filled marks are significant. If there are several families, their names are shown.
+    Significant differences have filled marks. If there are several families of comparisons, their names are shown.
     """
     families = list(dict.fromkeys(one.family for one in comparisons))
     rows: list[Comparison | str] = []
@@ -210,9 +210,9 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
 def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str | None:
     """Draw validation metrics over the epochs: thin lines for runs, a thick line for the mean of a variant's runs.
 
-    A few variants share the axes. If there are many variants, each variant has its own axes, with the means of the
-    other variants in the background. The rows of a run have `epoch` and any of `val_loss`, `val_top1` and `val_map`.
-    The result is None if no row has any of these metrics.
+    If there are only a few variants, all are drawn in the same axes. Otherwise, each variant has its own axes, with the
+    means of the other variants in the background. The rows of a run have `epoch` and any of `val_loss`, `val_top1` and
+    `val_map`. The result is None if no row has any of these metrics.
     """
     labels = {
         "val_top1": "validation top-1 (%)",
@@ -472,7 +472,7 @@ class ClassView:
 
 
 def class_views(result: StudyResult) -> list[ClassView]:
-    """Return the views of the comparisons; significant differences come first, then large ones."""
+    """Return a `ClassView` for each comparison; significant differences come first, then large ones."""
     ordered = sorted(result.comparisons, key=lambda one: (not one.significant, -abs(one.difference.value)))
     views = [_view(result, one) for one in ordered[:_PAIRS]]
     return [view for view in views if view.classes or view.confusion or view.cells]

@@ -250,7 +250,7 @@ def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
 
 
 def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
-    """Return results that other versions of the code left in the study's folders, by `loose_key`."""
+    """Return `{loose_key: outcome}` for the results of other versions of the code in the study's folders."""
     found: dict[str, StudyOutcome] = {}
     jobs = [job for stage in stages for job in stage.jobs]
     wanted, keys = {job.loose_key for job in jobs}, {job.key for job in jobs}
@@ -281,7 +281,7 @@ class LiveTable:
         self._begin = time.monotonic()
 
     def end(self, index: int, outcome: StudyOutcome, *, fresh: bool = True) -> None:
-        """Record the outcome of a job. If `fresh` is true, its duration is used to estimate the remaining time."""
+        """Record the outcome of a job. If `fresh` is true, the job's duration is used for the remaining time."""
         self.ended[index] = outcome
         if fresh and outcome.done:
             self._fresh.append(outcome.seconds)

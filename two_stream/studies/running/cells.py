@@ -1,7 +1,7 @@
 """The jobs of a study and their outcomes.
 
-The outcome of a cell is stored in `<study>/cells/<run>.json`. A cell is done only as long as its score files are
-unchanged. If the process of a job was killed, the job is resumed.
+The outcome of a cell is stored in `<study>/cells/<run>.json`. If the score files of a cell are changed, the cell must
+be run again. If the process of a job was killed, the job is resumed.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def pairs_of(study: Study, variants: Sequence[Variant]) -> list[tuple[str, str, 
     """
     if len(variants) < 2:
         raise SettingsError(
-            f"there is only one variant ({variants[0].name}), so nothing to compare; add another variant"
+            f"there is only one variant ({variants[0].name}), so there is nothing to compare; add another variant"
         )
     families = study.compare or [Against(baseline=variants[0].name)]
     found = []
@@ -202,7 +202,7 @@ def _pairs(family: Against, variants: Sequence[Variant], where: str) -> list[tup
         found = _along(family, chosen, where)
     if not found:
         raise SettingsError(
-            f"`{where}` selects fewer than two variants, so it has nothing to compare; expected two or more"
+            f"`{where}` selects fewer than two variants, so there is nothing to compare; expected two or more"
         )
     return found
 
@@ -221,7 +221,7 @@ def _within(family: Against, variants: Sequence[Variant], where: str) -> list[Va
 
 
 def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tuple[str, str]]:
-    """Return the pairs of variants that differ only in the factor of the family."""
+    """Return the pairs of variants that differ only in the factor of `family`."""
     factor = family.factor or ""
     _known(factor, list(variants[0].levels), f"{where}.factor")
     levels = list(dict.fromkeys(variant.levels[factor] for variant in variants))

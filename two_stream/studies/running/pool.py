@@ -1,6 +1,6 @@
 """Runs jobs in processes on this machine: one at a time, several at a time, or one or more per GPU.
 
-If a job crashes its process, the job has failed, and the next job gets a new process.
+If a job crashes its process, the job counts as failed, and the next job gets a new process.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 def _ended(
     jobs: Mapping[int, StudyJob], received: queue.Queue[_Received]
 ) -> Generator[tuple[int, StudyOutcome]]:
-    """Wait for output and yield a job that has ended, either with an outcome or because its process ended."""
+    """Wait for output, and yield a job that has ended, with its outcome. If its process ended, the job has failed."""
     with suppress(queue.Empty):
         slot, process, output = received.get(timeout=TICK)
         if slot.process is process:

@@ -1,4 +1,4 @@
-"""Runs the jobs of a study on a Ray cluster; the files are the same as for local processes.
+"""Runs the jobs of a study on a Ray cluster. The study's files are the same as with local processes.
 
 All machines must be able to access the study's folder and the data at the same paths.
 """
@@ -77,7 +77,7 @@ def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
 
 
 def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
-    """Body of a Ray task: run a job in the study's working directory, with one thread unless the job has more.
+    """Body of a Ray task: run a job in the study's working directory, with one thread unless the job sets `threads`.
 
     Raises:
         DataError: This machine has a different version of the code or cannot access the study's folder.

@@ -115,13 +115,13 @@ class Panel:
         return np.stack(found, axis=1)
 
     def estimate(self) -> Estimate:
-        """Return the accuracy (or mAP) with its standard error for random units and training runs."""
+        """Return the accuracy (or mAP) with its standard error, which treats units and training runs as random."""
         if not self.multi_label:
             return estimate_mean(self.hits, self.sample)
         return metrics.estimate_map(self.pseudo_values, self.unit)
 
     def interval(self, level: float) -> Interval:
-        """Return the accuracy (or mAP) with its interval for random units and training runs."""
+        """Return the accuracy (or mAP) with its interval, which treats units and training runs as random."""
         return self.estimate().share_interval(level)
 
 
@@ -186,7 +186,7 @@ def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
 
     Within a split, cells with the same seed are paired. If the variants have no seed in common, the first training runs
     of all variants are paired, then the second ones, and so on. Pairing different seeds is valid, because training runs
-    are independent of each other. Pairs of different seeds have the seed of the first variant.
+    are independent of each other. Pairs of different seeds are named by the seed of the first variant.
     """
     seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]
@@ -282,10 +282,10 @@ class Tested:
 def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
     """Test whether two variants differ, on the cells and videos that both variants have.
 
-    With several training runs, the test is a t test of the mean difference, where units and training runs are random.
-    Units are the source videos or, if the sources are unknown, the videos. With one training run, the test is a t test
-    over units if the sources are known, and otherwise McNemar's exact test. The mAP of a multi-label data set is always
-    tested with the t test.
+    With several training runs, the test is a t test of the mean difference, which treats units and training runs as
+    random effects. Units are the source videos or, if the sources are unknown, the videos. With one training run, the
+    test is a t test over units if the sources are known, and otherwise McNemar's exact test. The mAP of a multi-label
+    data set is always tested with the t test.
 
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.

@@ -72,7 +72,7 @@ class VariantResult:
     """mean over splits and seeds, with its interval over source videos and, if there are several seeds, training
     runs"""
     seed_interval: Interval | None
-    """t interval of the mean over seeds, for exactly these videos; None with one seed"""
+    """t interval of the mean over seeds, where the videos are treated as fixed; None with one seed"""
     sd: float | None
     seeds: list[int]
     splits: list[int]
@@ -139,7 +139,7 @@ class FusedPair:
     second: str
     accuracy: Interval
     better: str
-    """name of the stream that is better alone"""
+    """name of the more accurate of the two streams"""
     gain: Interval
     """accuracy of the fusion minus that of the better stream, on the same videos"""
     agreement: float

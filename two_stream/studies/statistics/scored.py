@@ -186,7 +186,7 @@ def _own_name(item: ScoredRun) -> str:
 
 
 def stated_fact(meta: Mapping[str, Any], key: str) -> str:
-    """Return a fact of a score file. If a fusion does not record the fact, return that of its streams."""
+    """Return an entry of a score file's metadata. If a fusion lacks the entry, return the entries of its streams."""
     if key in meta or not meta.get("sources"):
         return str(meta.get(key))
     return " / ".join(dict.fromkeys(stated_fact(source, key) for source in meta["sources"]))
@@ -228,7 +228,7 @@ def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
 
 
 def unknown_settings(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
-    """Return a note for each score file whose settings are unknown, except fusions."""
+    """Return a note for each score file whose settings are unknown; fusions are left out."""
     return [
         f"The settings of {item.file} are unknown: "
         + (

@@ -392,7 +392,7 @@ def _about_environments(runs: Sequence[RunRow]) -> list[str]:
 
 
 def _distinct(panels: Mapping[str, Panel], key: str) -> list[str]:
-    """Return the distinct values of a fact in the score files."""
+    """Return the distinct values of a metadata entry in the score files."""
     tables = [table for panel in panels.values() for table in panel.tables.values()]
     return list(dict.fromkeys(str(table.meta[key]) for table in tables if table.meta.get(key) is not None))
 

@@ -1,5 +1,5 @@
 "use strict";
-/* Tables sort by their headers; without this script they stay as they are. */
+/* Sorts a table when one of its headers is clicked. */
 function sorted(table, column, down) {
   const body = table.tBodies[0];
   const value = (row) => {
@@ -25,7 +25,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.append(button);
     button.addEventListener("click", () => {
       const before = head.getAttribute("aria-sort");
-      /* numbers: the largest first, which is what one looks for */
+      /* numbers are sorted with the largest first */
       const down = before ? before === "ascending" : head.classList.contains("num");
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
@@ -33,7 +33,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-/* On paper what is worth a look is open. */
+/* Opens the details of class `paper` while the page is printed. */
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details.paper:not([open])")];
