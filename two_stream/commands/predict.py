@@ -54,7 +54,7 @@ class _PredictFlags:
     views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
     """how clips are chosen from a video; if omitted, as in the run's settings"""
     num_clips: int | None = None
-    """number of clips of uniform views"""
+    """number of clips per video, for `--views uniform`"""
     step: int | None = None
     """number of frames between the starts of sliding views"""
     crops: Literal["center", "three", "ten", "full"] | None = None

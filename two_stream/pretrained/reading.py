@@ -149,7 +149,7 @@ def _refusal(message: str) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)", message)
     if asked:
         return refusal(f"the file contains the Python object `{asked[1]}`")
-    ours = re.search(r"the file (?:contains|builds|calls|changes|encodes) [^\n]*", message)
+    ours = re.search(r"the file (?:contains|builds|calls|tries|encodes) [^\n]*", message)
     if ours:
         return refusal(ours[0])
     if re.search(r"Unsupported operand (?:149|140|141|142|143|144|145|147|148)\b", message):
@@ -368,7 +368,7 @@ class Name:
             raise Refused(f"the file calls `{self._name}` with invalid arguments") from None
 
     def __setstate__(self, state: object) -> NoReturn:
-        raise Refused(f"the file changes `{self._name}`")
+        raise Refused(f"the file tries to set the state of `{self._name}`")
 
 
 _NDARRAY = Name("numpy.ndarray")

@@ -16,8 +16,8 @@ from two_stream.surgery import alter
 
 CONVENTION = "one multiply-add is one multiplication with its addition: half the FLOPs torch counts"
 FVCORE = (
-    "by fvcore's convention (a multiply-add is one, BatchNorm two and LayerNorm five per element; it leaves out LSTMs "
-    "and fused attention, which are counted here)"
+    "operations as fvcore counts them (one per multiply-add, two per element for BatchNorm, five for LayerNorm; "
+    "without LSTMs and fused attention)"
 )
 _BATCH_NORM, _OTHER_NORM = 2, 5
 """Number of operations per element that fvcore counts for normalisations with weights, in evaluation."""

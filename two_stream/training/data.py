@@ -47,9 +47,9 @@ class TrainingData:
     """Training and validation data of a run."""
 
     train: Callable[..., EpochLoader]
-    """function that returns the loader of this process's share, given the epoch (from 0) and the number of
-    micro-batches to skip. `group` is the number of micro-batches per step if there are several processes. `wrap` is a
-    function that wraps the data set, for example to add clips for teachers"""
+    """function that returns the loader of this process's share of the training clips. Its arguments are the epoch (from
+    0), the number of micro-batches to skip, `group` (number of micro-batches per step if there are several processes),
+    and `wrap` (a function that wraps the data set, for example to add clips for teachers)"""
     validation: Callable[[], Iterable[Batch]]
     """function that returns this process's batches of the validation part"""
     num_train: int

@@ -77,7 +77,7 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
     if loose:
         raise DataError(
             f"{videos}: {loose[0]!r} is not in a class folder; expected {videos}/<class>/<video> "
-            f"({len(loose)} such videos)"
+            f"(misplaced videos: {len(loose)})"
         )
     check_names(ids, videos)
     parts, note = _parts_by_folder(ids, videos)
@@ -139,7 +139,7 @@ def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part],
     if loose:
         raise DataError(
             f"{videos}: {loose[0]!r} is not in a class folder; expected <split>/<class>/<video> "
-            f"({len(loose)} such videos)"
+            f"(misplaced videos: {len(loose)})"
         )
     return {top: "test" if part == "val" and "test" not in found else part for top, part in words.items()}, ""
 
