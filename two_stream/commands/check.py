@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from two_stream.video.doctor import Finding
     from two_stream.video.frames import FramePatterns
 
-SUMMARY = "find unreadable, short, duplicate and missing videos, and leaks between training and test"
+SUMMARY = (
+    "find unreadable, short and missing videos, duplicates (--decode), and leaks between training and test"
+)
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
 """largest number of findings of one kind to print; the JSON file has all of them"""

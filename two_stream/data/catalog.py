@@ -209,7 +209,12 @@ class Record(Options):
                 f"{self._folder / RECORD_FILE}: `frames.{modality}` is missing: set it to the "
                 f"folder of the {modality} frames, or set `data.source: videos` to read the videos"
             )
-        return self._existing(root, f"frames.{modality}", "run `two-stream extract` or correct the path")
+        remedy = "run `two-stream extract` or correct the path"
+        if self.videos is not None:
+            remedy = (
+                "run `two-stream extract`, correct the path, or set `data.source: videos` to read the videos"
+            )
+        return self._existing(root, f"frames.{modality}", remedy)
 
     def videos_root(self) -> Path:
         """Return the folder of the video files.

@@ -134,7 +134,7 @@ def to_onnx_model(
 
 
 def import_extra(name: str) -> Any:
-    """Import a package of the extra `export`.
+    """Import a package from the `export` extra.
 
     Raises:
         SettingsError: It is not installed.

@@ -2,8 +2,8 @@
 
 Source: Kalfaoglu, Kalkan, Alatan, "Late Temporal Modeling in 3D CNN Architectures with BERT for Action Recognition"
 (arXiv 2008.01232), section 3, and its published code. The blocks are pre-norm, and their norm divides by (unbiased
-standard deviation + eps). GELU has its tanh form, positions are learned, the class token comes first, and no norm
-follows the last block.
+standard deviation + eps). GELU is computed by its tanh approximation, positions are learned, the class token comes
+first, and no norm follows the last block.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _has_hole(content: bytes, pixels: int) -> bool:
 
 
 def _busy_scan(content: bytes) -> bytes:
-    """Return the data of a JPEG in which zero bytes cannot come from a flat area; for other files, return no bytes.
+    """Return the data of a JPEG if a flat area cannot be encoded as zero bytes in it; otherwise return no bytes.
 
     Zero bits are the code of the first symbol in a Huffman table. If the first symbol for luminance is not "end of
     block", 64 zero bytes set all 63 coefficients of at least one block. Files with several scans are not checked here.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.options import AnnotationOptions
 from two_stream.data.prepare.adapters import ADAPTERS, read_annotations
+from two_stream.data.prepare.adapters.annotations import Annotations
 from two_stream.data.prepare.adapters.build import prepare_annotations
 from two_stream.data.prepare.folders import Prepared
 from two_stream.data.splits import load_part
@@ -99,6 +101,20 @@ def test_activitynet_segments_are_parts_of_videos(tmp_path: Path, fixtures: dict
     assert "1 video of the testing subset has no class and is left out" in made.warnings
     (reference,) = fixtures["3dresnets"]["dataset"]["runs"]["ActivityNet default formatter"]
     assert reference["segment"] == [6, 6 + 25]
+
+
+def test_a_rule_for_sources_holds_for_parts_of_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> Annotations:
+        found = known.read(path)
+        return replace(found, group=r"^v_(.)", entries=[replace(entry, group="") for entry in found.entries])
+
+    known = ADAPTERS["activitynet"]
+    monkeypatch.setitem(ADAPTERS, "activitynet", replace(known, read=read))
+    official = write(tmp_path / "official", {"activity_net.v1-3.min.json": files.ACTIVITYNET})
+    _, record = prepared("activitynet", official, frames(tmp_path / "frames", {"v_x": 40, "y": 30}))
+    assert [record.group_of(name) for name in ("v_x#1", "v_x#2", "y#1")] == ["x", "x", "y"]
 
 
 def test_moments_diving_and_stair(tmp_path: Path) -> None:
@@ -416,7 +432,8 @@ def test_every_kind_has_sample_files_and_damages(tmp_path: Path) -> None:
     for what, kinds in (("SAMPLES", set(files.SAMPLES)), ("DAMAGES", damaged)):
         readers = {ADAPTERS[kind].read for kind in kinds}
         lacking = [kind for kind in ADAPTERS if ADAPTERS[kind].read not in readers]
-        assert lacking == list(TESTED_ELSEWHERE), f"tests/helpers/annotations.py: {what}"
+        assert not set(lacking) - set(TESTED_ELSEWHERE), f"add them to {what} of tests/helpers/annotations.py"
+        assert lacking == list(TESTED_ELSEWHERE)
     for kind, content in files.SAMPLES.items():
         found = read_annotations(kind, write(tmp_path / kind, content))
         assert {entry.split for entry in found.entries} == {"train", "test"}, kind

@@ -92,7 +92,9 @@ def test_videos_right_in_the_folders_make_them_classes(tmp_path: Path, clip: Pat
     assert record.classes == ["test", "train"]
     assert "used as classes" in made.warnings[0]
     folders(tmp_path / "v", clip, {"train": 1, "test": 1})
-    with pytest.raises(DataError, match=r"'test/0' is not in a class folder; expected .* \(misplaced videos: 8"):
+    with pytest.raises(
+        DataError, match=r"'test/0' is not in a class folder; expected .* \(misplaced videos: 8"
+    ):
         prepared(tmp_path / "v", tmp_path)
 
 

@@ -245,6 +245,8 @@ def _on_disk(
         if root is None or not record.resolve(root).is_dir():
             where = record.resolve(root) if root else "`frames` of the record"
             detail = f"no {modality} frames here yet; write them with `two-stream extract`"
+            if record.videos is not None:
+                detail += ", or set `data.source: videos` to read the videos"
             findings.append(Finding("missing", "info", str(where), detail))
             continue
         folders[modality] = FrameFolders(record, modality)

@@ -325,8 +325,8 @@ def _add_temporal_timm(backbone: TimmBackbone, choice: CellChoice, builder: Buil
     """Add the stages of a network whose layers use several frames."""
     if backbone.layout != "nchw":
         raise SettingsError(
-            f"backbone timm cannot stream with `tsm` in {backbone.options.name}, because the network's maps have "
-            "the channels last; use a ResNet, RegNet, EfficientNet or MobileNet"
+            f"backbone timm cannot stream with `tsm` in {backbone.options.name}, because the feature maps of "
+            "this network are channels-last; use a ResNet, RegNet, EfficientNet or MobileNet"
         )
     names = [name for name in backbone.names if name in backbone._modules]
     stages = nn.Sequential(OrderedDict((name, backbone.get_submodule(name)) for name in names))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -60,9 +61,14 @@ class Annotations:
     mirror_pairs: Sequence[tuple[str, str]] = ()
     """see `Record`"""
     group: str | None = None
-    """regular expression for ids, whose first group is the name of the source video"""
+    """regular expression for ids of whole videos, whose first group is the name of the source"""
     notes: list[str] = field(default_factory=list)
     """one-line notes for the user"""
+
+    def source(self, video_id: str) -> str:
+        """Return the name of the source of a whole video; without a rule that matches, a video is its own source."""
+        found = re.search(self.group, video_id) if self.group is not None else None
+        return (found[1] or video_id) if found else video_id
 
     def check(self) -> None:
         """Check that the entries can be written to split lists; remove repeated entries and add a note about them.

@@ -250,7 +250,7 @@ def _listed(
             made.segments[name] = Segment(place.id, start, end, span.start)
         made.counts[name] = (len(span), flow)
         several = entry.labels if annotations.multi_label else ()
-        group = entry.group or (record.group_of(name) if annotations.splits else place.id)
+        group = entry.group or (record.group_of(name) if annotations.splits else annotations.source(place.id))
         video = VideoRecord(name, len(span), entry.labels[0], group, several)
         made.videos.append((entry, video))
     return made
