@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from two_stream import zoo
+from two_stream.heads import HEADS
 
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
@@ -50,6 +51,12 @@ def test_a_few_rows_are_as_the_page_says(page, name, head, to):
     found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
     case = next(case for case in page.CASES if case.name == name)
     assert page.exported(case, head, to) == found[name, head][to] == page.YES
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_every_head_exports(page, head):
+    case = page.Case("head", {"kind": "resnet3d", "depth": 10, "width": 0.125})
+    assert page.exported(case, head, "pt2") == page.YES
 
 
 @pytest.mark.slow

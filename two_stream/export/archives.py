@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch._ops import OpOverload
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.evaluation.scoring.network import missing_compiler
 from two_stream.export.card import ExportCard, Target, parse_card
-from two_stream.export.graph import Exportable, Format, Session, error_line, silence_torch
+from two_stream.export.graph import Exportable, Format, Session, error_line, operators, silence_torch
 from two_stream.export.program import Program
 
 _CARD = "extra/two_stream.json"
@@ -61,6 +62,16 @@ class Pt2(_Archive):
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
         del exportable  # the program contains the names
+        used = {
+            f"torch.ops.{node.target}" for node in program.graph.nodes if isinstance(node.target, OpOverload)
+        }
+        strange = sorted(used - operators("pt2"))
+        if strange:
+            raise ExportError(
+                f"a pt2 file of this network would contain {', '.join(strange)}, which is not allowed "
+                "(operators_pt2.txt lists the allowed operations; see CONTRIBUTING.md for layers of your own); "
+                "export to aoti"
+            )
         try:
             with silence_torch():
                 torch.export.save(program, path)

@@ -43,7 +43,8 @@ class Onnx(Format):
         if strange:
             raise ExportError(
                 f"an ONNX file of this network would contain {', '.join(strange)}, which is not allowed "
-                "(operators_onnx.txt lists the allowed operators); export to pt2"
+                "(operators_onnx.txt lists the allowed operators; see CONTRIBUTING.md for layers of your own); "
+                "export to pt2 or aoti"
             )
         _name_batch(model)
         if model.ByteSize() > _LIMIT:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from two_stream.errors import ExportError
+from two_stream.export.archives import Pt2
 from two_stream.export.graph import Exportable, capture_graph
 from two_stream.export.onnx_format import adaptive_average
 
@@ -27,3 +28,16 @@ def test_a_network_that_looks_at_values_gives_torchs_reason_in_one_line():
     ) as caught:
         capture_graph(Exportable(_LooksAtValues(), (example,), ("clip",), ("logits",)))
     assert "\n" not in str(caught.value)
+
+
+class _LargestValues(torch.nn.Module):
+    def forward(self, x):
+        return x.float().topk(2).values
+
+
+def test_an_operation_that_no_file_may_contain_is_named_before_anything_is_written(tmp_path):
+    example = torch.ones(2, 3, dtype=torch.uint8)
+    exportable = Exportable(_LargestValues(), (example,), ("clip",), ("logits",))
+    with pytest.raises(ExportError, match=r"contain torch\.ops\.aten\.topk\.default, which is not allowed"):
+        Pt2().write(capture_graph(exportable), exportable, tmp_path / "graph.pt2")
+    assert not list(tmp_path.iterdir())
