@@ -44,7 +44,6 @@ def test_the_page_lists_every_row_and_says_why_not(page):
         ("i3d", "average", "pt2"),
         ("resnet3d, shortcut A", "bert", "onnx"),
         ("timm convnext", "bert", "pt2"),
-        ("mobilenetv2_3d", "lstm", "onnx"),
     ],
 )
 def test_a_few_rows_are_as_the_page_says(page, name, head, to):

@@ -152,7 +152,18 @@ def exported(record, head, modality) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("record", SMALLEST.values(), ids=name_of)
+LARGE = {"densenet3d", "c3d", "slowfast", "i3d", "x3d", "resnext3d"}
+"""Kinds whose smallest record takes seconds to capture; `test_export.py` exports small ones of some of them."""
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(record, marks=pytest.mark.slow if kind in LARGE else ())
+        for kind, record in SMALLEST.items()
+    ],
+    ids=name_of,
+)
 def test_a_network_of_every_kind_is_exported(record):
     exported(record, "bert", "flow")
 

@@ -1,4 +1,4 @@
-"""The whole road, small: videos, extraction, two trained streams, scores, fusion, report, prediction."""
+"""The whole pipeline, small: videos, extraction, two trained streams, scores, fusion, report, prediction."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(command, "demo_experiment", small)
         size = {"height": 36, "width": 48, "min_frames": 17, "max_frames": 19}
         patch.setattr(data, "DemoOptions", partial(data.DemoOptions, **size))
+        extraction = data.ExtractOptions
+        quick = {"flow": "dis"}  # TV-L1 takes ten times as long
+        patch.setattr(data, "ExtractOptions", lambda **given: extraction(**given | quick))
         patch.setattr(variants, "SETTINGS", settings)
         assert main(["demo", "--out", str(out), "--groups", "3", "--epochs", "1"]) == 0
         yield out

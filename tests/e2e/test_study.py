@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.helpers.studies import run_jobs_here
 from two_stream.cli import main
 from two_stream.evaluation.scores.files import read_scores
+from two_stream.studies.running import ablation
 
 STUDY = {
     "name": "tiny",
@@ -28,7 +30,7 @@ STUDY = {
             "backbone": {"kind": "timm", "name": "test_resnet"},
             "input": {"clip_length": 6, "stride": 2, "resize": [48, 64], "crop": 32},
         },
-        "data": {"workers": 1, "holdout": 0.3},
+        "data": {"workers": 0, "holdout": 0.3},
         "train": {
             "epochs": 2,
             "batch_size": 8,
@@ -182,6 +184,7 @@ def test_on_ray_the_numbers_are_the_same(whole: Path, tmp_path: Path, monkeypatc
 
 
 def test_heads_on_stored_features_are_scored_anew_in_another_way(whole: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(ablation, "run_jobs", run_jobs_here)
     (tmp_path / "data").symlink_to(whole / "data")
     monkeypatch.chdir(tmp_path)
     features = {"features": {"backbone": {"model.head.kind": "average"}}, "seeds": [1]}

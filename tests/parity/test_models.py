@@ -109,12 +109,23 @@ FAMILIES = [
     "compressed__resnet50_B_c101",
 ]
 LIKE_OTHERS = {
-    "rgb_r2plus1d_64f_34_bert10",
-    "flow_I3D64f_bert2_FRAB",
+    "rgb_resneXt3D64f101_adamw",
+    "rgb_resneXt3D64f101_FRMB_adamw",
+    "flow_resneXt3D64f101",
+    "rgb_resneXt3D64f101_bert10_FRAB",
+    "flow_resneXt3D64f101_bert10_FRMB",
+    "rgb_slowfast64f_50",
+    "rgb_slowfast64f_50_bert10_FRAB_early",
+    "rgb_slowfast64f_50_bert10_FRMB_late",
+    "rgb_I3D64f",
+    "flow_I3D64f",
+    "rgb_I3D64f_bert2",
     "flow_I3D64f_bert2_FRMB",
-    "flow_resneXt3D64f101_bert10_FRAB",
+    "rgb_I3D64f_bert2_FRAB",
+    "rgb_r2plus1d_32f_34",
+    "rgb_r2plus1d_64f_34_bert10",
 }
-"""Networks of which the default tests compare another length or the other stream."""
+"""Networks that share their backbone, reduction, head and stream, each with one of the networks compared by default."""
 QUICK_FAMILIES = {
     *(f"co3d__{name}_small" for name in ("x3d_s", "slow_8x8_r50", "i3d_8x8_r50", "slowfast_4x16_r50")),
     "3dresnets__preresnet50",

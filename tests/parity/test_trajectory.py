@@ -120,7 +120,7 @@ def test_three_steps_in_double_precision(name, shared, deterministic, parity):
     parity(f"trajectory {name}", worst, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["bert_f32", "sgd_f32"])
+@pytest.mark.parametrize("name", ["bert_f32", pytest.param("sgd_f32", marks=pytest.mark.slow)])
 def test_first_step_in_single_precision(name, shared, deterministic):
     trajectory = Trajectory(shared, deterministic, name)
     trajectory.step(trajectory.batches(), 0, 5e-3)

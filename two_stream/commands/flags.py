@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -148,6 +148,7 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
                 description=description,
                 **given,
             )
+            _refuse_repeated_lists(parsed, args, prog)
             return parsed
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -159,6 +160,17 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
             os.environ.pop("COLUMNS", None)
         else:
             os.environ["COLUMNS"] = columns
+
+
+def _refuse_repeated_lists(parsed: object, args: Sequence[str], prog: str) -> None:
+    """Refuse a flag with a list of values that is given twice, because only its last values would count."""
+    names = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        value: object = parsed
+        for part in name.lstrip("-").replace("-", "_").split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, tuple | list):
+            raise SettingsError(f"{prog}: {name} is given twice; pass all its values after one {name}")
 
 
 def _flags(kind: type[Any], description: str, given: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 SCRIPTS = {
-    "attention": "quick",
+    "attention": "slow",
     "evaluation": "slow",
     "exports": "slow",
     "extraction": "quick",
@@ -18,7 +18,7 @@ SCRIPTS = {
     "head_study": "slow",
     "loading": "slow",
     "memory_format": "quick",
-    "quantisation": "quick",
+    "quantisation": "slow",
     "roofline": "slow",
     "start_up": "slow",
     "streaming": "slow",

@@ -13,6 +13,7 @@ import torch
 import yaml
 from scipy.special import softmax
 
+from tests.helpers.studies import run_jobs_here
 from two_stream import cli
 from two_stream.config.study import Study
 from two_stream.data.catalog import load_record
@@ -22,8 +23,8 @@ from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.studies.baseline import STREAMS, run_baseline
 from two_stream.studies.result import summarize_study
+from two_stream.studies.running import ablation, streams
 from two_stream.studies.running import plan as planning
-from two_stream.studies.running import streams
 from two_stream.studies.running.ablation import StudyWorkers, run_study, stages_of
 from two_stream.studies.running.plan import check_study, pairs_of, plan_cells, variants_of
 
@@ -202,7 +203,10 @@ def test_a_study_whose_baseline_makes_no_sense_is_refused(world: Path) -> None:
         check_study(study(world, variants={"baseline": {}}))
 
 
-def test_it_reads_videos_also_where_the_others_read_stored_features(world: Path, made: Path) -> None:
+def test_it_reads_videos_also_where_the_others_read_stored_features(
+    world: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "run_jobs", run_jobs_here)
     planning._digest.cache_clear()
     given = study(world, features={"train_views": 1}, fusion="l2")
     features, cells = stages_of(given, plan_cells(given), "f")

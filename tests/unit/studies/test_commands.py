@@ -120,6 +120,10 @@ def test_compare_uses_the_part_asked_for(studio, capsys) -> None:
         (["A", "B", "--baseline", "b", "--all-pairs"], "--all-pairs and --baseline cannot"),
         (["A", "B", "--names", "x"], "--names is 'x': expected 2 different names, one for each of a, b"),
         (["A", "B", "--group", "x"], "--group is 'x': expected NAME=RUN,RUN"),
+        (
+            ["--group", "a=A", "--group", "b=B"],
+            "--group is given twice; pass all its values after one --group",
+        ),
         (["A", "B", "--fit"], "--fit needs a fusion rule"),
         (["A", "B", "--level", "95"], "--level is 95.0: expected a number"),
         (["A", "C"], "different views: multi ("),

@@ -126,7 +126,7 @@ def test_hits_count_any_class_of_the_video() -> None:
         (MULTI, {"label_smoothing": 0.1}, "but the loss is bce"),
         (SINGLE, {"loss": {"kind": "focal"}, "label_smoothing": 0.1}, "but the loss is focal"),
         (SINGLE, {"loss": {"kind": "focal", "alpha": 0.25}}, "multi-label"),
-        (SINGLE, {"loss": {"kind": "cross_entropy", "weights": [1, 2]}}, "has 2 numbers: expected .*3"),
+        (SINGLE, {"loss": {"kind": "cross_entropy", "weights": [1, 2]}}, "has 2 numbers; expected .*3"),
         (Labels(3), {"loss": {"kind": "bce", "pos_weight": "balanced"}}, "training list"),
     ],
 )
