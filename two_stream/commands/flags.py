@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -167,9 +167,12 @@ def _refuse_repeated_lists(parsed: object, args: Sequence[str], prog: str) -> No
     names = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         value: object = parsed
-        for part in name.lstrip("-").replace("-", "_").split("."):
+        *parts, last = name.lstrip("-").replace("-", "_").split(".")
+        for part in parts:
             value = getattr(value, part, None)
-        if isinstance(value, tuple | list):
+        hint = get_type_hints(type(value), include_extras=True).get(last)
+        appends = tyro.conf.UseAppendAction in get_args(hint)
+        if isinstance(getattr(value, last, None), tuple | list) and not appends:
             raise SettingsError(f"{prog}: {name} is given twice; pass all its values after one {name}")
 
 

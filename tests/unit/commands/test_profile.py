@@ -154,4 +154,4 @@ def test_wrong_flags_cost_no_time(run, tmp_path):
     with pytest.raises(SettingsError, match=r"its run folder .*elsewhere is missing"):
         profile.main(quick(run, "--plot", str(tmp_path / "p.png"), str(lost)))
     with pytest.raises(SettingsError, match=r"training with batch size 1: .* use a larger batch"):
-        profile.main(quick(run, "--batch-size", "1", "--training", "--precision", "fp32"))
+        profile.main([str(run), "--device", "cpu", "--batch-size", "1", "--training", "--precision", "fp32"])

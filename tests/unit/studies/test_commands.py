@@ -113,7 +113,10 @@ def test_compare_uses_the_part_asked_for(studio, capsys) -> None:
     ("args", "line"),
     [
         ([], "no run or score file given"),
-        (["A"], "only one variant (a); a comparison needs two"),
+        (
+            ["A"],
+            "only one variant (a), because runs that differ only in the seed are one variant",
+        ),
         (["A", "A"], "a: the same run or file is given twice"),
         (["A", "B", "--baseline", "berd"], "--baseline is 'berd': expected the name or number of a variant"),
         (["A", "B", "--baseline", "3"], "--baseline is '3': expected the name or number of a variant"),
