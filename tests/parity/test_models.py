@@ -130,10 +130,8 @@ QUICK_FAMILIES = {
     *(f"co3d__{name}_small" for name in ("x3d_s", "slow_8x8_r50", "i3d_8x8_r50", "slowfast_4x16_r50")),
     "3dresnets__preresnet50",
     "3dresnets__resnet2p1d18",
-    "3dresnets__resnet2p1d50",
     "3dresnets__densenet121",
     "compressed__csn26_ip_c101",
-    "compressed__csn26_ir_c101",
     "efficient3d__mobilenet_0.5x_c27",
     "efficient3d__shufflenet_g3_1.0x_c27",
     "efficient3d__shufflenetv2_1.0x_c27",
@@ -141,12 +139,9 @@ QUICK_FAMILIES = {
     "efficient3d__c3d_c600",
     "efficient3d__mobilenetv2_0.45x_c27",
     "efficient3d__resnet18_A_c27",
-    "efficient3d__resnet50_A_c27",
-    "efficient3d__resnext50_B_c27",
     "3dresnets__resnet18_ct1_s2_nopool",
     "3dresnets__resnext50",
     "compressed__mobilenetv2_1.0x_c101",
-    "compressed__resnet18_B_c101",
 }
 
 

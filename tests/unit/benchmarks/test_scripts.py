@@ -9,25 +9,24 @@ import sys
 import pytest
 import torch
 
-SCRIPTS = {
-    "attention": "slow",
-    "evaluation": "slow",
-    "exports": "slow",
-    "extraction": "quick",
-    "gpu": "slow",
-    "head_study": "slow",
-    "loading": "slow",
-    "memory_format": "quick",
-    "quantisation": "slow",
-    "roofline": "slow",
-    "start_up": "slow",
-    "streaming": "slow",
-    "training_step": "integration",
-    "video_reading": "quick",
-}
-"""quick ones take less than a minute of CPU time together; `training_step` starts two processes"""
-MARKS = {"quick": (), "integration": pytest.mark.integration, "slow": pytest.mark.slow}
-CASES = [pytest.param(name, marks=MARKS[kind]) for name, kind in SCRIPTS.items()]
+SCRIPTS = (
+    "attention",
+    "evaluation",
+    "exports",
+    "extraction",
+    "gpu",
+    "head_study",
+    "loading",
+    "memory_format",
+    "quantisation",
+    "roofline",
+    "start_up",
+    "streaming",
+    "training_step",
+    "video_reading",
+)
+QUICK = ("video_reading",)
+CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SCRIPTS]
 
 
 def load(folder, name, monkeypatch):
