@@ -86,16 +86,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item not in left]
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check that xdist groups the tests, and keep the collector away from the modules that are loaded by now.
+def pytest_configure(config: pytest.Config) -> None:
+    """Stop if tests would not be grouped: pytest-xdist 3.8 writes the group into an attribute that pytest 9.2 lacks."""
+    if config.getoption("dist", "no") == "loadgroup" and not hasattr(pytest.Item, "_nodeid"):
+        raise pytest.UsageError(
+            "pytest-xdist does not group tests under this pytest; install the pinned versions"
+        )
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector away from the modules that are loaded by now.
 
     Full collections over a million objects of torch and transformers took a seventh of the processor's time.
     """
-    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
-    if session.config.getoption("loadgroup", False) and not all("@" in item.nodeid for item in grouped):
-        raise pytest.UsageError(
-            "this pytest-xdist does not group tests under this pytest; install the pinned versions"
-        )
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
