@@ -76,6 +76,18 @@ class Patterns(Options):
         return value
 
 
+def compile_group(group: str, classes: Sequence[str]) -> re.Pattern[str]:
+    """Return a group pattern as a regular expression, with the class names in place of `CLASSES_MARK`."""
+    names = sorted(classes, key=len, reverse=True)
+    return re.compile(group.replace(CLASSES_MARK, "|".join(map(re.escape, names))))
+
+
+def find_source(pattern: re.Pattern[str] | None, video_id: str) -> str:
+    """Return the name of a video's source; a video that the pattern does not match is its own source."""
+    found = pattern.search(video_id) if pattern else None
+    return (found[1] or video_id) if found else video_id
+
+
 class Record(Options):
     """One data set. Paths are relative to the folder of `dataset.yaml`."""
 
@@ -264,8 +276,7 @@ class Record(Options):
                     f"{self.resolve(self.groups)}: the group of video {video_id!r} is missing; add a line `id group`"
                 )
             return self._group_table[video_id]
-        found = self._group_pattern.search(video_id) if self._group_pattern else None
-        return (found[1] or video_id) if found else video_id
+        return find_source(self._group_pattern, video_id)
 
     def fits_group(self, video_id: str) -> bool:
         """Return whether the group pattern finds the name of a source in an id."""
@@ -274,10 +285,7 @@ class Record(Options):
 
     @cached_property
     def _group_pattern(self) -> re.Pattern[str] | None:
-        if self.group is None:
-            return None
-        names = sorted(self.classes, key=len, reverse=True)
-        return re.compile(self.group.replace(CLASSES_MARK, "|".join(map(re.escape, names))))
+        return None if self.group is None else compile_group(self.group, self.classes)
 
     @cached_property
     def _group_table(self) -> dict[str, str]:

@@ -28,15 +28,14 @@ from two_stream.runtime.console import note
 from two_stream.runtime.text import json_text, parse_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from filelock import FileLock
+    from numpy.typing import NDArray
 
 
 import math
 import zipfile
 from typing import IO, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 _FULL = re.compile(
     r"No space left|os error 28\b|inline_container\.cc|PytorchStreamWriter|\d requested and \d+ written"
@@ -457,6 +456,8 @@ def map_array(path: Path) -> NDArray[Any]:
         OSError: It cannot be read.
         ValueError: Not a plain array, or its size differs from the file's.
     """
+    import numpy as np  # not above: commands that read no arrays import this module too
+
     with path.open("rb") as file:
         kind, shape, order = _read_header(file, path.name, path.stat().st_size)
         if not math.prod(shape):
@@ -466,6 +467,8 @@ def map_array(path: Path) -> NDArray[Any]:
 
 def _read_array(member: IO[bytes], info: zipfile.ZipInfo) -> NDArray[Any]:
     """Read one array of an archive."""
+    import numpy as np
+
     kind, shape, order = _read_header(member, info.filename, info.file_size)
     flat = np.frombuffer(bytearray(member.read(math.prod(shape) * kind.itemsize)), dtype=kind)
     return flat.reshape(shape, order=order)
@@ -478,6 +481,8 @@ def _read_header(
 
     numpy's reader evaluates the header as Python; this function accepts only what numpy writes.
     """
+    import numpy as np
+
     magic = file.read(8)
     lengths = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}
     if magic not in lengths:

@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import packaged_record, read_lines
+from two_stream.data.catalog import compile_group, find_source, packaged_record, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json, plural
 
@@ -67,8 +68,11 @@ class Annotations:
 
     def source(self, video_id: str) -> str:
         """Return the name of the source of a whole video; without a rule that matches, a video is its own source."""
-        found = re.search(self.group, video_id) if self.group is not None else None
-        return (found[1] or video_id) if found else video_id
+        return find_source(self._group_pattern, video_id)
+
+    @cached_property
+    def _group_pattern(self) -> re.Pattern[str] | None:
+        return None if self.group is None else compile_group(self.group, self.classes)
 
     def check(self) -> None:
         """Check that the entries can be written to split lists; remove repeated entries and add a note about them.
