@@ -138,7 +138,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     if name == "config.json":  # the first of a model's files
-        note(f"loading {model} (from the settings) from the local cache, otherwise from the Hugging Face hub")
+        note(f"loading {model}, the model in the settings, from the local cache or the Hugging Face hub")
     try:
         return Path(hf_hub_download(model, name))
     except (OSError, HFValidationError, EntryNotFoundError) as error:

@@ -49,7 +49,7 @@ class TimmParts:
     last: nn.Module | None = None
     """container whose last child is the last block; None if the last block is not known"""
     after: tuple[str, ...] = ()
-    """stages after the last block that have the same width"""
+    """stages after the last block whose layers depend on its width"""
 
 
 def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:

@@ -63,7 +63,7 @@ class EvaluatedStream:
     file: Path
     """checkpoint"""
     folder: str
-    """location that the published evaluators print"""
+    """folder of the checkpoint, or the path that the user gave; the published evaluators print it"""
     selection: str
     """how the checkpoint was selected"""
 

@@ -1,6 +1,6 @@
 """Parts of report pages: templates, and figures as inline SVG with colours for the light and dark themes.
 
-Matplotlib draws with placeholder colours, which are then replaced by CSS variables of the page.
+Matplotlib draws with the colours of the light theme, which are then replaced by CSS variables of the page.
 """
 
 from __future__ import annotations
@@ -26,44 +26,13 @@ from two_stream.errors import printable
 from two_stream.evaluation.scores.fusion import Curve
 from two_stream.evaluation.scores.metrics import ClassRow
 from two_stream.evaluation.scores.words import percent
-from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime import plotting
+from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, plain_figures
 from two_stream.runtime.text import shown_lines
 
 _TEMPLATES = Path(__file__).parent / "templates"
-INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
-STREAMS = ("#050501", "#050502", "#050503", "#050504", "#050505")
-_THEME = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--grid)",
-    SURFACE: "var(--surface)",
-    **{color: f"var(--s{index + 1})" for index, color in enumerate(STREAMS)},
-}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.size": 9.0,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10.0,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0.0,
-    "ytick.major.size": 0.0,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-}
+_VARIABLES = {color: f"var(--{name})" for name, color in plotting.LIGHT.items()}
+_STYLE = {"axes.facecolor": "none", "figure.facecolor": "none"}
 WIDTH = 5.2
 """width in inches; narrow figures keep text readable on a phone"""
 _NUMBERED = 16
@@ -125,8 +94,8 @@ def to_svg(figure: Figure, label: str) -> str:
         figure.savefig(buffer, format="svg", metadata=metadata)
     text = shown_lines(buffer.getvalue())
     text = text[text.index("<svg") :]
-    for marker, variable in _THEME.items():
-        text = text.replace(marker, variable)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
@@ -155,7 +124,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
     with drawing(1.9 * len(present) + 0.3, len(present), sharex=True) as (figure, axes):
         for axis, (title, keys) in zip(axes, present):
             axis.set_title(title)
-            for color, (name, rows) in zip(STREAMS, histories.items()):
+            for color, (name, rows) in zip(SERIES, histories.items()):
                 for key in keys:
                     _curve(axis, rows, key, name, color)
             if title == "learning rate":
@@ -196,7 +165,7 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
         shares = np.divide(counts_KK, totals, out=np.zeros(counts_KK.shape), where=totals > 0)
         cells = [(int(row), int(column)) for row, column in np.argwhere(counts_KK > 0)]
         squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
-        tints = [to_rgba(STREAMS[2], 0.12 + 0.88 * float(shares[cell])) for cell in cells]
+        tints = [to_rgba(SERIES[2], 0.12 + 0.88 * float(shares[cell])) for cell in cells]
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
         if classes <= _NUMBERED:
             for row, column in cells:
@@ -220,14 +189,14 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
     place = np.arange(len(order))
     with drawing(0.9 + max(0.13, min(0.3, 7 / len(order))) * len(order)) as (figure, (axis,)):
         values = [100 * (rows[index].accuracy or 0.0) for index in order]
-        color = STREAMS[2] if others else STREAMS[0]
+        color = SERIES[2] if others else SERIES[0]
         axis.barh(place, values, height=0.62, color=color, alpha=0.55, label=name)
-        for nth, (tint, (other, cells)) in enumerate(zip(STREAMS, others)):
+        for nth, (tint, (other, cells)) in enumerate(zip(SERIES, others)):
             shift = 0.36 * ((nth + 0.5) / len(others) - 0.5)  # keeps equal values visible
             axis.plot(
                 [100 * (cells[index].accuracy or 0.0) for index in order],
                 place + shift,
-                "o" if tint == STREAMS[0] else "D",
+                "o" if tint == SERIES[0] else "D",
                 color=tint,
                 markersize=4.5,
                 markeredgecolor=SURFACE,
@@ -248,9 +217,9 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
 def fusion_curve(curve: Curve) -> str:
     """Draw the accuracy over the weight of the first stream and mark the chosen weight."""
     with drawing(2.5) as (figure, (axis,)):
-        axis.plot(curve.shares, [100 * value for value in curve.accuracies], color=STREAMS[2])
+        axis.plot(curve.shares, [100 * value for value in curve.accuracies], color=SERIES[2])
         axis.axvline(curve.chosen, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
-        axis.plot([curve.chosen], [100 * curve.accuracy], "o", color=STREAMS[2], markersize=6)
+        axis.plot([curve.chosen], [100 * curve.accuracy], "o", color=SERIES[2], markersize=6)
         right = curve.chosen < 0.6
         axis.annotate(
             f"chosen w = {curve.chosen:.2f}",

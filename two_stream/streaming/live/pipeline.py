@@ -63,7 +63,7 @@ class Inbox(Generic[T]):
     def take(self, most: int = 1, timeout: float | None = None) -> list[T]:
         """Wait for items and return up to `most` of the oldest.
 
-        The list is empty if the inbox is closed or `timeout` has expired.
+        The list is empty if the inbox is closed and has no items, or if no item arrives within `timeout` seconds.
         """
         with self._changed:
             if not self._items and not self._closed:
@@ -105,8 +105,8 @@ class FrameResult:
     """whether this is the first frame of the stream or the first one after an interruption; the networks are then
     reset"""
     ended: bool = False
-    """whether the source has ended. In this case, the last frame is repeated, with the predictions that the end
-    completes"""
+    """whether this result follows the end of the source. `frame` is then the last frame again, and `windows` contains
+    the predictions that were completed by the end"""
 
 
 @dataclass(frozen=True)

@@ -22,23 +22,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.cost_figure import CostPoint, cost_height, draw_costs
-from two_stream.evaluation.report.page import (
-    INK,
-    MUTED,
-    STREAMS,
-    SURFACE,
-    drawing,
-    page_templates,
-    short,
-    to_svg,
-)
+from two_stream.evaluation.report.page import drawing, page_templates, short, to_svg
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE
 from two_stream.studies.report import tables
 from two_stream.studies.report.tables import Table, TableCell, number
 from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult
 
-MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
+MORE, LESS, SAME = SERIES[2], SERIES[1], MUTED
 """Colours of a gain, a loss, and no difference."""
 WIDTH = 4.5
 """Width in inches; it fits a phone, so that the text is not scaled down."""
@@ -127,23 +119,23 @@ def accuracies(
             dots = [100 * value for value in single.get(variant.name, ())]
             if len(dots) > 1:
                 dot: dict[str, Any] = {
-                    "color": STREAMS[0],
+                    "color": SERIES[0],
                     "alpha": 0.55,
                     "markersize": 4.0,
                     "markeredgewidth": 0,
                 }
                 axis.plot(dots, [place + 0.22] * len(dots), "o", **dot)
-            _interval(axis, variant.accuracy, place, STREAMS[0])
+            _interval(axis, variant.accuracy, place, SERIES[0])
             if variant.published is not None:
-                axis.plot([100 * variant.published.value], [place], "D", color=STREAMS[1], markersize=5.0)
+                axis.plot([100 * variant.published.value], [place], "D", color=SERIES[1], markersize=5.0)
         _named(axis, [(place, variant.name, "normal") for place, variant in enumerate(variants)])
         if 100 * chance > axis.get_xlim()[0] - 5:
             axis.axvline(100 * chance, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
-        marks = [("o", STREAMS[0], 6.0, "mean with interval")]
+        marks = [("o", SERIES[0], 6.0, "mean with interval")]
         if any(len(values) > 1 for values in single.values()):
-            marks.append(("o", STREAMS[0], 4.0, "single runs"))
+            marks.append(("o", SERIES[0], 4.0, "single runs"))
         if any(variant.published for variant in variants):
-            marks.append(("D", STREAMS[1], 5.0, "published"))
+            marks.append(("D", SERIES[1], 5.0, "published"))
         for mark, color, size, label in marks:
             axis.plot([], [], mark, color=color, markersize=size, label=label)
         figure.legend(loc="outside upper left", ncols=len(marks), handletextpad=0.2, columnspacing=1.2)
@@ -223,13 +215,13 @@ def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
     keys = [key for key in labels if any(key in row for row in rows)]
     if not keys:
         return None
-    if len(histories) > len(STREAMS):
+    if len(histories) > len(SERIES):
         return _small_multiples(histories, keys[0], labels[keys[0]])
     keys = [key for key in keys if key != "val_top1" or "val_map" not in keys]
     with drawing(2.2 * len(keys) + 0.4, len(keys), width=WIDTH, sharex=True) as (figure, axes):
         for axis, key in zip(axes, keys):
             axis.set_title(labels[key])
-            for color, (name, runs) in zip(STREAMS, histories.items()):
+            for color, (name, runs) in zip(SERIES, histories.items()):
                 _runs(axis, runs, key, color, name)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[-1].set_xlabel("epoch")
@@ -250,7 +242,7 @@ def _small_multiples(
             for other in histories.values():
                 epochs, means = _mean(other, key)
                 axis.plot(epochs, means, color=MUTED, linewidth=0.7, alpha=0.45)
-            _runs(axis, runs, key, STREAMS[0], name)
+            _runs(axis, runs, key, SERIES[0], name)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         for axis in axes[len(histories) :]:
             axis.set_visible(False)
@@ -309,7 +301,7 @@ def pareto(variants: Sequence[VariantResult], metric: str) -> str | None:
     height = cost_height(max(len(points) for _, points in shown))
     with drawing(height * len(shown), len(shown), width=WIDTH) as (figure, axes):
         for axis, (label, points) in zip(axes, shown):
-            draw_costs(axis, points, height, (STREAMS[2], MUTED, INK))
+            draw_costs(axis, points, height, (SERIES[2], MUTED, INK))
             axis.set(xlabel=label, ylabel=f"{metric} (%)")
         return to_svg(figure, f"{metric} against cost")
 

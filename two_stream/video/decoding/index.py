@@ -6,9 +6,13 @@ There are three kinds of index:
 - `packets`: timestamps and key frames of a file whose packets are reliable. Only the first frames are decoded.
 - `none`: timestamps do not identify frames, or the file is damaged. The file is decoded from its start.
 
-Packets are reliable if all of these conditions hold. Key frames of the codec can be distinguished from recovery points.
-Every packet has its own timestamp, and no packet is marked as corrupt or discarded. The number of packets is the number
-of frames in the header. Parameter sets do not change. The first frames are decoded in the order of the timestamps.
+Packets are reliable if all of these conditions hold:
+
+- The codec's marks for key frames are exact: no later frame refers to a frame before a key frame.
+- Every packet has its own timestamp, and no packet is marked as corrupt or discarded.
+- The number of packets is the number of frames in the header, and parameter sets do not change.
+- The first frames are decoded in the order of the timestamps.
+
 Damage inside a packet is found only when the packet is decoded. Decoding the whole file may stop at a damaged packet,
 while seeking past this packet still works.
 
