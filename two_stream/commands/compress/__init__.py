@@ -111,7 +111,7 @@ class _Call:
 
     prog: str
     command: str
-    """command line that resumes an interrupted run"""
+    """command line without `--resume` and `--overwrite`"""
     part: Part
     resume: bool
     overwrite: bool
@@ -122,7 +122,7 @@ def _take_common(method: str, args: list[str]) -> tuple[_Call, list[str]]:
     prog = f"{PROG} {method}"
     resume, args = take_flag(args, "--resume")
     overwrite, args = take_flag(args, "--overwrite")
-    command = shlex.join([*prog.split(), *args, "--resume"])
+    command = shlex.join([*prog.split(), *args])
     part, args = take_value(args, "--part", prog)
     if part not in (None, *_PARTS):
         raise SettingsError(f"{prog}: --part is {part}: expected {' or '.join(_PARTS)}")
@@ -185,7 +185,7 @@ def _quantize(args: list[str]) -> int:
     from two_stream.runtime.device import set_threads
 
     set_threads(experiment.threads)
-    _report(run, quantise_run(experiment, overwrite=call.overwrite).root, call.part)
+    _report(run, quantise_run(experiment, overwrite=call.overwrite).root, call)
     return 0
 
 
@@ -334,14 +334,14 @@ def _train_and_report(experiment: Experiment, source: Path, call: _Call) -> int:
 
     result = train(experiment, resume=call.resume, overwrite=call.overwrite)
     if result.interrupted is not None:
-        note(f"saved after epoch {result.epochs}; continue with: {call.command}")
+        note(f"saved after epoch {result.epochs}; continue with: {call.command} --resume")
         return 128 + result.interrupted
     if distributed.is_main():
-        _report(source, result.run.root, call.part)
+        _report(source, result.run.root, call)
     return 0
 
 
-def _report(source: Path, made: Path, part: Part) -> None:
+def _report(source: Path, made: Path, call: _Call) -> None:
     """Score a run and its source, and write and print the report."""
     from two_stream.commands.compress.comparison import layer_changes, show_compression, write_compression
     from two_stream.evaluation.runs.run import load_run
@@ -349,7 +349,10 @@ def _report(source: Path, made: Path, part: Part) -> None:
     before, model = load_run(source).model, load_run(made).model
     layers = layer_changes(before, model) if before.options == model.options else []
     device = "cpu" if model.cpu_only else None  # measure both networks on a device that can run both
-    show_compression(write_compression(source, made, part=part, device=device, layers=layers), made)
+    report = write_compression(
+        source, made, part=call.part, device=device, layers=layers, command=call.command
+    )
+    show_compression(report, made)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import environment_of
 from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.statistics import LEVEL
-from two_stream.evaluation.scores.words import count_sources, interval_words
+from two_stream.evaluation.scores.words import count_sources, few_sources, interval_words, listed, more_data
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.studies.statistics.comparison import (
+    ENOUGH_TRAININGS,
     Cell,
     Panel,
     class_means,
@@ -38,8 +39,6 @@ from two_stream.types import ScoreTable
 
 Pair = tuple[str, str, str]
 """(family, first, second)"""
-FEW_SOURCES = 20
-"""With fewer sources than this, a note is added, because a single source has a weight of more than 5 %."""
 MANY_TESTS = 10
 _ENVIRONMENT = {"torch": "torch", "cpu": "CPU", "device": "device", "gpu": "GPU", "two-stream": "code"}
 """Facts of `environment.json` that are compared, and their names in a note."""
@@ -151,7 +150,8 @@ def study_result(
         variants=results,
         comparisons=comparisons,
         runs=list(runs),
-        answer=_answer(comparisons, results),
+        answer=_answer(comparisons, results, "mAP" if lead.multi_label else "top-1"),
+        outlook=_outlook(comparisons),
         notes=remarks,
         fusion=fusion,
         settings={variant.name: variant.settings for variant in variants if variant.settings},
@@ -329,9 +329,7 @@ def _about_pairing(panels: Mapping[str, Panel], comparisons: Sequence[Comparison
 def _about_data(panels: Mapping[str, Panel]) -> list[str]:
     found = []
     lead = next(iter(panels.values()))
-    if lead.units < FEW_SOURCES:
-        unit = "source videos" if lead.groups is not None else "videos"
-        found.append(f"Only {lead.units} {unit}: a single one of them changes the accuracy considerably.")
+    found += few_sources(lead.units, lead.groups)
     if lead.groups is None:
         found.append(
             "The sources of the videos are unknown. Clips of the same source are treated as independent, so the "
@@ -397,18 +395,20 @@ def _distinct(panels: Mapping[str, Panel], key: str) -> list[str]:
     return list(dict.fromkeys(str(table.meta[key]) for table in tables if table.meta.get(key) is not None))
 
 
-def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]) -> str:
-    """Return the result of the tests in one to three sentences."""
+def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult], metric: str) -> str:
+    """Return which variants are best, which are not shown to differ from them, and which of these is the cheapest."""
     if not comparisons:
         return "Nothing was compared."
     if len(comparisons) == 1:
         return _sentence(comparisons[0].verdict)
+    best = [variant.name for variant in variants if variant.best]
+    value = next(variant.accuracy.value for variant in variants if variant.best)
+    verb = "has" if len(best) == 1 else "have"
     shown = [comparison for comparison in comparisons if comparison.significant]
     if not shown:
         missed = [comparison.detectable for comparison in comparisons]
-        best = next((variant.name for variant in variants if variant.best), "")
         start = (
-            f"No difference shown in any of {len(comparisons)} comparisons; {best} has the highest mean, "
+            f"No difference shown in any of {len(comparisons)} comparisons; {listed(best)} {verb} the highest mean, "
             "which may be chance."
         )
         if min(missed) >= 1:
@@ -416,14 +416,48 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
         low, high = (f"{100 * end:.1f}" for end in (min(missed), max(missed)))
         sizes = f"{low} points" if low == high else f"{low} to {high} points, by comparison,"
         return f"{start} Differences below about {sizes} would be missed here."
-    strongest = sorted(shown, key=lambda comparison: (comparison.p_holm, -abs(comparison.difference.value)))
-    sentences = [_sentence(comparison.verdict) for comparison in strongest[:2]]
-    others, open_ = len(shown) - len(sentences), len(comparisons) - len(shown)
-    if others:
-        sentences.append(f"{_count(others, 'more difference')} of {len(comparisons)} comparisons shown.")
-    elif open_:
-        sentences.append(f"No difference shown in the other {_count(open_, 'comparison')}.")
+    sentences = [f"{listed(best)} {verb} the highest {metric}, {100 * value:.1f} %."]
+    lower, equal = [], []
+    for variant in variants:
+        own = [one for one in comparisons if variant.name in (one.first, one.second)]
+        own = [one for one in own if not variant.best and (one.first in best or one.second in best)]
+        if own and all(one.significant for one in own):
+            points = min(abs(one.difference.value) for one in own)
+            lower.append(f"{variant.name} ({100 * points:.1f} points)")
+        elif own:
+            equal.append(variant.name)
+    runs = "" if min(one.seeds for one in shown) >= ENOUGH_TRAININGS else " on these runs"
+    if lower:
+        sentences.append(f"Lower{runs}: {listed(lower)}.")
+    if equal:
+        sentences.append(f"No difference shown from the highest: {listed(equal)}.")
+    compared = {
+        name for one in comparisons for name in (one.first, one.second) if {one.first, one.second} & {*best}
+    }
+    other = [variant.name for variant in variants if variant.name not in compared and not variant.best]
+    if other:
+        sentences.append(f"Not compared with the highest: {listed(other)}.")
+    rest = sum(not {one.first, one.second} & {*best} for one in shown)
+    if rest:
+        sentences.append(f"{_count(rest, 'further difference')} shown.")
+    group = [variant for variant in variants if variant.best or variant.name in equal]
+    costs = {variant.name: variant.cost.multiply_adds for variant in group if variant.cost is not None}
+    if len(costs) == len(group) > 1 and len({*costs.values()}) > 1:
+        cheapest = min(costs, key=costs.__getitem__)
+        sentences.append(
+            f"The cheapest of {len(group)} at the top: {cheapest}, {costs[cheapest] / 1e9:.3g} G multiply-adds."
+        )
     return " ".join(sentences)
+
+
+def _outlook(comparisons: Sequence[Comparison]) -> str:
+    """Return what more data would show: about the comparison for which the least data is missing."""
+    open_ = [one for one in comparisons if not one.significant and one.data_needed > 1]
+    if not open_:
+        return ""
+    near = min(open_, key=lambda one: one.data_needed)
+    what = f"a difference of {100 * abs(near.difference.value):.1f} points between {near.first} and {near.second}"
+    return more_data(near.data_needed, what, near.groups, near.seeds)
 
 
 def _sentence(verdict: str) -> str:
