@@ -1,5 +1,7 @@
 """Figures of a study: the front, names that do not cover each other, means of curves."""
 
+import html
+import json
 import re
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from tests.helpers.studies import HEADS, made_result
 from two_stream.evaluation.pictures.cost_figure import CostPoint, front, spread_apart
+from two_stream.evaluation.report.page import IntervalRow
+from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.report import study_report as figures
 from two_stream.studies.report.study_report import cost_axes, pareto
 from two_stream.studies.statistics.results import VariantCost
@@ -79,12 +83,25 @@ def test_a_name_too_long_for_its_row_is_cut():
 
 def test_single_runs_and_published_values_have_marks_only_where_there_are_any():
     result = made_result()
-    variants = result.variants
-    svg = figures.accuracies(variants, {variants[0].name: [0.5, 0.6]}, "top-1", 0.1)
-    assert {"single runs", "published", "mean with interval"} <= set(texts(svg))
-    bare = [type(one)(**{**vars(one), "published": None}) for one in variants]
-    shown = set(texts(figures.accuracies(bare, {variants[0].name: [0.5]}, "top-1", 0.1)))
-    assert not {"single runs", "published"} & shown
+    rows = figures.variant_rows(result)
+    svg = figures.accuracy_rows(rows, "top-1", (0.6, "guessing"))
+    assert "guessing" in texts(svg)
+    assert [f"{row.name}, published: " in svg for row in rows] == [row.published is not None for row in rows]
+    assert figures.dots_note(rows).endswith("Ticks are training runs. Diamonds are published values.")
+    bare = [IntervalRow(row.name, row.interval, runs=row.runs[:1]) for row in rows]
+    assert figures.dots_note(bare).endswith("the line is its 95 % interval.")
+
+
+def test_sources_with_nearly_the_same_value_are_one_larger_dot():
+    rows = [IntervalRow("a", Interval(0.6, 0.4, 0.8), sources=[0.5, 0.505, 0.75])]
+    svg = figures.accuracy_rows(rows, "top-1")
+    (values,) = re.findall(r'data-values="([^"]*)"', svg)
+    shown = [text for _, _, text in json.loads(html.unescape(values))]
+    assert shown == [
+        "a: 2 sources at about 50 %",
+        "a: 1 source at about 75 %",
+        "a: 60.0 % [40.0, 80.0]",
+    ]
 
 
 def test_mean_curves_take_the_epochs_that_all_runs_have():

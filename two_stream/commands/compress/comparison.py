@@ -6,7 +6,6 @@ the same videos under the same protocol and are compared with the same statistic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from two_stream.compression.layers import Layer, layers_of
+from two_stream.config.compress import CompressOptions, Prune
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
@@ -28,6 +28,7 @@ from two_stream.evaluation.scores.words import (
     more_data,
     percent,
     protocol_line,
+    sentence,
     text_table,
 )
 from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
@@ -101,13 +102,13 @@ class CompressionReport:
     def claim(self) -> str:
         """What the compression loses and saves, in a few sentences."""
         gap, one, two = self.comparison.difference, self.before.costs, self.after.costs
-        points = 100 * gap.value
+        points, name = 100 * gap.value, self.metric.replace("top", "Top")
         from_to = f"{percent(self.before.accuracy.value)} → {percent(self.after.accuracy.value)} %"
         if abs(points) < 0.05:
-            loss = f"The {self.metric} accuracy is the same ({percent(self.after.accuracy.value)} %"
+            loss = f"{name} is the same ({percent(self.after.accuracy.value)} %"
         else:
             verb = "fell" if points < 0 else "rose"
-            loss = f"The {self.metric} accuracy {verb} by {abs(points):.1f} points ({from_to}"
+            loss = f"{name} {verb} by {abs(points):.1f} points ({from_to}"
         loss += (
             f"; 95 % interval of the change {100 * gap.low:+.1f} to {100 * gap.high:+.1f})."
             if gap.known
@@ -117,7 +118,8 @@ class CompressionReport:
             detectable = self.comparison.detectable
             seen = f"only a change of {100 * detectable:.1f} points or more would have been detected reliably"
             limit = "not even a large change could have been detected" if detectable >= 1 else seen
-            loss += f" These data cannot tell this from no change: {limit}."
+            unsure = "" if abs(points) < 0.05 else "these data cannot tell this from no change: "
+            loss += f" {sentence(unsure + limit)}"
         saved = [
             f"{name} {_factor(first, second)}"
             for name, first, second in (
@@ -209,7 +211,7 @@ def write_compression(
         after=sides[1],
         comparison=comparison,
         layers=layers or [],
-        settings=_settings(given.compress.model_dump(mode="json")),
+        settings=_settings(given.compress),
         notes=notes or [],
         environment=environment(),
         code_version=code_version(),
@@ -218,7 +220,7 @@ def write_compression(
         after_sources=panels[1].by_source(panels[1].hits),
         command=command,
     )
-    _write(report, made)
+    write_pages(report, made)
     return report
 
 
@@ -287,11 +289,16 @@ def _names(before: Run, after: Run) -> tuple[str, str]:
     return (one, two) if one != two else (f"{one} (before)", f"{two} (after)")
 
 
-def _settings(section: Mapping[str, object]) -> dict[str, str]:
-    return {key: str(value) for key, value in flatten(dict(section)).items() if value not in (None, "", [])}
+def _settings(section: CompressOptions) -> dict[str, str]:
+    """Return the settings as text, without empty ones and without those that other settings disable."""
+    found = flatten(
+        section.model_dump(mode="json", exclude=section.unused if isinstance(section, Prune) else None)
+    )
+    return {key: str(value) for key, value in found.items() if value not in (None, "", [], {})}
 
 
-def _write(report: CompressionReport, made: Path) -> None:
+def write_pages(report: CompressionReport, folder: Path) -> Path:
+    """Write `compression.html`, `.md` and `.json` into a folder, and return the path of the page."""
     environment_ = page_templates(_TEMPLATES)
     rows = [
         IntervalRow(side.name, side.accuracy, color, sources=sources)
@@ -334,9 +341,10 @@ def _write(report: CompressionReport, made: Path) -> None:
     facts = {"report": report, "rows": report.rows, "columns": COLUMNS, "tables": tables, "top": top}
     for suffix in (".html", ".md"):
         text = environment_.get_template(f"{NAME}{suffix}").render(**facts)
-        write_text(made / f"{NAME}{suffix}", text)
+        write_text(folder / f"{NAME}{suffix}", text)
     plain = asdict(report) | {"columns": list(COLUMNS), "rows": report.rows}
-    write_json(made / f"{NAME}.json", plain)
+    write_json(folder / f"{NAME}.json", plain)
+    return folder / f"{NAME}.html"
 
 
 def _row(what: str, before: float, after: float) -> list[str]:

@@ -32,7 +32,7 @@ from two_stream.errors import printable
 from two_stream.evaluation.scores.fusion import Curve
 from two_stream.evaluation.scores.metrics import ClassRow
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.evaluation.scores.words import Table, minus, percent, text_table
+from two_stream.evaluation.scores.words import Table, minus, percent, sentence, text_table
 from two_stream.runtime import plotting
 from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, plain_figures
 from two_stream.runtime.text import shown_lines
@@ -50,6 +50,8 @@ _NUMBERED = 16
 """largest number of classes for which a confusion matrix shows counts"""
 _LABELLED = 60
 """largest number of classes for which the axes show class names"""
+DEEPEST = 0.42
+"""opacity of the darkest shade of a cell; text on it stays readable on light and dark pages"""
 _CONFUSIONS = 30
 """number of confusions in the table behind a confusion matrix that is too large to be shown as a table"""
 
@@ -92,7 +94,7 @@ def page_templates(*folders: Path) -> jinja2.Environment:
     )
     environment.globals.update(LIGHT=plotting.LIGHT, DARK=plotting.DARK, css=_css)
     environment.filters.update(percent=percent, cell=markdown_cell, minus=minus, sections=_sections)
-    environment.filters.update(minute=_minute, breakable=_breakable)
+    environment.filters.update(minute=_minute, breakable=_breakable, sentence=sentence)
     return environment
 
 
@@ -390,13 +392,12 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
         shares = np.divide(counts_KK, totals, out=np.zeros(counts_KK.shape), where=totals > 0)
         cells = [(int(row), int(column)) for row, column in np.argwhere(counts_KK > 0)]
         squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
-        tints = [to_rgba(SERIES[2], 0.12 + 0.88 * float(shares[cell])) for cell in cells]
+        tints = [to_rgba(SERIES[2], 0.06 + DEEPEST * float(shares[cell])) for cell in cells]
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
         if classes <= _NUMBERED:
             for row, column in cells:
-                color = SURFACE if shares[row, column] > 0.75 else INK
                 text = str(counts_KK[row, column])
-                axis.text(column, row, text, ha="center", va="center", color=color)
+                axis.text(column, row, text, ha="center", va="center", color=INK)
         for row, column in cells:
             count = int(counts_KK[row, column])
             text = f"{names[row]}, predicted as {names[column]}: {count} of {int(totals[row, 0])}"

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def _facts(
         "headline": _headline(main),
         "protocol": words.protocol_line(main.table.meta, main.summary),
         "warning": words.PAPER_WARNING if main.table.meta.get("selection") == "paper" else "",
-        "notes": _notes(main),
+        "notes": words.caveats(main),
         "outlook": _outlook(main, [s.table for s in streams], fused, baseline),
         "columns": list(words.columns(found)),
         "rows": words.rows(found),
@@ -239,7 +239,7 @@ def _facts(
         "settings": {s.name: dump(s.experiment) for s in streams if s.experiment is not None},
         "provenance": _provenance(streams),
         "code_version": code_version(),
-        "created": datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+        "created": _newest(shown),
     }
     # a linear probe is solved directly and has no learning curve
     trained = {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
@@ -264,16 +264,11 @@ def _facts(
     return facts, drawn
 
 
-def _notes(main: words.Line) -> list[str]:
-    """Return the caveats of the main number."""
-    summary, meta = main.summary, main.table.meta
-    units = summary.groups if summary.groups is not None else summary.videos
-    found = (
-        [f"{words.PAPER_WARNING[0].upper()}{words.PAPER_WARNING[1:]}."]
-        if meta.get("selection") == "paper"
-        else []
-    )
-    return found + words.few_sources(units, summary.groups)
+def _newest(tables: Sequence[ScoreTable]) -> str:
+    """Return the time of the newest score file; unlike the time of writing, it is the same if a report is repeated."""
+    files = [Path(str(table.meta["file"])) for table in tables if table.meta.get("file")]
+    times = [path.stat().st_mtime for path in files if path.is_file()]
+    return datetime.fromtimestamp(max(times)).isoformat(timespec="seconds") if times else ""
 
 
 def _outlook(

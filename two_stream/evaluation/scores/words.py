@@ -96,12 +96,12 @@ def columns(found: Sequence[Line]) -> tuple[str, ...]:
 
 
 def print_accuracies(title: str, found: Sequence[Line], paths: Sequence[Path] = ()) -> None:
-    """Print the accuracy table, the protocol of its last line, a warning if needed, and the score files."""
+    """Print the accuracy table, the protocol of its last line, the caveats, and the score files."""
     meta = found[-1].table.meta
     console.print(table(title, columns(found), rows(found)))
     say(protocol_line(meta, found[-1].summary))
-    if meta.get("selection") == "paper":
-        say(PAPER_WARNING)
+    for text in caveats(found[-1]):
+        say(f"note: {text}")
     for path in paths:
         say(f"scores: {path}")
 
@@ -174,6 +174,13 @@ def few_sources(units: int, groups: int | None) -> list[str]:
         return []
     unit = "source videos" if groups is not None else "videos"
     return [f"Only {units} {unit}: a single one of them changes the accuracy considerably."]
+
+
+def caveats(line: Line) -> list[str]:
+    """Return what weakens a result: a test-selected checkpoint, or few sources."""
+    groups = line.summary.groups
+    found = [sentence(PAPER_WARNING)] if line.table.meta.get("selection") == "paper" else []
+    return found + few_sources(line.summary.videos if groups is None else groups, groups)
 
 
 def more_data(times: float, what: str, sources: int | None, trainings: int = 1) -> str:

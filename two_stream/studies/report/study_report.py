@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.cost_figure import CostPoint, cost_height, draw_costs
 from two_stream.evaluation.report.page import (
+    DEEPEST,
     WIDTH,
     IntervalRow,
     Top,
@@ -50,8 +51,6 @@ MOST_CLASSES = 20
 _HALF = MOST_CLASSES // 2
 _NUMBERED = 12
 """Largest number of classes for which a difference of confusion matrices shows numbers."""
-_DEEPEST = 0.42
-"""Opacity of the darkest shade; text on it stays readable on light and dark pages."""
 
 
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
@@ -135,7 +134,7 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
         squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
         tints = [
             to_rgba(
-                MORE if counts_KK[cell] > 0 else LESS, 0.06 + _DEEPEST * abs(float(counts_KK[cell])) / most
+                MORE if counts_KK[cell] > 0 else LESS, 0.06 + DEEPEST * abs(float(counts_KK[cell])) / most
             )
             for cell in cells
         ]

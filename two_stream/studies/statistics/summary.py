@@ -416,38 +416,56 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
         low, high = (f"{100 * end:.1f}" for end in (min(missed), max(missed)))
         sizes = f"{low} points" if low == high else f"{low} to {high} points, by comparison,"
         return f"{start} Differences below about {sizes} would be missed here."
-    sentences = [f"{listed(best)} {verb} the highest {metric}, {100 * value:.1f} %."]
-    lower, equal = [], []
+    base = {one.second for one in comparisons}
+    if len(base) == 1 and not base & {*best}:
+        (against,) = base
+        where, kind = against, f"from {against}"
+    else:
+        against, where, kind = "", "the highest", "from the highest"
+    higher: dict[str, float] = {}
+    lower: dict[str, float] = {}
+    equal: list[str] = []
     for variant in variants:
         own = [one for one in comparisons if variant.name in (one.first, one.second)]
-        own = [one for one in own if not variant.best and (one.first in best or one.second in best)]
-        if own and all(one.significant for one in own):
-            points = min(abs(one.difference.value) for one in own)
-            lower.append(f"{variant.name} ({100 * points:.1f} points)")
-        elif own:
+        if against:
+            own = [one for one in own if variant.name != against]
+        else:
+            own = [one for one in own if not variant.best and {one.first, one.second} & {*best}]
+        if not own:
+            continue
+        nearest = min(own, key=lambda one: (one.significant, abs(one.difference.value)))
+        if not nearest.significant:
             equal.append(variant.name)
+        else:
+            is_higher = (nearest.first == variant.name) == (nearest.difference.value > 0)
+            (higher if is_higher else lower)[variant.name] = 100 * abs(nearest.difference.value)
     runs = "" if min(one.seeds for one in shown) >= ENOUGH_TRAININGS else " on these runs"
-    if lower:
-        sentences.append(f"Lower{runs}: {listed(lower)}.")
-    if equal:
-        sentences.append(f"No difference shown from the highest: {listed(equal)}.")
-    compared = {
-        name for one in comparisons for name in (one.first, one.second) if {one.first, one.second} & {*best}
+    sentences = [f"{listed(best)} {verb} the highest {metric}, {100 * value:.1f} %."]
+    for word, found in (("Higher", higher), ("Lower", lower)):
+        names = [f"{name} ({points:.1f} points)" for name, points in found.items()]
+        sentences += [f"{word} than {where}{runs}: {listed(names)}."] if names else []
+    sentences += [f"No difference {kind} shown: {listed(equal)}."] if equal else []
+    if not against:
+        pairs = [{one.first, one.second} for one in comparisons]
+        compared = {name for pair in pairs if pair & {*best} for name in pair}
+        other = [variant.name for variant in variants if variant.name not in compared and not variant.best]
+        sentences += [f"Not compared with the highest: {listed(other)}."] if other else []
+        rest = sum({one.first, one.second}.isdisjoint(best) for one in shown)
+        sentences += [f"{_count(rest, 'further difference')} shown."] if rest else []
+    return " ".join([*sentences, *_cheapest(variants, [*higher] if against else [*best, *equal])])
+
+
+def _cheapest(variants: Sequence[VariantResult], names: Sequence[str]) -> list[str]:
+    """Return a sentence on the cheapest of several variants; empty if costs are unknown or equal."""
+    costs = {
+        one.name: one.cost.multiply_adds for one in variants if one.cost is not None and one.name in names
     }
-    other = [variant.name for variant in variants if variant.name not in compared and not variant.best]
-    if other:
-        sentences.append(f"Not compared with the highest: {listed(other)}.")
-    rest = sum(not {one.first, one.second} & {*best} for one in shown)
-    if rest:
-        sentences.append(f"{_count(rest, 'further difference')} shown.")
-    group = [variant for variant in variants if variant.best or variant.name in equal]
-    costs = {variant.name: variant.cost.multiply_adds for variant in group if variant.cost is not None}
-    if len(costs) == len(group) > 1 and len({*costs.values()}) > 1:
-        cheapest = min(costs, key=costs.__getitem__)
-        sentences.append(
-            f"The cheapest of {len(group)} at the top: {cheapest}, {costs[cheapest] / 1e9:.3g} G multiply-adds."
-        )
-    return " ".join(sentences)
+    if len(costs) < len(names) or len({*costs.values()}) < 2:
+        return []
+    cheapest = min(costs, key=costs.__getitem__)
+    return [
+        f"The cheapest of these {len(names)} is {cheapest}, with {costs[cheapest] / 1e9:.3g} G multiply-adds."
+    ]
 
 
 def _outlook(comparisons: Sequence[Comparison]) -> str:
