@@ -26,6 +26,7 @@ COMMANDS = {
     "ablate": "run the missing parts of a study and report its statistics",
     "compare": "compare runs or score files on the same videos, with statistics",
     "leaderboard": "rank all score files below a folder, with significance tests",
+    "board": "write one page of all runs below a folder, to filter, sort and compare them",
     "compress": "make a smaller or faster run by pruning, quantization or distillation",
     "predict": "recognise the action in a video from RGB, flow or both",
     "stream": "recognise actions in a camera, RTSP or HTTP stream or long file, frame by frame",

@@ -441,6 +441,18 @@ class EvaluateOptions(Options):
     """also store the logits of every view"""
 
 
+FREE_ON_RESUME = (
+    "device",
+    "threads",
+    "runs",
+    "data.workers",
+    "train.strategy",
+    "train.compile",
+    "evaluate",
+)
+"""settings (with everything below them) that may change on resume, because they do not affect the trained weights"""
+
+
 class Experiment(Options):
     """One stream of one split: model, data, training and evaluation."""
 

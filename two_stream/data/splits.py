@@ -19,7 +19,6 @@ import numpy as np
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import MODALITIES, Record, read_lines
 from two_stream.errors import DataError
-from two_stream.runtime.device import derive
 from two_stream.runtime.files import write_text
 from two_stream.types import Modality, Part, VideoRecord
 
@@ -153,6 +152,8 @@ def choose_groups(
         seed: A different seed gives a different choice.
         used: Sources to take only when all others are taken.
     """
+    from two_stream.runtime.device import derive  # imports torch
+
     labels = sorted({label for record in records for label in record.all_labels})
     column = {label: index for index, label in enumerate(labels)}
     counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(labels)))
@@ -215,6 +216,8 @@ def make_splits(
 
     The test parts have no source in common if there are enough sources.
     """
+    from two_stream.runtime.device import derive
+
     used: set[str] = set()
     splits = []
     for split in range(1, num_splits + 1):

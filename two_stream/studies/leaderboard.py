@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 
+from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, Panel, main_test, p_text, panel_of
 from two_stream.studies.statistics.scored import ScoredRun, group_variants, read_scored, stated_fact
 
+_NAMED = 5
+"""largest number of variants that are listed in a sentence"""
 COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")
 
 
@@ -68,14 +73,17 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
     Raises:
         ScoreError: The folder does not exist or contains no readable score file of the part.
     """
-    if not root.is_dir():
-        raise ScoreError(f"{root}: no such folder; expected a folder with runs, such as runs/")
     found, damaged = _read_all(root, part)
     if not found:
         broken = f" ({len(damaged)} damaged: {damaged[0]})" if damaged else ""
         raise ScoreError(
             f"{root}: no score file of the {part} part found{broken}; write one with `two-stream evaluate RUN`"
         )
+    return rank(found, damaged, level)
+
+
+def rank(found: Sequence[ScoredRun], damaged: list[str], level: float = LEVEL) -> Leaderboard:
+    """Rank score files of one part; see `leaderboard`. Messages about tests that are impossible are added."""
     alike: dict[str, list[ScoredRun]] = {}
     for item in found:
         alike.setdefault(item.protocol, []).append(item)
@@ -83,11 +91,33 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
     return Leaderboard(sorted(boards, key=lambda board: board.title), damaged)
 
 
+def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder below a folder, with the names of its files.
+
+    Hidden folders and links to folders are left out, and so are folders that cannot be read.
+
+    Raises:
+        ScoreError: The folder does not exist.
+    """
+    if not root.is_dir():
+        raise ScoreError(f"{root}: no such folder; expected a folder with runs, such as runs/")
+    waiting = [root]
+    while waiting:
+        folder, names = waiting.pop(), []
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    names.append(entry.name)
+                elif not entry.name.startswith("."):
+                    waiting.append(folder / entry.name)
+        yield folder, sorted(names)
+
+
 def _read_all(root: Path, part: str) -> tuple[list[ScoredRun], list[str]]:
     found, damaged = [], []
-    for path in sorted(root.rglob("*.npz")):
-        if any(folder.name.startswith(".") for folder in path.relative_to(root).parents):
-            continue
+    for path in sorted(
+        folder / name for folder, names in walk(root) for name in names if name.endswith(".npz")
+    ):
         try:
             item = read_scored(path)
         except ScoreError as error:
@@ -141,7 +171,7 @@ def _board(
                 p_holm=adjusted.get(name),
                 level_with_best=name in adjusted and adjusted[name] >= 1 - level,
                 modality=str(items[0].table.meta.get("modality", DASH)),
-                model=_model(items[0]),
+                model=model_name(items[0]),
                 splits=panels[name].splits,
                 seeds=panels[name].seeds,
                 date=datetime.fromtimestamp(newest).strftime("%Y-%m-%d"),
@@ -150,6 +180,24 @@ def _board(
         )
     lead = panels[first]
     return RankedTable(_title(lead), "mAP" if lead.multi_label else "top-1", standings)
+
+
+def best_sentence(board: RankedTable, place: str) -> str:
+    """Return a sentence on the best variant of a board and on the variants that are not shown to differ from it."""
+    first = board.standings[0]
+    interval = percent(first.accuracy).replace(" ", " % ", 1)
+    alike = [standing.name for standing in board.standings if standing.level_with_best]
+    tested = [standing for standing in board.standings if len(standing.seeds) >= ENOUGH_TRAININGS]
+    if len(board.standings) == 1:
+        found = "the only one"
+    elif first not in tested:
+        found = f"the others are not shown to differ: tests need {ENOUGH_TRAININGS} training runs of each"
+    elif alike:
+        more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        found = f"not shown to differ from it: {', '.join(alike[:_NAMED])}{more}"
+    else:
+        found = f"better than all others with {ENOUGH_TRAININGS} training runs"
+    return f"Best on {place}: {first.name} {interval}; {found}."
 
 
 def _title(panel: Panel) -> str:
@@ -167,12 +215,16 @@ def _title(panel: Panel) -> str:
     return f"{protocol_line(meta)} · {precision} · {round(panel.videos)} videos{sources}"
 
 
-def _model(item: ScoredRun) -> str:
+def model_name(item: ScoredRun) -> str:
+    """Return the names of backbone, reduction and head, or the rule of a fusion; a dash if unknown."""
     if item.table.meta.get("kind") == "fused":
         return f"fusion ({item.table.meta.get('rule')})"
-    if item.experiment is None:
-        return DASH
-    model = item.experiment.model
+    return DASH if item.experiment is None else model_of(item.experiment)
+
+
+def model_of(experiment: Experiment) -> str:
+    """Return the names of backbone, reduction and head."""
+    model = experiment.model
     reduction = "" if model.reduction == "none" else f" + {model.reduction}"
     return f"{model.backbone.kind}{reduction} + {model.head.kind}"
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from two_stream.config.load import dump, flatten, load_experiment
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import FREE_ON_RESUME, Experiment
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
@@ -44,16 +44,6 @@ FORMAT = 1
 
 WriteModel = Callable[[Path, nn.Module, dict[str, Any]], object]
 """Function of a folder, a model and metadata; writes `model.safetensors` into the folder."""
-FREE_ON_RESUME = (
-    "device",
-    "threads",
-    "runs",
-    "data.workers",
-    "train.strategy",
-    "train.compile",
-    "evaluate",
-)
-"""settings (with everything below them) that may change on resume, because they do not affect the trained weights"""
 ENVIRONMENT = "environment.json"
 JOB = ".job"
 """file with the id of the `torchrun` job that last started or continued the run"""

@@ -120,13 +120,21 @@ def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return the numbers in `metrics.jsonl`, one row for each epoch.
+    """Return the numbers in `metrics.jsonl`, one row for each epoch; a damaged line is reported, see `read_history`."""
+    rows, problem = read_history(run)
+    if problem:
+        warn(problem)
+    return rows
 
-    If a line is damaged, a warning is printed, and this line and the following ones are ignored.
+
+def read_history(run: RunPaths | None) -> tuple[list[dict[str, float]], str]:
+    """Return the numbers in `metrics.jsonl`, one row for each epoch, and a message if a line is damaged.
+
+    A damaged line and the following ones are ignored.
     """
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():
-        return rows
+        return rows, ""
     lines = run.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
     checked = any(is_line_intact(line) for line in lines)  # runs of earlier versions have no checksums
     for number, line in enumerate(lines, start=1):
@@ -135,13 +143,11 @@ def history(run: RunPaths | None) -> list[dict[str, float]]:
         except ValueError:
             value = None
         if value is None or (checked and not is_line_intact(line)):
-            warn(
-                f"{run.metrics}: line {number} is damaged (the checksum differs); the curves end before this line"
-            )
-            break
+            problem = f"line {number} is damaged (the checksum differs); the curves end before this line"
+            return rows, f"{run.metrics}: {problem}"
         if isinstance(value, dict) and "epoch" in value:
             rows.append({key: float(item) for key, item in value.items() if _is_number(item)})
-    return rows
+    return rows, ""
 
 
 def _is_number(value: object) -> bool:

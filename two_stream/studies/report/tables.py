@@ -363,11 +363,19 @@ def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
     for variant in result.variants:
         if variant.name in result.settings:
             mapping = parse_yaml(result.settings[variant.name], variant.name)
-            flat[variant.name] = _flat(mapping)
-            chosen |= _not_default(mapping)
+            flat[variant.name] = flat_settings(mapping)
+            chosen |= not_default(mapping)
         elif not result.settings:
             flat[variant.name] = {key: _plain(value) for key, value in variant.changes.items()}
             chosen |= flat[variant.name].keys()
+    return differences(flat, chosen)
+
+
+def differences(flat: Mapping[str, Mapping[str, str]], chosen: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return the settings that differ, as in `differing_settings`.
+
+    `flat` contains the settings of each run or variant, and `chosen` those that are not the default in at least one.
+    """
     found = {}
     for key in dict.fromkeys(key for values in flat.values() for key in values):
         own = {name: values.get(key, DASH) for name, values in flat.items()}
@@ -377,20 +385,21 @@ def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
     return found
 
 
-def _not_default(mapping: dict[str, Any]) -> set[str]:
+def not_default(mapping: dict[str, Any]) -> set[str]:
     """Return the settings that differ from their defaults; all settings if this version cannot read them."""
     try:
-        return set(_flat(departures(validate_settings(Experiment, mapping, "settings"))))
+        return set(flat_settings(departures(validate_settings(Experiment, mapping, "settings"))))
     except SettingsError:
-        return set(_flat(mapping))
+        return set(flat_settings(mapping))
 
 
-def _flat(value: object, prefix: str = "") -> dict[str, str]:
+def flat_settings(value: object, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as `{dotted key: text of the value}`."""
     if not isinstance(value, Mapping):
         return {prefix: _plain(value)}
     found: dict[str, str] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+        found |= flat_settings(inner, f"{prefix}.{key}" if prefix else str(key))
     return found
 
 

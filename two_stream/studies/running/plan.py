@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from two_stream.config.load import departures, flatten, nearest, read_yaml, validate_settings
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import FREE_ON_RESUME, Experiment
 from two_stream.config.study import SEPARATOR, Against, Changes, Study
 from two_stream.data.catalog import load_record
 from two_stream.data.splits import fingerprint, load_part, own_validation
@@ -30,7 +30,6 @@ from two_stream.errors import SettingsError
 from two_stream.runtime.device import pick_device, resolve_precision
 from two_stream.runtime.files import complete_folder, sha256, write_text
 from two_stream.runtime.provenance import source_digest
-from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.types import Modality, Part
 from two_stream.video.frames import extraction_settings
 

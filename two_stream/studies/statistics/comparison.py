@@ -270,10 +270,13 @@ class MainTest:
     estimate: statistics.Estimate
     interval: Interval
     p: float
-    cells: list[McNemar]
-    """McNemar's test of each cell; empty for a multi-label data set"""
     exact: bool
     """whether `p` is from McNemar's exact test; otherwise it is from a t test"""
+
+    @cached_property
+    def cells(self) -> list[McNemar]:
+        """McNemar's test of each cell; empty for a multi-label data set."""
+        return [] if self.first.multi_label else _mcnemar(self.first, self.second)
 
 
 @dataclass(frozen=True)
@@ -300,9 +303,9 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
     if first.multi_label:
         values = first.pseudo_values - second.pseudo_values
         found = metrics.estimate_map(values, first.unit)
-        return MainTest(first, second, found, found.interval(level), found.p_zero(), [], exact=False)
+        return MainTest(first, second, found, found.interval(level), found.p_zero(), exact=False)
     test = statistics.difference_of(first.hits, second.hits, first.sample, level)
-    return MainTest(first, second, test.estimate, test.interval, test.p, _mcnemar(first, second), test.exact)
+    return MainTest(first, second, test.estimate, test.interval, test.p, test.exact)
 
 
 def compare_panels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from two_stream.config.load import dump, flatten
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import FREE_ON_RESUME, Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import history, run_of, settings_of
 from two_stream.evaluation.scores.files import find_scores, name_of, newest_scores, read_scores
@@ -19,7 +20,6 @@ from two_stream.evaluation.scores.metrics import main_value
 from two_stream.studies.statistics.comparison import Cell, seeds_by_split
 from two_stream.studies.statistics.results import RunRow
 from two_stream.studies.statistics.summary import VariantRuns
-from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.types import RunPaths, ScoreTable
 
 _MARKS = "_. -"
@@ -120,15 +120,16 @@ def group_variants(
     taken = {place for places in (groups or {}).values() for place in places}
     rest: list[tuple[str, list[ScoredRun]]] = []
     for item in (entry for place, entry in enumerate(found) if place not in taken):
+        own = item.key
         fitting = [
             members
             for key, members in rest
-            if key == item.key and all(_may_join(item, member) for member in members)
+            if key == own and all(_may_join(item, member) for member in members)
         ]
         alike = (members for members in fitting if any(item.backbone == one.backbone for one in members))
         members = next(alike, next(iter(fitting), None))
         if members is None:
-            rest.append((item.key, [item]))
+            rest.append((own, [item]))
         else:
             members.append(item)
     names = variant_names([members for _, members in rest], taken=list(variants))
@@ -192,6 +193,28 @@ def stated_fact(meta: Mapping[str, Any], key: str) -> str:
     return " / ".join(dict.fromkeys(stated_fact(source, key) for source in meta["sources"]))
 
 
+def comparable_facts(item: ScoredRun) -> dict[str, str]:
+    """Return `{plural name: value}` of the facts that must agree if the accuracies of two score files are compared.
+
+    These are the protocol, the split, and the classes and videos, which `join` checks before a test.
+    """
+    table = item.table
+    labels = table.labels.tolist() if table.targets is None else table.targets.tolist()
+    listed = {
+        "class lists": (table.class_names, f"{len(table.class_names)} classes"),
+        "videos": (sorted(zip(table.ids, labels)), f"{len(table.ids)} videos"),
+    }
+    return {
+        **{label: stated_fact(table.meta, key) for key, label in _PROTOCOL.items()},
+        "splits": str(item.cell[0]),
+        **{label: f"{size}, list {_digest(values)}" for label, (values, size) in listed.items()},
+    }
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:6]
+
+
 def check_comparable(variants: Mapping[str, Sequence[ScoredRun]], *, anyway: bool = False) -> list[str]:
     """Check that the accuracies of variants can be compared. If `anyway` is true, return notes on the differences.
 
@@ -210,10 +233,11 @@ def check_comparable(variants: Mapping[str, Sequence[ScoredRun]], *, anyway: boo
 def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
     """Return a description of each difference that prevents a comparison."""
     found = []
-    for key, label in _PROTOCOL.items():
+    facts = [(comparable_facts(item), item) for members in variants.values() for item in members]
+    for label in _PROTOCOL.values():
         values: dict[str, ScoredRun] = {}
-        for item in (item for members in variants.values() for item in members):
-            values.setdefault(stated_fact(item.table.meta, key), item)
+        for stated, item in facts:
+            values.setdefault(stated[label], item)
         if len(values) > 1:
             shown = ", ".join(f"{value} ({item.file})" for value, item in values.items())
             found.append(f"different {label}: {shown}")
