@@ -171,7 +171,7 @@ def _board(
                 p_holm=adjusted.get(name),
                 level_with_best=name in adjusted and adjusted[name] >= 1 - level,
                 modality=str(items[0].table.meta.get("modality", DASH)),
-                model=model_name(items[0]),
+                model=_model(items[0]),
                 splits=panels[name].splits,
                 seeds=panels[name].seeds,
                 date=datetime.fromtimestamp(newest).strftime("%Y-%m-%d"),
@@ -185,7 +185,7 @@ def _board(
 def best_sentence(board: RankedTable, place: str) -> str:
     """Return a sentence on the best variant of a board and on the variants that are not shown to differ from it."""
     first = board.standings[0]
-    interval = percent(first.accuracy).replace(" ", " % ", 1)
+    interval = percent(first.accuracy).replace(" ", "\u00a0% ", 1)
     alike = [standing.name for standing in board.standings if standing.level_with_best]
     tested = [standing for standing in board.standings if len(standing.seeds) >= ENOUGH_TRAININGS]
     if len(board.standings) == 1:
@@ -215,8 +215,7 @@ def _title(panel: Panel) -> str:
     return f"{protocol_line(meta)} · {precision} · {round(panel.videos)} videos{sources}"
 
 
-def model_name(item: ScoredRun) -> str:
-    """Return the names of backbone, reduction and head, or the rule of a fusion; a dash if unknown."""
+def _model(item: ScoredRun) -> str:
     if item.table.meta.get("kind") == "fused":
         return f"fusion ({item.table.meta.get('rule')})"
     return DASH if item.experiment is None else model_of(item.experiment)

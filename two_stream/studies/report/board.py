@@ -18,9 +18,8 @@ from two_stream.errors import ScoreError, TwoStreamError, printable
 from two_stream.evaluation.report.page import IntervalRow, Top, accuracy_rows, dots_note, page_templates
 from two_stream.evaluation.runs.lookup import compression_of, read_history, run_of, settings_of
 from two_stream.evaluation.scores.files import read_scores
-from two_stream.evaluation.scores.metrics import summarise
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.evaluation.scores.words import DASH, label_of, percent, protocol_line, text_table
+from two_stream.evaluation.scores.words import DASH, label_of, percent, text_table
 from two_stream.runtime.files import write_text
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import parse_json, plural
@@ -54,7 +53,8 @@ class Entry:
     kind: str
     path: Path
     name: str
-    state: str = "finished"
+    state: str = "damaged"
+    """finished, unfinished, failed or damaged"""
     detail: str = ""
     dataset: str = ""
     data: str = DASH
@@ -77,6 +77,10 @@ class Entry:
     """settings that are not the default"""
     facts: dict[str, str] | None = None
     """see `comparable_facts`; None without scores"""
+
+
+Scored = tuple[ScoredRun, leaderboard.RankedTable]
+"""a score file, and the board that contains only this file"""
 
 
 @contextmanager
@@ -111,23 +115,25 @@ def read_board(root: Path, *, pictures: bool = False) -> tuple[list[Entry], list
                 runs[folder] = load_experiment(RunPaths(folder).experiment)
         if folder.name == "cells":
             cells[folder.parent] = [folder / name for name in names if name.endswith(".json")]
-    scored: dict[Path, list[ScoredRun]] = {folder: [] for folder in runs}
+    scored: dict[Path, list[Scored]] = {folder: [] for folder in runs}
     for path in sorted(files):
         with _noted(problems, path):
             table = read_scores(path)
             run, own = run_of(table), path.parent.parent
             known = runs[run.root] if run is not None and run.root in runs else settings_of(run)
-            scored.setdefault(own if own in runs else path, []).append(ScoredRun(table, run, known))
+            item = ScoredRun(table, run, known)
+            for board in leaderboard.rank([item], problems).boards:  # also checks untrusted metadata
+                scored.setdefault(own if own in runs else path, []).append((item, board))
     entries, tests = [], []
     for path, items in scored.items():
-        mine = [item for item in items if item.table.meta.get("part", "test") == "test"]
+        mine = [one for one in items if one[0].table.meta.get("part", "test") == "test"]
+        tests += [item for item, _ in mine]
         if path in runs or mine:
             with _noted(problems, path):
                 kind = "study run" if any(parent in cells for parent in path.parents) else "run"
                 entries.append(_entry(Entry(kind, path, path.name), mine or items, pictures))
                 if path in runs:
                     _add_run(entries[-1], runs[path], problems)
-        tests += mine
     for folder, records in cells.items():
         with _noted(problems, folder):
             entries.append(_study_entry(folder, records, {entry.path: entry for entry in entries}))
@@ -137,18 +143,18 @@ def read_board(root: Path, *, pictures: bool = False) -> tuple[list[Entry], list
     return sorted(entries, key=lambda entry: -entry.date), tests, problems
 
 
-def _entry(entry: Entry, items: Sequence[ScoredRun], pictures: bool) -> Entry:
+def _entry(entry: Entry, items: Sequence[Scored], pictures: bool) -> Entry:
     """Add the newest scores."""
     if not items:
         return entry
-    item = max(items, key=lambda item: Path(item.file).stat().st_mtime)
-    meta, summary = item.table.meta, summarise(item.table)
+    item, board = max(items, key=lambda one: Path(one[0].file).stat().st_mtime)
+    meta, standing, entry.state = item.table.meta, board.standings[0], "finished"
     if entry.path.suffix == ".npz":
         entry.kind = "fusion" if meta.get("kind") == "fused" else "scores"
         entry.name = label_of(item.table) if entry.kind == "fusion" else entry.name
-    entry.dataset, entry.data = str(meta.get("dataset", "")), protocol_line(meta).partition(" · ")[0]
-    entry.model, entry.modality = leaderboard.model_name(item), str(meta.get("modality", DASH))
-    entry.accuracy, entry.metric = summary.main, "top-1" if summary.map is None else "mAP"
+    entry.dataset, entry.data = str(meta.get("dataset", "")), board.title.partition(" · ")[0]
+    entry.model, entry.modality = standing.model, standing.modality
+    entry.accuracy, entry.metric = standing.accuracy, board.metric
     entry.date, entry.facts = Path(item.file).stat().st_mtime, comparable_facts(item)
     if pictures:
         from two_stream.evaluation.pictures.thumbnails import strip
@@ -172,14 +178,15 @@ def _add_run(entry: Entry, experiment: Experiment | None, problems: list[str]) -
     entry.settings, entry.chosen = flat_settings(mapping), not_default(mapping)
     entry.model, entry.modality = leaderboard.model_of(experiment), experiment.model.modality
     if entry.accuracy is None:
-        entry.dataset, entry.detail = experiment.data.dataset, "no scores yet"
+        entry.dataset, entry.detail = experiment.data.dataset, "no scores"
         entry.data = f"{entry.dataset} split {experiment.data.split}"
     if rows and "c" not in rows[0]:  # a linear probe has no epochs
         last, total = round(rows[-1]["epoch"]), experiment.train.epochs
         entry.epochs, entry.curve = f"{last} of {total}" if last < total else f"{last}", _curve(rows)
-        entry.state = "unfinished" if last < total and entry.accuracy is None else entry.state
-    elif not rows and not run.best.is_dir():
-        entry.state = "unfinished"
+        started = last < total
+    else:
+        started = not rows and not run.best.is_dir()
+    entry.state = "unfinished" if started and entry.accuracy is None else "finished"
 
 
 def _curve(rows: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
@@ -187,26 +194,25 @@ def _curve(rows: Sequence[Mapping[str, float]]) -> tuple[str, str] | None:
     if key is None:
         return None
     values = [row[key] for row in rows if key in row]
+    values = values if len(values) > 1 else 2 * values
     loss = key.endswith("loss")
     top = max(1e-9, *map(abs, values)) if loss else 1.0
     places = range(len(values))[:: -max(1, -(-len(values) // _POINTS))][::-1]  # with the last one
-    drawn = [
-        f"{100 * place / max(1, len(values) - 1):.0f},{29 - 28 * values[place] / top:.1f}" for place in places
-    ]
+    drawn = [f"{100 * place / (len(values) - 1):.0f},{29 - 28 * values[place] / top:.1f}" for place in places]
     ends = [f"{value:.3g}" if loss else f"{percent(value)} %" for value in (values[0], values[-1])]
     return f"{_CURVES[key]} from {ends[0]} to {ends[1]}", " ".join(drawn)
 
 
 def _study_entry(folder: Path, records: Sequence[Path], runs: Mapping[Path, Entry]) -> Entry:
     """Return the entry of a study, and mark its failed runs."""
-    entry, report = Entry("study", folder, folder.name, date=folder.stat().st_mtime), folder / "report.json"
+    entry = Entry("study", folder, folder.name, "unfinished", "no report yet", date=folder.stat().st_mtime)
     for path in records:
         cell = parse_json(path.read_bytes())
         run = runs.get(folder / "runs" / path.stem)
         if run is not None and cell["state"] == "failed":
             run.state, run.detail = "failed", str(cell["reason"])
+    report = folder / "report.json"
     if not report.is_file():
-        entry.state, entry.detail = "unfinished", "no report yet"
         return entry
     result = read_result(report)
     best = max(result.variants, key=lambda variant: variant.accuracy.value)
@@ -238,16 +244,22 @@ def write_board(root: Path, out: Path, *, pictures: bool = False) -> list[str]:
     with _noted(problems, root):
         boards = leaderboard.rank(tests, problems).boards
     boards.sort(key=lambda board: -len(board.standings))
+    runs = sum(entry.kind in ("run", "study run", "compression") for entry in entries)
+    sets = {entry.dataset for entry in entries if entry.dataset}
+    counts = f"{plural(runs, 'run')} of {plural(len(sets), 'data set')}."
+    sentences = ["None has scores of the test part; `two-stream evaluate RUN` writes them."]
     figure, note = None, ""
     if boards:
+        sentences = [leaderboard.best_sentence(board, _place(board, boards)) for board in boards[:_BOARDS]]
         rows = [IntervalRow(one.name, one.accuracy) for one in boards[0].standings[:_BARS]]
         figure = accuracy_rows(rows, boards[0].metric, label="the best variants with intervals")
         note = f"The best on {_place(boards[0], boards)}. {dots_note(rows)}"
     top = Top(
         "board",
         f"Runs in {root}",
-        _answer(entries, boards),
-        "",
+        f"{counts} {sentences[0]}",
+        boards[0].title if boards else "",
+        " ".join(sentences[1:]),
         notes=[f"{plural(len(problems), 'problem')}, listed at the end of the page."] if problems else [],
         figure=figure,
         figure_note=note,
@@ -273,17 +285,6 @@ def _place(board: leaderboard.RankedTable, boards: Sequence[leaderboard.RankedTa
     return f"{data} ({protocol})" if len(alike) > 1 else data
 
 
-def _answer(entries: Sequence[Entry], boards: Sequence[leaderboard.RankedTable]) -> str:
-    sets = {entry.dataset for entry in entries if entry.dataset}
-    runs = sum(entry.kind in ("run", "study run", "compression") for entry in entries)
-    sentences = [f"{plural(runs, 'run')} of {plural(len(sets), 'data set')}."]
-    sentences += [leaderboard.best_sentence(board, _place(board, boards)) for board in boards[:_BOARDS]]
-    sentences += (
-        [] if boards else ["None has scores of the test part; `two-stream evaluate RUN` writes them."]
-    )
-    return " ".join(sentences)
-
-
 def _shown(entry: Entry, root: Path, out: Path) -> dict[str, Any]:
     """Return an entry for the template, with links relative to the page."""
     pages = [entry.path / name for name in _PAGES if (entry.path / name).is_file()]
@@ -291,7 +292,7 @@ def _shown(entry: Entry, root: Path, out: Path) -> dict[str, Any]:
         page.stem: quote(os.fsencode(os.path.relpath(page, out.parent).replace(os.sep, "/")))
         for page in pages
     }
-    when = datetime.fromtimestamp(entry.date).strftime("%Y-%m-%d")
+    when = datetime.fromtimestamp(entry.date).strftime("%Y-%m-%d") if entry.date else DASH
     return vars(entry) | {"folder": str(entry.path.relative_to(root).parent), "links": links, "when": when}
 
 
@@ -299,9 +300,10 @@ def _data(entries: Sequence[Entry]) -> dict[str, Any]:
     """Return what the page needs for comparing entries: settings that differ, and facts that must agree."""
     flat = {str(place): entry.settings for place, entry in enumerate(entries) if entry.settings}
     keys = list(differences(flat, {key for entry in entries for key in entry.chosen}))
+    names = [entry.name for entry in entries]
     rows = {
         place: {
-            "name": printable(entry.name),
+            "name": printable(entry.name if names.count(entry.name) == 1 else str(entry.path)),
             "path": shlex.quote(printable(str(entry.path))),
             "facts": {label: printable(value) for label, value in (entry.facts or {}).items()},
             "values": [printable(entry.settings.get(key, DASH)) for key in keys if entry.settings],
