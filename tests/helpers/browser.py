@@ -211,7 +211,7 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
             process.wait()
 
 
-VOID = {"meta", "link", "br", "img", "hr", "wbr"}
+VOID = {"meta", "link", "br", "img", "hr", "wbr", "input"}
 
 
 class Checker(HTMLParser):

@@ -305,8 +305,8 @@ def _data(entries: Sequence[Entry]) -> dict[str, Any]:
         place: {
             "name": printable(entry.name if names.count(entry.name) == 1 else str(entry.path)),
             "path": shlex.quote(printable(str(entry.path))),
-            "facts": {label: printable(value) for label, value in (entry.facts or {}).items()},
-            "values": [printable(entry.settings.get(key, DASH)) for key in keys if entry.settings],
+            "facts": entry.facts and {label: printable(value) for label, value in entry.facts.items()},
+            "values": [printable(entry.settings.get(key, DASH)) for key in keys] if entry.settings else None,
             "chosen": [number for number, key in enumerate(keys) if key in entry.chosen],
         }
         for place, entry in enumerate(entries)
