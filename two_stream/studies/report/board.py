@@ -152,7 +152,7 @@ def _entry(entry: Entry, items: Sequence[Scored], pictures: bool) -> Entry:
     if entry.path.suffix == ".npz":
         entry.kind = "fusion" if meta.get("kind") == "fused" else "scores"
         entry.name = label_of(item.table) if entry.kind == "fusion" else entry.name
-    entry.dataset, entry.data = str(meta.get("dataset", "")), board.title.partition(" · ")[0]
+    entry.dataset, entry.data = str(meta.get("dataset", "")), board.title.partition(" part · ")[0]
     entry.model, entry.modality = standing.model, standing.modality
     entry.accuracy, entry.metric = standing.accuracy, board.metric
     entry.date, entry.facts = Path(item.file).stat().st_mtime, comparable_facts(item)
@@ -217,7 +217,7 @@ def _study_entry(folder: Path, records: Sequence[Path], runs: Mapping[Path, Entr
     result = read_result(report)
     best = max(result.variants, key=lambda variant: variant.accuracy.value)
     states = [run.state for run in result.runs]
-    entry.date, entry.data = report.stat().st_mtime, result.protocol.partition(" · ")[0]
+    entry.date, entry.data = report.stat().st_mtime, result.protocol.partition(" part · ")[0]
     entry.dataset, entry.model = entry.data.partition(" split ")[0], plural(len(result.variants), "variant")
     entry.accuracy, entry.metric, entry.found = best.accuracy, result.metric, result.answer
     entry.detail = f"{states.count('done')} of {plural(len(states), 'run')}; best: {best.name}"
