@@ -79,10 +79,10 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
         raise ScoreError(
             f"{root}: no score file of the {part} part found{broken}; write one with `two-stream evaluate RUN`"
         )
-    return rank(found, damaged, level)
+    return rank_scores(found, damaged, level)
 
 
-def rank(found: Sequence[ScoredRun], damaged: list[str], level: float = LEVEL) -> Leaderboard:
+def rank_scores(found: Sequence[ScoredRun], damaged: list[str], level: float = LEVEL) -> Leaderboard:
     """Rank score files of one part; see `leaderboard`. Messages about tests that are impossible are added."""
     alike: dict[str, list[ScoredRun]] = {}
     for item in found:

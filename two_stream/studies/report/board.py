@@ -25,7 +25,7 @@ from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import parse_json, plural
 from two_stream.studies import leaderboard
 from two_stream.studies.report.study_report import read_result
-from two_stream.studies.report.tables import differences, flat_settings, not_default
+from two_stream.studies.report.tables import differing_values, flat_settings, not_default
 from two_stream.studies.statistics.scored import ScoredRun, comparable_facts
 from two_stream.types import RunPaths
 
@@ -122,7 +122,7 @@ def read_board(root: Path, *, pictures: bool = False) -> tuple[list[Entry], list
             run, own = run_of(table), path.parent.parent
             known = runs[run.root] if run is not None and run.root in runs else settings_of(run)
             item = ScoredRun(table, run, known)
-            for board in leaderboard.rank([item], problems).boards:  # also checks untrusted metadata
+            for board in leaderboard.rank_scores([item], problems).boards:  # also checks untrusted metadata
                 scored.setdefault(own if own in runs else path, []).append((item, board))
     entries, tests = [], []
     for path, items in scored.items():
@@ -242,7 +242,7 @@ def write_board(root: Path, out: Path, *, pictures: bool = False) -> list[str]:
     entries, tests, problems = read_board(root, pictures=pictures)
     boards: list[leaderboard.RankedTable] = []
     with _noted(problems, root):
-        boards = leaderboard.rank(tests, problems).boards
+        boards = leaderboard.rank_scores(tests, problems).boards
     boards.sort(key=lambda board: -len(board.standings))
     runs = sum(entry.kind in ("run", "study run", "compression") for entry in entries)
     sets = {entry.dataset for entry in entries if entry.dataset}
@@ -299,7 +299,7 @@ def _shown(entry: Entry, root: Path, out: Path) -> dict[str, Any]:
 def _data(entries: Sequence[Entry]) -> dict[str, Any]:
     """Return what the page needs for comparing entries: settings that differ, and facts that must agree."""
     flat = {str(place): entry.settings for place, entry in enumerate(entries) if entry.settings}
-    keys = list(differences(flat, {key for entry in entries for key in entry.chosen}))
+    keys = list(differing_values(flat, {key for entry in entries for key in entry.chosen}))
     names = [entry.name for entry in entries]
     rows = {
         place: {

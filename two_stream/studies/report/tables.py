@@ -368,10 +368,12 @@ def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
         elif not result.settings:
             flat[variant.name] = {key: _plain(value) for key, value in variant.changes.items()}
             chosen |= flat[variant.name].keys()
-    return differences(flat, chosen)
+    return differing_values(flat, chosen)
 
 
-def differences(flat: Mapping[str, Mapping[str, str]], chosen: Collection[str]) -> dict[str, dict[str, str]]:
+def differing_values(
+    flat: Mapping[str, Mapping[str, str]], chosen: Collection[str]
+) -> dict[str, dict[str, str]]:
     """Return the settings that differ, as in `differing_settings`.
 
     `flat` contains the settings of each run or variant, and `chosen` those that are not the default in at least one.
