@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -379,20 +379,24 @@ def draw_sensitivity(found: Sensitivity, target: Path) -> None:
         place = layers.index(point.layer), levels.index(point.level)
         changes[(slice(None), *place)] = found.change_of(point)
     row = 0.22 if len(layers) <= _ROWS else 0.15
-    figure = Figure(figsize=(max(7.5, 3.8 + 1.1 * len(levels)), 1.3 + row * len(layers)), layout="constrained")
-    titles = f"change of {found.metric} in points", "change of the loss"
-    least = 300 / found.clips, 0.1  # a change by one clip stays pale
-    for axis, change, title, pale, sign in zip(figure.subplots(1, 2, sharey=True), changes, titles, least, (-1, 1)):
-        worst = max(pale, float(np.nanmax(sign * change)))
-        style = {"cmap": shades(SERIES[0]), "vmin": 0.0, "vmax": worst, "edgecolors": SURFACE, "linewidth": 1.0}
-        cells = axis.pcolormesh(np.ma.masked_invalid(np.maximum(0.0, sign * change)), **style)
+    size = max(7.5, 3.8 + 1.1 * len(levels)), 1.3 + row * len(layers)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    colours = shades(SERIES[0])
+    # a change of the accuracy by one clip stays pale
+    parts = (f"{found.metric} in points", -1, 1, 300 / found.clips), ("the loss", 1, 2, 0.3)
+    for axis, change, (title, sign, digits, least) in zip(axes, changes, parts):
+        harm = np.maximum(0.0, sign * change)
+        worst = float(np.nanmax(harm, initial=least))
+        axis.pcolormesh(harm, cmap=colours, vmin=0.0, vmax=worst, edgecolors=SURFACE, linewidth=1.0)
         for place in np.ndindex(change.shape):
-            value = change[place]
-            text = "–" if np.isnan(value) else signed(value, 1 if sign < 0 else 2)
-            colour = MUTED if np.isnan(value) else text_on(cells.to_rgba(max(0.0, sign * value)))
-            axis.text(place[1] + 0.5, place[0] + 0.5, text, ha="center", va="center", size=34 * row, color=colour)
+            style: Any = {"ha": "center", "va": "center", "size": 34 * row, "color": MUTED}
+            text = "–"
+            if not np.isnan(change[place]):
+                text, style["color"] = signed(change[place], digits), text_on(colours(harm[place] / worst))
+            axis.text(place[1] + 0.5, place[0] + 0.5, text, **style)
         axis.set_xticks(np.arange(len(levels)) + 0.5, [f"{100 * level:g} %" for level in levels])
-        axis.set(title=title, xlabel=f"removed share of the layer's {found.what}")
+        axis.set(title=f"change of {title}", xlabel=f"removed share of the layer's {found.what}")
         axis.grid(visible=False)
         axis.spines[:].set_visible(False)
     axis.set_yticks(np.arange(len(layers)) + 0.5, [_end(name, 38) for name in layers], fontsize=36 * row)

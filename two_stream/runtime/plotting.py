@@ -52,6 +52,11 @@ SERIES = tuple(LIGHT[f"s{number}"] for number in range(1, 6))
 """colours of streams and other series, in this order; RGB is the first and flow the second"""
 MORE = ("#56b4e9", "#e69f00", "#cc79a7")
 """three more colours (of Okabe and Ito) for figures of up to eight classes; text on them is dark"""
+_THEMED = {
+    LIGHT[name]: DARK[name] for name in ("ink", "muted", "grid", "surface", "s1", "s2", "s3", "s4", "s5")
+}
+_REPLACED = {**_THEMED, **dict(zip(MORE, ("#2477f2", "#a67c00", "#d23f6f")))}
+"""colours of the dark theme that `save_figure` writes"""
 STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "two-stream",
@@ -127,7 +132,9 @@ def contrast(one: Any, other: Any) -> float:
 
     lights = []
     for color in (one, other):
-        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color))
+        red, green, blue = (
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)
+        )
         lights.append(0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
     return max(lights) / min(lights)
 
@@ -139,15 +146,17 @@ def text_on(background: Any) -> str:
     """
     from matplotlib.colors import to_hex
 
-    choice = (SURFACE, INK) if to_hex(background) in LIGHT.values() else ("#fffffe", "#000000")
+    choice = (SURFACE, INK) if to_hex(background) in _THEMED else ("#fffffe", "#000000")
     return max(choice, key=lambda color: contrast(color, background))
 
 
 def shades(color: str) -> LinearSegmentedColormap:
-    """Return a colour map of one hue, from nearly white to `color`."""
-    from matplotlib.colors import LinearSegmentedColormap
+    """Return a colour map of one hue, from nearly white to `color`; it is the same in both themes."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
-    return LinearSegmentedColormap.from_list("shades", [LIGHT["page"], color])
+    red, green, blue = to_rgb(color)
+    last = red, green, max(0.0, blue - 1 / 255)  # `save_figure` replaces `color` itself
+    return LinearSegmentedColormap.from_list("shades", [to_rgb(LIGHT["page"]), last])
 
 
 def short(name: str, limit: int = 22) -> str:
@@ -164,10 +173,10 @@ def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
         figure.savefig(part, format=kind, dpi=dpi, metadata=metadata)
         if kind == "svg":
             rules = "".join(
-                f'[style*="{key}: {LIGHT[name]}"] {{{key}: {DARK[name]} !important}}\n'
-                for name in ("ink", "muted", "grid", "surface", "s1", "s2", "s3", "s4", "s5")
+                f'[style*="{key}: {light}"] {{{key}: {dark} !important}}\n'
+                for light, dark in _REPLACED.items()
                 for key in ("fill", "stroke")
             )
-            text = part.read_text(encoding="utf-8")
-            dark = f"\n@media (prefers-color-scheme: dark) {{\n{rules}}}</style>"
-            part.write_text(text.replace("</style>", dark, 1), encoding="utf-8")
+            style = f"\n@media (prefers-color-scheme: dark) {{\n{rules}}}</style>"
+            text = part.read_text(encoding="utf-8").replace("</style>", style, 1)
+            part.write_text(text, encoding="utf-8")

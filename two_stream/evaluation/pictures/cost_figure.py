@@ -142,7 +142,7 @@ def stage_shares(title: str, stages: Mapping[str, Mapping[str, float]], target: 
         axes.grid(visible=False)
     axes.set_yticks(range(len(stages)), [short(stage) for stage in stages])
     axes.invert_yaxis()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    figure.suptitle(short(title, 100), x=0.01, ha="left", fontsize=10)
     save_figure(figure, target)
 
 
@@ -235,7 +235,9 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
         )
 
 
-def _chosen_places(dots: NDArray[np.float64], places: NDArray[np.float64], height: float) -> NDArray[np.float64]:
+def _chosen_places(
+    dots: NDArray[np.float64], places: NDArray[np.float64], height: float
+) -> NDArray[np.float64]:
     """Return for each point the place of its name, so that few lines pass through other points.
 
     `dots` `(N, 2)` and the N `places` are fractions of axes that are `height` inches high. The lines are also short.
@@ -243,14 +245,15 @@ def _chosen_places(dots: NDArray[np.float64], places: NDArray[np.float64], heigh
     from scipy.optimize import linear_sum_assignment
 
     dots = dots * (3.5, height)  # the width is known only when the figure is drawn
-    ends = np.stack([np.full(len(places), 1.05 * 3.5), places * height], axis=1)
-    line = ends[None, :, None] - dots[:, None, None]  # from point i to place j
-    away = dots[None, None] - dots[:, None, None]  # from point i to point k
+    ends = np.stack([np.full(len(places), 1.05), places], axis=1) * (3.5, height)
+    line = ends[:, None] - dots[:, None, None]  # from point i to place j
+    away = dots - dots[:, None, None]  # from point i to point k
     along = np.clip((away * line).sum(-1) / (line**2).sum(-1), 0, 1)
     passed = np.linalg.norm(away - along[..., None] * line, axis=-1) < _NEAR
     passed &= np.linalg.norm(away, axis=-1) >= _NEAR
     costs = 0.05 * passed.sum(-1) + (line[:, :, 0, 1] / height) ** 2
-    return places[linear_sum_assignment(costs)[1]]
+    chosen: NDArray[np.intp] = linear_sum_assignment(costs)[1]
+    return places[chosen]
 
 
 def spread_apart(places: Sequence[float], gap: float) -> list[float]:

@@ -21,14 +21,21 @@ from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.score import aggregate_views
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
 from two_stream.runtime.files import write_text
-from two_stream.runtime.plotting import GRID, MORE, SERIES, SURFACE, plain_figures, save_figure, short, text_on
+from two_stream.runtime.plotting import (
+    GRID,
+    MORE,
+    SERIES,
+    SURFACE,
+    plain_figures,
+    save_figure,
+    short,
+    text_on,
+)
 from two_stream.runtime.text import csv_text
 
 _MOST = 8
 """largest number of classes that are drawn as lines"""
 _DASHES: Any = ("-", (0, (6, 1.5)), (0, (1.5, 1.0)), (0, (6, 1.2, 1.2, 1.2)))
-_TITLE = 105
-"""largest number of characters in a line of the title"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
         line = {"baseline": None, "color": colours[k], "linestyle": dashes, "linewidth": 1.8}
         upper.stairs(100 * shares[:, k], edges, label=label, **line)
     upper.set(ylim=(0, 103), ylabel="probability in %")
-    lines = textwrap.wrap(printable(title), _TITLE, max_lines=2, placeholder=" …")
+    lines = textwrap.wrap(printable(title), 105, max_lines=2, placeholder=" …")
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
     labels = []
     for start, stop in _stretches(best):
@@ -135,7 +142,8 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
     if len(leading) < np.count_nonzero(counts):
         handles.append(Patch(color=GRID, label="other classes"))
     upper.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=3)
-    lower.set(ylim=(0, 1), xlim=(edges[0], edges[-1]), xlabel="frame" if found[0].start is None else "seconds")
+    lower.set(ylim=(0, 1), xlim=(edges[0], edges[-1]))
+    lower.set_xlabel("frame" if found[0].start is None else "seconds")
     lower.set_yticks([0.5], ["most likely\nclass"])
     lower.grid(visible=False)
     figure.draw_without_rendering()
