@@ -63,7 +63,9 @@ def test_an_svg_file_has_both_themes_and_the_same_bytes_each_time(tmp_path):
     assert text.count("prefers-color-scheme: dark") == 1
     for light, dark in ((SERIES[0], DARK["s1"]), (INK, DARK["ink"]), (SURFACE, DARK["surface"])):
         assert f'[style*="fill: {light}"] {{fill: {dark} !important}}' in text
-    assert f"stroke: {SERIES[0]}" in text.split("</style>")[1], "the rule names a colour as matplotlib writes it"
+    assert f"stroke: {SERIES[0]}" in text.split("</style>")[1], (
+        "the rule names a colour as matplotlib writes it"
+    )
     assert (tmp_path / "c.png").read_bytes()[1:4] == b"PNG"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg", "c.png"]
 

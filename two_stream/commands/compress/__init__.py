@@ -482,7 +482,9 @@ def _show_sensitivity(
         loss = max(found.change_of(point)[1] for point in points)
         rows.append([layer, *(cells.get(level, "–") for level in levels), signed(loss, 3)])
     print_table(f"change of {found.metric} in points after pruning {found.what} of one layer", columns, rows)
-    say("loss: the layer's largest change of the loss; the layers are sorted by it, the least sensitive first")
+    say(
+        "loss: the layer's largest change of the loss; the layers are sorted by it, the least sensitive first"
+    )
     say(found.reference)
     if found.fixed:
         say(
