@@ -191,6 +191,7 @@ def test_the_table_shows_changes_and_the_worst_layer_last(
         ["backbone.good", "+6.2", "–", "−0.010"],
         ["backbone.bad", "−25.0", "−50.0", "+1.500"],
     ]
+    assert "│     – │" in shown, "aligned to the right, like the numbers below"
     assert "top-1 75.0 %, loss 1.000; 16 clips of the val part (one clip = 6.25 points)" in shown
 
 

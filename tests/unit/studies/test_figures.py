@@ -77,10 +77,10 @@ def test_a_small_difference_of_cost_looks_small():
 
 
 def test_numbers_of_a_logarithmic_axis_are_plain():
-    axis = axes_with([point("a", 2, 0.5), point("b", 90, 0.6)])
+    axis = axes_with([point("a", 2, 0.5), point("b", 18, 0.6)])
     axis.figure.draw_without_rendering()
     shown = {label.get_text() for label in axis.get_xticklabels(which="both")}
-    assert {"2", "5", "10", "20", "50"} <= shown
+    assert {"2", "5", "10", "20"} <= shown
     assert not any("$" in text for text in shown)
 
 
@@ -94,7 +94,7 @@ def test_names_lie_beside_the_axes_and_their_lines_avoid_points():
     np.testing.assert_allclose(_chosen_places(dots, slots, 3.5), [0.5, 0.6, 0.1])
     aside = np.array([[0.1, 0.5], [0.55, 0.5], [0.3, 0.1]])  # the line of the first would pass the second
     np.testing.assert_allclose(_chosen_places(aside, slots, 3.5), [0.6, 0.5, 0.1])
-    crowd = [point(f"p{n}", 10 + n, 1.0) for n in range(12)]
+    crowd = [point(f"p{n}", 10 + n, float(n > 0)) for n in range(12)]
     places = sorted(text.get_position()[1] for text in axes_with(crowd).texts)
     assert min(places) >= 0
     assert max(places) <= 1
