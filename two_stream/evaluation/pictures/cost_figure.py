@@ -92,8 +92,8 @@ def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
     figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
     draw_costs(axes, shown, height, (SERIES[2], MUTED, INK))
-    title = "The line is the best accuracy at each cost"
-    axes.set_title(f"{title} ({short(tests[0], 40)})" if equal else title)
+    title = "The line shows the best accuracy at each cost"
+    axes.set_title(f"{title}\n{short(tests[0], 90)}" if equal else title)
     axes.set_xlabel(f"G multiply-adds per {'video' if counted else 'view'}")
     axes.set_ylabel("top-1 accuracy in %, 95 % interval")
     save_figure(figure, target)
