@@ -159,7 +159,7 @@ def shades(color: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("shades", [to_rgb(LIGHT["page"]), last])
 
 
-def short(name: str, limit: int = 22) -> str:
+def shorten(name: str, limit: int = 22) -> str:
     """Shorten a name to `limit` characters for a label in a figure."""
     text = printable(name)
     return text if len(text) <= limit else text[: limit - 1] + "…"

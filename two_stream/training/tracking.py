@@ -13,7 +13,7 @@ from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
 from two_stream.runtime.console import say
 from two_stream.runtime.files import checked_line, write_text
-from two_stream.runtime.plotting import SERIES, plain_figures, shades, short, text_on
+from two_stream.runtime.plotting import SERIES, plain_figures, shades, shorten, text_on
 from two_stream.types import Batch, RunPaths
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], ti
     """
     from matplotlib.figure import Figure
 
-    class_names = [short(name) for name in class_names]
+    class_names = [shorten(name) for name in class_names]
     count = len(class_names)
     side = float(np.clip(2.5 + 0.32 * count, 4.0, 16.0))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")

@@ -71,5 +71,5 @@ def test_an_svg_file_has_both_themes_and_the_same_bytes_each_time(tmp_path):
 
 
 def test_long_names_end_in_an_ellipsis():
-    assert plotting.short("x" * 30) == "x" * 21 + "…"
-    assert plotting.short("a\nb") == plotting.short("a\nb", 99) != "a\nb"
+    assert plotting.shorten("x" * 30) == "x" * 21 + "…"
+    assert plotting.shorten("a\nb") == plotting.shorten("a\nb", 99) != "a\nb"

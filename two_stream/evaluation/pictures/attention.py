@@ -29,7 +29,16 @@ from two_stream.evaluation.scoring.network import evaluation_mode
 from two_stream.evaluation.scoring.video import VideoInput, read_clip
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.plotting import INK, MUTED, SERIES, plain_figures, save_figure, shades, short, text_on
+from two_stream.runtime.plotting import (
+    INK,
+    MUTED,
+    SERIES,
+    plain_figures,
+    save_figure,
+    shades,
+    shorten,
+    text_on,
+)
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video
 
@@ -260,7 +269,7 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
     with plain_figures(_STYLE):
         full = _LEFT + width + _RIGHT, height
         column = _Column(Figure(figsize=full), full, width)
-        column.text(0.32, short(title, round(width * 8)), size=13, weight="bold")
+        column.text(0.32, shorten(title, round(width * 8)), size=13, weight="bold")
         column.text(0.22, subtitle, color=MUTED)
         column.used = _TOP
         for (stream, pathway), (film, heat) in zip(panels, sizes):
@@ -341,7 +350,7 @@ def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
     note = "; hue: direction, brightness: length" if stream.modality == "flow" else ""
     view = "whole frame" if stream.whole_frame else "centre crop"
     return (
-        f"{name}{part}: this view alone says {short(label, 40)}, {100 * share:.0f} %",
+        f"{name}{part}: this view alone says {shorten(label, 40)}, {100 * share:.0f} %",
         f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}",
     )
 

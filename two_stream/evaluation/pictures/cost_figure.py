@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from two_stream.evaluation.scores import metrics
-from two_stream.runtime.plotting import INK, MORE, MUTED, SERIES, plain_figures, save_figure, short
+from two_stream.runtime.plotting import INK, MORE, MUTED, SERIES, plain_figures, save_figure, shorten
 from two_stream.types import ScoreTable
 
 _SIZE = (6.4, 4.2)
@@ -86,14 +86,14 @@ def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
     shown = []
     for point, test in zip(points, tests):
         cost = (point.cost if counted else point.multiply_adds) / 1e9
-        name = short(point.name) if equal else f"{short(point.name)}\n{short(test, 30)}"
+        name = shorten(point.name) if equal else f"{shorten(point.name)}\n{shorten(test, 30)}"
         shown.append(CostPoint(name, cost, point.accuracy, point.low, point.high))
     height = max(_SIZE[1], (1 if equal else 2) * _LINE * len(points) + 1.0)
     figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
     draw_costs(axes, shown, height, (SERIES[2], MUTED, INK))
     title = "The line shows the best accuracy at each cost"
-    axes.set_title(f"{title}\n{short(tests[0], 90)}" if equal else title)
+    axes.set_title(f"{title}\n{shorten(tests[0], 90)}" if equal else title)
     axes.set_xlabel(f"G multiply-adds per {'video' if counted else 'view'}")
     axes.set_ylabel("top-1 accuracy in %, 95 % interval")
     save_figure(figure, target)
@@ -116,7 +116,7 @@ def throughput(name: str, speeds: Sequence[Mapping[str, Any]], target: Path) -> 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("clips per batch")
     axes.set_ylabel("clips per second")
-    axes.set_title(short(f"{name} on {speeds[0]['device']}", 80))
+    axes.set_title(shorten(f"{name} on {speeds[0]['device']}", 80))
     axes.legend()
     save_figure(figure, target)
 
@@ -140,9 +140,9 @@ def stage_shares(title: str, stages: Mapping[str, Mapping[str, float]], target: 
         axes.bar_label(bars, labels, padding=3, fontsize=8)
         axes.set(xlim=(0, 1.35 * shares.max()), title=measure, xticks=[])
         axes.grid(visible=False)
-    axes.set_yticks(range(len(stages)), [short(stage) for stage in stages])
+    axes.set_yticks(range(len(stages)), [shorten(stage) for stage in stages])
     axes.invert_yaxis()
-    figure.suptitle(short(title, 100), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(shorten(title, 100), x=0.01, ha="left", fontsize=10)
     save_figure(figure, target)
 
 

@@ -28,7 +28,7 @@ from two_stream.runtime.plotting import (
     SURFACE,
     plain_figures,
     save_figure,
-    short,
+    shorten,
     text_on,
 )
 from two_stream.runtime.text import csv_text
@@ -124,7 +124,7 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     for k, dashes in zip(drawn, _DASHES + _DASHES):
-        label = f"{numbers[k]}  {short(names[k])}"
+        label = f"{numbers[k]}  {shorten(names[k])}"
         line = {"baseline": None, "color": colours[k], "linestyle": dashes, "linewidth": 1.8}
         upper.stairs(100 * shares[:, k], edges, label=label, **line)
     upper.set(ylim=(0, 103), ylabel="probability in %")
@@ -135,7 +135,7 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
         k, left, right = int(best[start]), edges[start], edges[stop]
         colour = colours.get(k, GRID)
         lower.axvspan(left, right, facecolor=colour, edgecolor=SURFACE, linewidth=0.8)
-        label = lower.text((left + right) / 2, 0.5, short(names[k]), ha="center", va="center", fontsize=8)
+        label = lower.text((left + right) / 2, 0.5, shorten(names[k]), ha="center", va="center", fontsize=8)
         label.set(color=text_on(colour), in_layout=False)
         labels.append((label, str(numbers.get(k, "")), left, right))
     handles = upper.get_legend_handles_labels()[0]
