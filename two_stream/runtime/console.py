@@ -112,7 +112,7 @@ def _width_of(text: object) -> int:
 
 _NARROW = 8
 """minimum width of a text column"""
-_NUMBER = re.compile(r"[-+±<]?\b\d[\d.,:×/e]*%?")
+_NUMBER = re.compile(r"[-−+±<]?\b\d[\d.,:×/e]*%?")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
@@ -123,7 +123,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     made = _Table(title=_plain(title) or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         cells = [shown_lines(str(row[index])) for row in rows]
-        numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–+<" for cell in cells if cell)
+        numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–−+<" for cell in cells if cell)
         unbroken = cells if numeric else [number for cell in cells for number in _NUMBER.findall(cell)]
         made.add_column(
             _plain(column),

@@ -29,7 +29,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.text import csv_text
+from two_stream.runtime.text import csv_text, signed
 
 if TYPE_CHECKING:
     from two_stream.compression.sensitivity import LevelChoice, Sensitivity
@@ -478,16 +478,17 @@ def _show_sensitivity(
         print_json({"sensitivity": asdict(found), "choice": None if choice is None else asdict(choice)})
         return
     levels = sorted({point.level for point in found.points})
-    columns = ["layer", *(f"{100 * level:g} %" for level in levels)]
+    columns = ["layer", *(f"{100 * level:g} %" for level in levels), "loss"]
     rows = []
     for layer, points in found.by_robustness:
-        cells = {point.level: f"{point.loss:.3f} ({100 * point.top1:.1f})" for point in points}
-        rows.append([layer, *(cells.get(level, "–") for level in levels)])
-    print_table(f"loss (top-1 in %) after pruning {found.what} of one layer", columns, rows)
+        cells = {point.level: signed(found.change_of(point)[0]) for point in points}
+        loss = max(found.change_of(point)[1] for point in points)
+        rows.append([layer, *(cells.get(level, "–") for level in levels), signed(loss, 3)])
+    print_table(f"change of {found.metric} in points after pruning {found.what} of one layer", columns, rows)
     say(
-        f"unpruned network: loss {found.base.loss:.3f}, top-1 {100 * found.base.top1:.1f} %; {found.clips} clips of "
-        f"the {found.part} part, the least sensitive layers first"
+        "loss: the layer's largest change of the loss; the layers are sorted by it, the least sensitive first"
     )
+    say(found.reference)
     if found.fixed:
         say(
             f"{len(found.fixed)} layers keep all channels, because their outputs form the last feature map: "
