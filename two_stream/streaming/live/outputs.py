@@ -26,7 +26,7 @@ from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import DARK, LIGHT
 from two_stream.runtime.text import json_text
 from two_stream.streaming.live.pipeline import Inbox
-from two_stream.streaming.live.screen import Status
+from two_stream.streaming.live.screen import Status, hide_password
 from two_stream.video.decoding.base import Image
 
 Guesses = Sequence[tuple[str, float]]
@@ -189,7 +189,6 @@ class BrowserWindow:
         self._encoded = (0, b"")
         self._encoding = threading.Lock()
         self._points: deque[tuple[int, float, Guesses]] = deque(maxlen=round(SPAN / _BETWEEN))
-        self._predictions = 0
         self._changed = threading.Condition()
         self._watchers = 0
         self._reason: str | None = None
@@ -201,19 +200,21 @@ class BrowserWindow:
             ) from None
         self._hosts = {host, "localhost", socket.gethostname()}
         self.address = f"http://{host}:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name="window").start()
 
     def show(self, picture: Image, status: Status) -> None:
         """Show an image `(H, W, 3)` and the state of the stream. The image must not be changed afterwards."""
-        facts = status.facts()
         with self._changed:
-            self._picture, self._shown, self._facts = picture, time.monotonic(), facts
-            self._number += 1
+            before, self._facts = self._facts, status.facts()
+            self._picture, self._shown, self._number = picture, time.monotonic(), self._number + 1
             last = self._points[-1][1] if self._points else -math.inf
-            is_gap = not status.guesses and bool(self._points) and bool(self._points[-1][2])
-            if is_gap or (status.predictions.total > self._predictions and status.seconds - last >= _BETWEEN):
-                self._points.append((self._number, status.seconds, facts["guesses"]))
-            self._predictions = status.predictions.total
+            if before["guesses"] and not status.guesses:  # the source was lost after the last image
+                self._points.append((self._number, before["seconds"], []))
+            elif (
+                status.predictions.total > before["predictions"]["total"]
+                and status.seconds - last >= _BETWEEN
+            ):
+                self._points.append((self._number, status.seconds, self._facts["guesses"]))
             self._changed.notify_all()
 
     def close(self, reason: str = "") -> None:
@@ -320,7 +321,7 @@ class BrowserWindow:
             return self._facts | {
                 "run": self._run,
                 "state": running if self._reason is None else "ended",
-                "reason": self._reason or "",
+                "reason": hide_password(self._reason or ""),
                 "attempt": attempt,
                 "age": round(time.monotonic() - self._shown, 3) if self._number else None,
                 "number": self._number,

@@ -53,7 +53,7 @@ class Status:
         median, late = self.latency.percentile(0.5), self.latency.percentile(0.99)
         rates = {"frames": self.frames, "predictions": self.predictions}
         return {
-            "source": printable(re.sub(r"(?<=://)[^/]*@", "", self.source)),
+            "source": hide_password(printable(self.source)),
             "networks": self.networks,
             "delay": self.delay,
             "seconds": round(self.seconds, 3),
@@ -61,9 +61,7 @@ class Status:
                 (printable(name), round(share, 4) if math.isfinite(share) else None)
                 for name, share in self.guesses
             ],
-            "latency": None
-            if median is None or late is None
-            else [round(1000 * median, 1), round(1000 * late, 1)],
+            "latency": None if median is None or late is None else [round(1000 * median), round(1000 * late)],
             "dropped": self.dropped,
             "interruptions": self.interruptions,
             **{name: {"rate": one.per_second(), "total": one.total} for name, one in rates.items()},
@@ -78,6 +76,11 @@ class Status:
         if self.interruptions:
             parts.append(f"{self.interruptions} interruptions")
         return parts
+
+
+def hide_password(text: str) -> str:
+    """Return text without the user names and passwords of addresses."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 class Screen:
