@@ -48,10 +48,12 @@ def window() -> Iterator[BrowserWindow]:
 
 
 def states(response) -> Iterator[dict]:
-    """The messages of `/state`, until the window closes it."""
+    """The messages of `/state`, up to the end of the stream."""
     for line in response:
         if line.startswith(b"data: "):
-            yield json.loads(line[6:])
+            yield (state := json.loads(line[6:]))
+            if state["state"] == "ended":
+                return
 
 
 def test_a_state_is_all_that_the_page_shows(window: BrowserWindow) -> None:
@@ -177,7 +179,10 @@ def test_a_browser_that_does_not_read_or_leaves_slows_nothing(
     assert time.monotonic() - begin < 1.0
     for one in lazy:
         one.close()
-    window.close()
+    deadline = time.monotonic() + 10
+    while window._server._free._value < MOST_CONNECTIONS:  # every connection has ended
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert "Traceback" not in capsys.readouterr().err
 
 
