@@ -109,6 +109,10 @@ def test_passwords_are_not_shown() -> None:
     assert state["reason"] == "rtsp://10.0.0.1/door@2: was lost for 60 seconds"
 
 
+def test_a_camera_has_a_name() -> None:
+    assert status("0").facts()["source"] == "camera 0"
+
+
 def test_scores_that_are_not_numbers_are_json(window: BrowserWindow) -> None:
     window.show(grey(1), predicted(status(), 1.0, [("fight", float("nan"))]))
     with urllib.request.urlopen(f"{window.address}state", timeout=5) as response:

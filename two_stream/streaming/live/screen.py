@@ -53,7 +53,9 @@ class Status:
         median, late = self.latency.percentile(0.5), self.latency.percentile(0.99)
         rates = {"frames": self.frames, "predictions": self.predictions}
         return {
-            "source": hide_password(printable(self.source)),
+            "source": f"camera {self.source}"
+            if self.source.isdigit()
+            else hide_password(printable(self.source)),
             "networks": self.networks,
             "delay": self.delay,
             "seconds": round(self.seconds, 3),
