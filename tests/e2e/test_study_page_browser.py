@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.browser import NAMES, Browser, browser, find_chromium
+from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium
 from tests.helpers.runs import Runs
 from tests.helpers.studies import HEADS, HOSTILE, made_result
 from two_stream.studies.report.study_report import write_study_report
@@ -26,31 +26,6 @@ FIGURES = """[...document.querySelectorAll('figure')].map(figure => {
 })"""
 COLUMN = """[...document.querySelectorAll('#variants tbody tr')].map(row => row.cells[%d].textContent)"""
 PRESS = """document.querySelectorAll('#variants thead th')[%d].querySelector('button').click()"""
-CONTRAST = """[...document.querySelectorAll('p, li, th, td, h1, h2, h3, a, summary, svg text')].filter(one =>
-  one.getClientRects().length && one.textContent.trim()).map(one => {
-  const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-  let behind = one;
-  const ground = part => parse(getComputedStyle(part).backgroundColor);
-  while (behind.parentElement && ground(behind)[3] === 0) behind = behind.parentElement;
-  let back = ground(behind);
-  const svg = one.closest('svg');
-  if (svg) {
-    one.scrollIntoView({ block: 'center' });
-    const box = one.getBoundingClientRect();
-    const below = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
-    for (const shape of below.filter(part => part.tagName === 'path' && svg.contains(part)).reverse()) {
-      const style = getComputedStyle(shape);
-      if (style.fill === 'none') continue;
-      const alpha = style.opacity * style.fillOpacity, tint = parse(style.fill);
-      back = back.slice(0, 3).map((value, i) => alpha * tint[i] + (1 - alpha) * value);
-    }
-  }
-  const style = getComputedStyle(one), own = light(parse(svg ? style.fill : style.color)), other = light(back);
-  return [(Math.max(own, other) + 0.05) / (Math.min(own, other) + 0.05), one.textContent.trim().slice(0, 40)];
-}).sort((a, b) => a[0] - b[0])[0]"""
-"""The least contrast (WCAG) of any text with what is behind it: the page, and in figures the shapes under it."""
 
 
 TWENTY = tuple(f"{head} · {end}" for head in HEADS[:5] for end in ("none", "frab", "frmb", "late"))
