@@ -154,7 +154,7 @@ def heads(draw: Drawing) -> None:
     for name, colour, words in (
         ("clip", "muted", "(B, C, T, H, W): 64 frames of 112 × 112\npixels, RGB (C = 3) or flow (C = 2)"),
         ("backbone", "s1", "3D ResNet, ResNeXt, I3D, SlowFast, X3D,\n2D networks of timm, …"),
-        ("reduction", "s4", "optional, reduces the features: FRAB adds\na block, FRMB modifies the last block"),
+        ("reduction", "s4", "optional, reduces the features: FRAB adds\na block, FRMB replaces the last block"),
         ("tokens", "muted", "(B, T, D): one vector per time step, which\nis the mean over the positions in a frame"),
         ("temporal head", "s2", "average, moments, concatenation, LSTM,\nnon-local, BERT: (B, D), one vector per clip"),
         ("classifier", "s3", "dropout and a linear layer\n(B, K): logits, one score per class"),
