@@ -115,17 +115,13 @@ def test_the_glossary_leads_to_pages_and_is_read(repository: Path, pages: list[P
     assert "docs/glossary.md#source" in pages[0].read_text(encoding="utf-8")
 
 
-def test_diagrams_are_what_the_script_draws(
-    drawing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    committed = {path.name: path.read_text(encoding="utf-8") for path in drawing.FOLDER.iterdir()}
-    monkeypatch.setattr(drawing, "FOLDER", tmp_path)
-    assert drawing.main(["--check"]) == 1
-    assert not list(tmp_path.iterdir())
-    assert drawing.main([]) == 0
-    drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+def test_diagrams_are_what_the_script_draws(drawing: Any, tmp_path: Path) -> None:
+    drawing.main(tmp_path)
+    drawn, committed = (
+        {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+        for folder in (tmp_path, drawing.FOLDER)
+    )
     assert drawn == committed, "run `python docs/pictures.py`"
-    assert drawing.main(["--check"]) == 0
     for text in drawn.values():
         assert len(text.encode()) < BYTES
         assert "prefers-color-scheme:dark" in text
@@ -146,4 +142,4 @@ def test_the_worked_example_has_the_numbers_of_its_picture(repository: Path) -> 
 
 def test_the_readme_says_that_digits_depend_on_the_machine(pages: list[Path]) -> None:
     after = pages[0].read_text(encoding="utf-8").partition("│ fused (l2) │")[2]
-    assert "Another CPU gives other digits" in after.partition("| column |")[0]
+    assert "Another CPU gives other digits" in after.partition("\n## ")[0]
