@@ -35,7 +35,6 @@ NAMES = (
     "late_temporal/rgb_resneXt3D64f101_FRMB_lstm",
     "late_temporal/rgb_resneXt3D64f101_concatenation",
     "late_temporal/rgb_slowfast64f_50",
-    "late_temporal/rgb_slowfast64f_50_bert10_FRAB_early",
     "late_temporal/rgb_I3D64f_bert2",
     "late_temporal/rgb_r2plus1d_64f_34_bert10",
     "3dresnets/resnet18",
@@ -69,7 +68,8 @@ def row(name: str) -> list[str]:
     clip, each = multiply_adds(model), multiply_adds_per_prediction(model)
     field = "all" if stream.receptive_field is None else str(stream.receptive_field)
     frames = [str(model.spec.clip_length), str(stream.stride), str(stream.delay), field]
-    return [f"`{name}`", *frames, f"{clip / 1e9:.2f} → {each / 1e9:.2f} ({clip / each:.1f}×)"]
+    costs = [f"{cost / 1e9:#.3g}".rstrip(".") for cost in (clip, each)]
+    return [f"`{name}`", *frames, "\u00a0→\u00a0".join(costs)]
 
 
 def page(text: str) -> str:
