@@ -35,7 +35,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import progress
 from two_stream.runtime.device import rng
 from two_stream.runtime.plotting import MUTED, SERIES, SURFACE, plain_figures, save_figure, shades, text_on
-from two_stream.runtime.text import signed
+from two_stream.runtime.text import signed_number
 from two_stream.training.losses import evaluation_loss
 from two_stream.types import Batch, Part
 
@@ -393,7 +393,10 @@ def draw_sensitivity(found: Sensitivity, target: Path) -> None:
             style: Any = {"ha": "center", "va": "center", "size": 34 * row, "color": MUTED}
             text = "–"
             if not np.isnan(change[place]):
-                text, style["color"] = signed(change[place], digits), text_on(colours(harm[place] / worst))
+                text, style["color"] = (
+                    signed_number(change[place], digits),
+                    text_on(colours(harm[place] / worst)),
+                )
             axis.text(place[1] + 0.5, place[0] + 0.5, text, **style)
         axis.set_xticks(np.arange(len(levels)) + 0.5, [f"{100 * level:g} %" for level in levels])
         axis.set(title=f"change of {title}", xlabel=f"removed share of the layer's {found.what}")

@@ -22,10 +22,10 @@ def plural(count: int, what: str, one: str = "", many: str = "") -> str:
     return f"{count} {noun} {one if count == 1 else many}".rstrip()
 
 
-def signed(value: float, digits: int = 1) -> str:
+def signed_number(value: float, digits: int = 1) -> str:
     """Return a number with its sign (a true minus) and `digits` decimals; zero has no sign."""
     rounded = round(value, digits)
-    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+    return f"{rounded:+,.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -29,7 +29,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.text import csv_text, signed
+from two_stream.runtime.text import csv_text, signed_number
 
 if TYPE_CHECKING:
     from two_stream.compression.sensitivity import LevelChoice, Sensitivity
@@ -481,9 +481,9 @@ def _show_sensitivity(
     columns = ["layer", *(f"{100 * level:g} %" for level in levels), "loss"]
     rows = []
     for layer, points in found.by_robustness:
-        cells = {point.level: signed(found.change_of(point)[0]) for point in points}
+        cells = {point.level: signed_number(found.change_of(point)[0]) for point in points}
         loss = max(found.change_of(point)[1] for point in points)
-        rows.append([layer, *(cells.get(level, "–") for level in levels), signed(loss, 3)])
+        rows.append([layer, *(cells.get(level, "–") for level in levels), signed_number(loss, 3)])
     print_table(f"change of {found.metric} in points after pruning {found.what} of one layer", columns, rows)
     say(
         "loss: the layer's largest change of the loss; the layers are sorted by it, the least sensitive first"

@@ -13,7 +13,7 @@ from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import DASH, Table, TableCell, difference_in_points, percent
 from two_stream.runtime.console import console, say, table
-from two_stream.runtime.text import csv_text
+from two_stream.runtime.text import csv_text, signed_number
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, p_text
 from two_stream.studies.statistics.results import (
     Comparison,
@@ -50,12 +50,9 @@ def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: 
     """Return a cell with a number; a dash for None."""
     if value is None:
         return TableCell(DASH)
-    return TableCell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
-
-
-def signed_text(value: float, digits: int = 1) -> str:
-    """Return a number with its sign, as a typographic minus or a plus; values that round to 0 get a plus."""
-    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
+    return TableCell(
+        signed_number(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value
+    )
 
 
 def _p(p: float, strong: bool = False) -> TableCell:
@@ -64,8 +61,8 @@ def _p(p: float, strong: bool = False) -> TableCell:
 
 def _points(gap: Interval, strong: bool) -> TableCell:
     """Return a cell with a difference of fractions and its interval, in percentage points."""
-    ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
-    return TableCell(f"{signed_text(100 * gap.value)} [{ends}]", gap.value, strong)
+    ends = f"{signed_number(100 * gap.low)}, {signed_number(100 * gap.high)}" if gap.known else "unknown"
+    return TableCell(f"{signed_number(100 * gap.value)} [{ends}]", gap.value, strong)
 
 
 def better_variants(result: StudyResult) -> set[str]:
@@ -188,7 +185,7 @@ def _against(name: str, comparisons: Sequence[Comparison], seconds: Collection[s
     if not own:
         return TableCell("baseline", 0.0) if name in seconds else TableCell(DASH)
     first = own[0]
-    text = signed_text(100 * first.difference.value) + (f" to {first.second}" if len(seconds) > 1 else "")
+    text = signed_number(100 * first.difference.value) + (f" to {first.second}" if len(seconds) > 1 else "")
     more = f" (+ {len(own) - 1} below)" if len(own) > 1 else ""
     return TableCell(text + more, first.difference.value, _is_better(first))
 
@@ -272,7 +269,7 @@ def fusion_matrix(fusion: FusionResult) -> Table:
     def fused(pair: FusedPair | None) -> TableCell:
         if pair is None:
             return TableCell(DASH)
-        text = f"{percent(pair.accuracy.value)} ({signed_text(100 * pair.gain.value)})"
+        text = f"{percent(pair.accuracy.value)} ({signed_number(100 * pair.gain.value)})"
         shade = (pair.accuracy.value - low) / (high - low) if high > low else 0.0
         return TableCell(text, pair.accuracy.value, pair.gain.low > 0, shade)
 
