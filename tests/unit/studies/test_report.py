@@ -253,7 +253,7 @@ def test_fusion_matrix_has_every_pair(tmp_path):
     for row in page.tables["Fusion matrix"][1:]:
         for column, shown in zip(("flow a", "flow b"), row[1:]):
             pair = next(one for one in fusion.pairs if (one.first, one.second) == (row[0], column))
-            assert shown == f"{100 * pair.accuracy.value:.1f} (+{100 * pair.gain.value:.1f})"
+            assert shown == f"{100 * pair.accuracy.value:.1f} ({tables.signed_number(100 * pair.gain.value)})"
             assert (shown in page.bold) == (pair.gain.low > 0)
             assert shown in markdown
     assert [row[0] for row in page.tables["Contributions of streams"][1:]] == fusion.streams
