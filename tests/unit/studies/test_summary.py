@@ -226,3 +226,23 @@ def test_fusion_is_part_of_the_study(studio) -> None:
     alone = study_result(asked, [rgb], [])
     assert alone.fusion is None
     assert "The study requests a fusion, but only one variant has scores." in alone.notes
+
+
+def test_values_of_sources_average_to_those_of_variants_and_differences(studio) -> None:
+    variants = [
+        variant(name, studio.tables(skill, stream=n))
+        for n, (name, skill) in enumerate({"a": 1, "b": 2}.items())
+    ]
+    result = study_result(ASKED, variants, [("f", "b", "a")])
+    (compared,) = result.comparisons
+    for found, wanted in [(one.sources, one.accuracy) for one in result.variants] + [
+        (compared.sources, compared.difference)
+    ]:
+        assert len(found) == result.groups == 60
+        assert np.mean(found) == pytest.approx(wanted.value)
+    blind = [
+        replace(one, tables={cell: replace(t, groups=None) for cell, t in one.tables.items()})
+        for one in variants
+    ]
+    unknown = study_result(ASKED, blind, [("f", "b", "a")])
+    assert unknown.variants[0].sources == unknown.comparisons[0].sources == []

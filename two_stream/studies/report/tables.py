@@ -211,7 +211,8 @@ def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
     counted = result.metric == "top-1"  # a difference of mAP is not a number of clips
 
     def p_values(one: Comparison) -> TableCell:
-        text = p_text(one.p) if one.p == one.p_holm else f"{p_text(one.p)} ({p_text(one.p_holm)})"
+        plain, corrected = p_text(one.p), p_text(one.p_holm)
+        text = plain if plain == corrected else f"{plain} ({corrected})"
         return TableCell(text, one.p_holm, one.significant)
 
     def detectable(one: Comparison) -> TableCell:
@@ -473,7 +474,7 @@ _NAMES = 8
 
 
 def print_study(result: StudyResult) -> None:
-    """Print the tables, protocol, notes and verdicts of a study."""
+    """Print the tables, protocol, notes and answer of a study."""
     _print(f"{result.metric} in %", variants_table(result, "terminal"))
     if result.comparisons:
         _print("differences in points", comparisons_table(result, "terminal"))
@@ -484,8 +485,8 @@ def print_study(result: StudyResult) -> None:
     say(result.protocol)
     for text in result.notes:
         say(f"note: {text}")
-    for comparison in result.comparisons:
-        say(comparison.verdict)
+    for text in filter(None, (result.answer, result.outlook)):
+        say(text)
 
 
 def settings_line(result: StudyResult) -> str:

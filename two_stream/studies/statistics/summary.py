@@ -197,6 +197,7 @@ def _variant(variant: VariantRuns, panel: Panel, level: float) -> VariantResult:
         histories=variant.histories,
         cost=variant.cost,
         published=variant.published,
+        sources=panel.by_source(panel.hits),
     )
 
 
