@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -11,30 +12,41 @@ from importlib import import_module
 from two_stream.errors import TwoStreamError, loader_killed
 from two_stream.runtime import distributed
 
-COMMANDS = {
-    "demo": "write a small data set, train both streams, evaluate, fuse and report",
-    "prepare": "write a data set's record and split lists from class folders or official split files",
-    "extract": "extract frames and optical flow from videos",
-    "pack": "pack frame folders or videos into shards, which are several times as fast to read",
-    "check": "check videos, frame folders and split lists for problems",
-    "auto": "run everything on a prepared data set: check, baseline, both streams, fusion, report",
-    "baseline": "compute the accuracy to beat: linear classifiers on fixed features",
-    "train": "train one stream on one split",
-    "features": "cache a frozen backbone's features of every video, to train and score heads on",
-    "evaluate": "score the videos of a split with a trained run",
-    "fuse": "combine the score files of two or more streams",
-    "ablate": "run the missing parts of a study and report its statistics",
-    "compare": "compare runs or score files on the same videos, with statistics",
-    "leaderboard": "rank all score files below a folder, with significance tests",
-    "compress": "make a smaller or faster run by pruning, quantization or distillation",
-    "predict": "recognise the action in a video from RGB, flow or both",
-    "stream": "recognise actions in a camera, RTSP or HTTP stream or long file, frame by frame",
-    "export": "export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify it",
-    "report": "write one self-contained page about runs and scores",
-    "profile": "measure parameters, multiply-adds, speed and memory of a model",
-    "models": "list the named models, or show one",
-    "weights": "list, fetch, verify and convert published checkpoints",
+GROUPS = {
+    "Data": {
+        "demo": "write a small data set, train both streams, evaluate, fuse and report",
+        "prepare": "write a data set's record and split lists from class folders or official split files",
+        "extract": "extract frames and optical flow from videos",
+        "pack": "pack frame folders or videos into shards, which are several times as fast to read",
+        "check": "check videos, frame folders and split lists for problems",
+    },
+    "Train": {
+        "auto": "run everything on a prepared data set: check, baseline, both streams, fusion, report",
+        "baseline": "compute the accuracy to beat: linear classifiers on fixed features",
+        "train": "train one stream on one split",
+        "features": "cache a frozen backbone's features of every video, to train and score heads on",
+        "compress": "make a smaller or faster run by pruning, quantization or distillation",
+    },
+    "Measure": {
+        "evaluate": "score the videos of a split with a trained run",
+        "fuse": "combine the score files of two or more streams",
+        "report": "write one self-contained page about runs and scores",
+        "profile": "measure parameters, multiply-adds, speed and memory of a model",
+    },
+    "Compare": {
+        "ablate": "run the missing parts of a study and report its statistics",
+        "compare": "compare runs or score files on the same videos, with statistics",
+        "leaderboard": "rank all score files below a folder, with significance tests",
+    },
+    "Use": {
+        "predict": "recognise the action in a video from RGB, flow or both",
+        "stream": "recognise actions in a camera, RTSP or HTTP stream or long file, frame by frame",
+        "export": "export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify it",
+        "models": "list the named models, or show one",
+        "weights": "list, fetch, verify and convert published checkpoints",
+    },
 }
+COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 """Every command and its summary; a contract test compares it with the modules in `commands/`."""
 
 
@@ -89,13 +101,18 @@ def run() -> None:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    from two_stream.runtime.text import hanging
+
+    width = shutil.get_terminal_size().columns
+    most = max(map(len, COMMANDS))
+    groups = [
+        f"{title}:\n{hanging(list(group.items()), width, least=most)}" for title, group in GROUPS.items()
+    ]
     return (
         "usage: two-stream COMMAND [ARGUMENTS]\n\n"
         "Two-stream video action recognition: train, evaluate, fuse, compare.\n\n"
-        + "\n".join(lines)
-        + "\n\n`two-stream COMMAND --help` shows a command's flags. Start with `two-stream demo`.\n"
+        + "\n".join(groups)
+        + "\n`two-stream COMMAND --help` shows the flags. Start with `two-stream demo`.\n"
     )
 
 

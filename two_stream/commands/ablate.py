@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from two_stream.studies.running.ablation import Ran
 
 SUMMARY = "Run the missing cells of a study, and write a report with statistics."
+EXAMPLES = (
+    "two-stream ablate settings/studies/demo_heads.yaml --dry-run",
+    "two-stream ablate settings/studies/demo_heads.yaml --jobs 2",
+)
 PROG = "two-stream ablate STUDY.yaml"
 DESCRIPTION = (
     f"{SUMMARY} Every cell (a variant on a split with a seed) is an ordinary run. The same command continues an "
@@ -31,7 +35,7 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class _Flags:
-    jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    jobs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """number of cells (training runs) to run at the same time per GPU; if omitted, 1, or on a CPU the number of
     processors divided by the setting `threads`, if it is set"""
     devices: tuple[str, ...] = ()
@@ -59,7 +63,9 @@ def main(args: list[str]) -> int:
     """Run the command; return 0 if all cells are done, 1 if some failed, 130 after Ctrl-C, 143 after SIGTERM."""
     example = "settings/studies/demo_heads.yaml"
     name, rest = split_positional(args, "two-stream ablate", "the study file", example)
-    flags = parse(_Flags, rest, PROG, DESCRIPTION)
+    flags = parse(
+        _Flags, rest, PROG, DESCRIPTION, EXAMPLES, [("STUDY.yaml", "study file, see settings/studies")]
+    )
     study = _study(name, flags)
     command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:

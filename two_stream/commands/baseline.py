@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from two_stream.studies.baseline import Baseline
 
 SUMMARY = "Train linear classifiers on fixed features: the accuracy that a trained network should exceed."
+EXAMPLES = (
+    "two-stream baseline demo/data/dataset.yaml",
+    "two-stream baseline hmdb51 --split 2 --source videos",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class _BaselineFlags(DataFlags):
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_BaselineFlags, args, "two-stream baseline", SUMMARY)
+    flags = parse(_BaselineFlags, args, "two-stream baseline", SUMMARY, EXAMPLES)
     from two_stream.studies.baseline import run_baseline
 
     record, changes = read_data(flags)

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from two_stream.video.frames import FramePatterns
 
 SUMMARY = (
-    "find unreadable, short and missing videos, duplicates (--decode), and leaks between training and test"
+    "Find unreadable, short and missing videos, duplicates (--decode), and leaks between training and test."
+)
+EXAMPLES = (
+    "two-stream check demo/data/dataset.yaml --decode",
+    "two-stream check videos --json problems.json",
 )
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
@@ -53,7 +57,7 @@ def main(args: list[str]) -> int:
     Raises:
         TwoStreamError: A flag is wrong, or a target is neither a data set nor a path.
     """
-    options = parse(Options, args, prog="two-stream check", description=SUMMARY)
+    options = parse(Options, args, prog="two-stream check", description=SUMMARY, examples=EXAMPLES)
 
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json

@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 SUMMARY = "Score the videos of a split with a run or an exported file, and print the accuracies."
 RESULTS = "Evaluate a result file of Efficient-3DCNNs or 3D-ResNets (val.json) against a list of videos."
 PROG = "two-stream evaluate RUN_OR_EXPORT"
+EXAMPLES = (
+    "two-stream evaluate demo/runs/rgb",
+    "two-stream evaluate demo/runs/rgb --part val --views uniform --num-clips 5",
+)
+RESULT_EXAMPLES = (
+    "two-stream evaluate --from-json val.json --truth ucf101_01.json",
+    "two-stream evaluate --from-json val.json --truth hmdb51 --split 2",
+)
+_OWN = (
+    ("RUN_OR_EXPORT", "run folder, or file that `two-stream export` wrote"),
+    (
+        "--from-json FILE",
+        "instead of a run: evaluate a result file (--from-json FILE --help shows the flags)",
+    ),
+)
 
 
 class _EvaluateFlags(EvaluateOptions):
@@ -56,7 +71,7 @@ def main(args: list[str]) -> int:
     if name:
         experiment = network_settings(Path(name))
         default = _EvaluateFlags(**experiment.evaluate.model_dump(), device=experiment.device)
-    flags = parse_over(default, rest, PROG, SUMMARY)
+    flags = parse_over(default, rest, PROG, SUMMARY, EXAMPLES, _OWN)
     return _evaluate(Path(name), flags)
 
 
@@ -121,7 +136,7 @@ class _ResultFlags:
 
 def _results(args: list[str]) -> int:
     """Evaluate a result file; return 1 if listed videos have no result."""
-    flags = parse(_ResultFlags, args, "two-stream evaluate", RESULTS)
+    flags = parse(_ResultFlags, args, "two-stream evaluate", RESULTS, RESULT_EXAMPLES)
     from two_stream.evaluation.scores.result_files import evaluate_results, read_results
 
     results, truth = read_results(flags.from_json), _truth(flags)

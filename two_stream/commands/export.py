@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify the file."
+EXAMPLES = (
+    "two-stream export demo/runs/rgb --to onnx",
+    "two-stream export demo/runs/rgb --to onnx --int8 --out rgb_int8.onnx",
+)
 PROG = "two-stream export"
 
 
@@ -54,7 +58,7 @@ class _ExportFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_ExportFlags, args, PROG, SUMMARY)
+    flags = parse(_ExportFlags, args, PROG, SUMMARY, EXAMPLES)
     if flags.calibration_clips < 1:
         raise SettingsError(f"{PROG}: --calibration-clips is {flags.calibration_clips}: expected 1 or more")
     if flags.stream and flags.int8:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from two_stream.video.extraction.many_videos import ExtractSummary
     from two_stream.video.flow import FlowNetwork
 
-SUMMARY = "videos -> folders of frames and optical flow"
+SUMMARY = "Write folders of frames and optical flow from videos."
+EXAMPLES = (
+    "two-stream extract videos --out frames",
+    "two-stream extract videos --out frames --flow dis --processes 4",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def main(args: list[str]) -> int:
     Raises:
         TwoStreamError: A flag is wrong, there are no videos, or the output folder cannot be written.
     """
-    options = parse(Options, args, prog="two-stream extract", description=SUMMARY)
+    options = parse(Options, args, prog="two-stream extract", description=SUMMARY, examples=EXAMPLES)
 
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json

@@ -21,10 +21,17 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Store the features of a frozen backbone for all videos and views, so that heads train without the backbone."
+EXAMPLES = (
+    "two-stream features demo/runs/rgb",
+    "two-stream features demo/runs/rgb --train-views 4 --out features/rgb",
+)
 PROG = "two-stream features SOURCE"
-DESCRIPTION = (
-    f"{SUMMARY} SOURCE is a run folder, an experiment file (its network before training) or the name of a model (see "
-    "`two-stream models`). Set `data.features` of a run to the folder to train on it."
+DESCRIPTION = f"{SUMMARY} To train a run on the features, set its `data.features` to the folder."
+_OWN = (
+    (
+        "SOURCE",
+        "run folder, experiment file (its network before training), or name of a model (see `two-stream models`)",
+    ),
 )
 
 
@@ -64,7 +71,7 @@ def main(args: list[str]) -> int:
         data=source.data.model_copy(update={"features": None}),
         evaluate=source.evaluate,
     )
-    flags = parse_over(default, rest, PROG, DESCRIPTION)
+    flags = parse_over(default, rest, PROG, DESCRIPTION, EXAMPLES, _OWN)
     from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import set_deterministic, set_threads
 

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from two_stream.types import ScoreTable
 
 SUMMARY = "Fuse the scores of two or more streams, and print the accuracy of each stream and of the fusion."
+EXAMPLES = (
+    "two-stream fuse demo/runs/rgb demo/runs/flow",
+    "two-stream fuse demo/runs/rgb demo/runs/flow --rule learned --out fused.npz",
+)
 
 
 @dataclass(frozen=True)
 class _FuseFlags:
-    scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
+    scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES …")]]
     """two or more score files or run folders; for a run folder, the newest scores of --part are used"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
     """which scores are summed; l2: L2-normalised logits (see the paper); learned: logistic stacking fitted on the
@@ -42,7 +46,7 @@ class _FuseFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_FuseFlags, args, "two-stream fuse", SUMMARY)
+    flags = parse(_FuseFlags, args, "two-stream fuse", SUMMARY, EXAMPLES)
     from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
     from two_stream.evaluation.scores.fusion import fuse
 

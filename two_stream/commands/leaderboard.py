@@ -22,6 +22,10 @@ SUMMARY = (
     "Rank all score files in a folder, one table per data set, split and protocol. The sign = marks runs that are not "
     "significantly different from the best run."
 )
+EXAMPLES = (
+    "two-stream leaderboard demo/runs",
+    "two-stream leaderboard demo/runs --out leaderboard.md",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class _LeaderboardFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 if score files are damaged."""
-    flags = parse(_LeaderboardFlags, args, "two-stream leaderboard", SUMMARY)
+    flags = parse(_LeaderboardFlags, args, "two-stream leaderboard", SUMMARY, EXAMPLES)
     from two_stream.studies import leaderboard
 
     if flags.out is not None and flags.out.suffix.lower() not in (".csv", ".md"):

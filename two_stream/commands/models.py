@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from two_stream.zoo import ModelRecord
 
 SUMMARY = "List the named models with their cost, or show one model stage by stage."
+EXAMPLES = (
+    "two-stream models",
+    "two-stream models '*bert*' --num-classes 51",
+)
 LIBRARY = "pretrained"
 """Shown for models whose library provides weights; `model.backbone.pretrained` loads them."""
 _WIDE = 100
@@ -37,7 +41,7 @@ class _Flags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    options = parse(_Flags, args, "two-stream models", SUMMARY)
+    options = parse(_Flags, args, "two-stream models", SUMMARY, EXAMPLES)
     from two_stream import zoo
 
     exact = not any(sign in options.pattern for sign in "*?[")

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from two_stream.data.packing import PackSummary
     from two_stream.types import Modality
 
-SUMMARY = (
-    "frame folders or videos -> shards that are read several times as fast, from a disk or object storage"
+SUMMARY = "Pack frame folders or videos into shards, which are read several times as fast, also from object storage."
+EXAMPLES = (
+    "two-stream pack demo/data/dataset.yaml --out shards",
+    "two-stream pack demo/data/dataset.yaml --out shards --modality both",
 )
 DESCRIPTION = (
-    f"{SUMMARY}. Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "
+    f"{SUMMARY} Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "
     "OUT/flow. To train on the shards, use `--data.source shards --data.shards OUT` (or the URL of a copy); the "
     "batches "
     "for a seed stay the same. To continue after an interruption, run the same command again; finished shards are kept."
@@ -53,7 +55,7 @@ def main(args: list[str]) -> int:
     Raises:
         TwoStreamError: A flag is wrong, there is no such data set, or the output folder cannot be used.
     """
-    options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION)
+    options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION, examples=EXAMPLES)
 
     from two_stream.data.catalog import load_record
     from two_stream.data.packing import verify_shards

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
 SUMMARY = "Classify videos with RGB or flow networks, or with both; optical flow is computed from the video."
+EXAMPLES = (
+    "two-stream predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
+    "two-stream predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
+)
 
 
 @dataclass(frozen=True)
 class _PredictFlags:
-    videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="VIDEO [VIDEO ...]")]]
+    videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="VIDEO …")]]
     """video files"""
     rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """run folder or exported file of an RGB network; repeat the flag for several networks, which are fused"""
@@ -84,7 +88,7 @@ class _Stream:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 2 if a video could not be read."""
-    flags = parse(_PredictFlags, args, "two-stream predict", SUMMARY)
+    flags = parse(_PredictFlags, args, "two-stream predict", SUMMARY, EXAMPLES)
     if not flags.videos:
         raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
     for video in flags.videos:

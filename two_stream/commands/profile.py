@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Measure the parameters, multiply-adds, speed and memory of a model, and its data loading."
+EXAMPLES = (
+    "two-stream profile demo/runs/rgb",
+    "two-stream profile rgb_r2plus1d_32f_34 --batch-size 1 4 16 --json speed.json",
+)
 PROG = "two-stream profile"
 
 
@@ -60,7 +64,7 @@ class _Flags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    options = parse(_Flags, args, PROG, SUMMARY)
+    options = parse(_Flags, args, PROG, SUMMARY, EXAMPLES)
     if not options.batch_size or min(options.batch_size) < 1 or options.seconds <= 0:
         raise SettingsError(f"{PROG}: --batch-size must be 1 or more, and --seconds more than 0")
     if options.plot and options.plot[0].suffix.lower() not in (".png", ".svg", ".pdf"):

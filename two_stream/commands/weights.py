@@ -30,6 +30,19 @@ _FETCH = "download published files and check them"
 _VERIFY = "compare files with their published hashes, or describe the content of any checkpoint"
 _CONVERT = "convert a published checkpoint to a run folder, or a run to the published format"
 
+EXAMPLES = {
+    "list": ("two-stream weights list", "two-stream weights list '*flow*' --json"),
+    "fetch": (
+        "two-stream weights fetch i3d-rgb-imagenet-kinetics",
+        "two-stream weights fetch i3d-rgb-imagenet-kinetics --from downloads",
+    ),
+    "verify": ("two-stream weights verify", "two-stream weights verify weights/rgb_imagenet.pt"),
+    "convert": (
+        "two-stream weights convert i3d-rgb-imagenet-kinetics --out runs/i3d",
+        "two-stream weights convert runs/rgb --out rgb.pth --to published",
+    ),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _ListFile:
@@ -53,7 +66,7 @@ class _ListFlags(_Local):
 
 @dataclass(frozen=True, kw_only=True)
 class _FetchFlags(_ListFile):
-    names: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]]
+    names: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …")]]
     """names or patterns, as shown by `two-stream weights list`"""
     to: Path = Path("weights")
     """folder to download to"""
@@ -70,7 +83,7 @@ class _FetchFlags(_ListFile):
 
 @dataclass(frozen=True, kw_only=True)
 class _VerifyFlags(_Local):
-    targets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME|FILE ...]")]] = ()
+    targets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME|FILE …]")]] = ()
     """names of published files, or paths; if omitted, all downloaded published files"""
 
 
@@ -96,11 +109,11 @@ class _ConvertFlags(_Local):
 
 def main(args: list[str]) -> int:
     """Run a sub-command; return 0 if it succeeds, 2 if a file, a link or a flag is wrong."""
-    return run_subcommand(_PROG, SUMMARY, _COMMANDS, args)
+    return run_subcommand(_PROG, SUMMARY, _COMMANDS, args, EXAMPLES)
 
 
 def _list(args: list[str]) -> int:
-    options = parse(_ListFlags, args, f"{_PROG} list", _LIST)
+    options = parse(_ListFlags, args, f"{_PROG} list", _LIST, EXAMPLES["list"])
     entries = _manifest(options).matching(options.pattern)
     if options.json:
         print_json([_row(entry, options.folder) for entry in entries])
@@ -148,7 +161,7 @@ def _here(entry: PublishedFile, folder: Path) -> str:
 
 
 def _fetch(args: list[str]) -> int:
-    options = parse(_FetchFlags, args, f"{_PROG} fetch", _FETCH)
+    options = parse(_FetchFlags, args, f"{_PROG} fetch", _FETCH, EXAMPLES["fetch"])
     if not options.names:
         raise SettingsError(f"{_PROG} fetch: no file given; `{_PROG} list` shows the names")
     manifest = _manifest(options)
@@ -195,7 +208,7 @@ def _named(manifest: Manifest, name: str) -> list[PublishedFile]:
 
 
 def _verify(args: list[str]) -> int:
-    options = parse(_VerifyFlags, args, f"{_PROG} verify", _VERIFY)
+    options = parse(_VerifyFlags, args, f"{_PROG} verify", _VERIFY, EXAMPLES["verify"])
     manifest = _manifest(options)
     targets = options.targets or tuple(
         entry.name for entry in manifest.entries if local_file(entry, options.folder).is_file()
@@ -245,7 +258,7 @@ def _described(path: Path) -> str:
 
 
 def _convert(args: list[str]) -> int:
-    options = parse(_ConvertFlags, args, f"{_PROG} convert", _CONVERT)
+    options = parse(_ConvertFlags, args, f"{_PROG} convert", _CONVERT, EXAMPLES["convert"])
     from two_stream.pretrained.converting import export_checkpoint, import_checkpoint
 
     if options.to == "published":
