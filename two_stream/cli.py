@@ -125,5 +125,10 @@ def _nearest(name: str) -> str:
 def _complain(message: str, code: int = 2, prog: str = "two-stream") -> int:
     # errors about flags already begin with the command's name
     prefix = "" if message.startswith((f"{prog} ", f"{prog}: ")) else f"{prog}: "
-    sys.stderr.write(f"{prefix}{message}\n")
+    line = f"{prefix}{message}"
+    if sys.stderr.isatty():
+        from two_stream.runtime.console import wrapped
+
+        line = wrapped(line, shutil.get_terminal_size().columns)
+    sys.stderr.write(f"{line}\n")
     return code

@@ -110,7 +110,7 @@ def _report(ran: Ran, source: Path, command: str) -> None:
     result = summarize_study(ran, source=source, command=command)
     files = write_study_report(result, folder_of(ran.study) / "report.html")
     print_study(result)
-    say(f"report: {files[0]} (also {', '.join(path.name for path in files[1:])})")
+    say(f"open {files[0]} (also {', '.join(path.name for path in files[1:])})")
 
 
 def _study(name: str, flags: _Flags) -> Study:

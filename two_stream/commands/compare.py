@@ -75,8 +75,8 @@ def main(args: list[str]) -> int:
     if flags.out is not None:
         from two_stream.studies.report.study_report import write_study_report
 
-        for path in write_study_report(result, flags.out):
-            (note if flags.json else say)(str(path))
+        for place, path in enumerate(write_study_report(result, flags.out)):
+            (note if flags.json else say)(f"{path}" if place else f"open {path}")
     return 0
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from two_stream.studies.leaderboard import Leaderboard
 
 SUMMARY = (
-    "Rank all score files in a folder, one table per data set, split and protocol. The sign = marks runs that are not "
+    "Rank all score files in a folder, one table per data set, split and protocol. The sign ≈ marks runs that are not "
     "significantly different from the best run."
 )
 EXAMPLES = (
@@ -57,11 +57,17 @@ def main(args: list[str]) -> int:
     else:
         for board in found.boards:
             say(board.title)
-            print_table(f"{board.metric} in %", leaderboard.COLUMNS, leaderboard.rows(board))
+            print_table(
+                f"{board.metric} in %",
+                leaderboard.COLUMNS,
+                leaderboard.rows(board),
+                spare=("modality", "runs", "model", "date"),
+                constant=("modality", "model", "runs", "date"),
+            )
         if any(standing.level_with_best for board in found.boards for standing in board.standings):
             say(
-                "=: not significantly different from the best variant that has three or more training runs (paired "
-                "test, corrected over all pairs)"
+                "≈: not significantly different from the best variant that has three or more training runs, whose "
+                "place follows (paired test, corrected over all pairs)"
             )
     for line in found.damaged:
         warn(line)

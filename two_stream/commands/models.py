@@ -10,7 +10,8 @@ import tyro
 from two_stream.commands.flags import parse
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import TwoStreamError
-from two_stream.runtime.console import console, say
+from two_stream.runtime.console import say
+from two_stream.runtime.text import plural
 from two_stream.types import size_text
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ EXAMPLES = (
 )
 LIBRARY = "pretrained"
 """Shown for models whose library provides weights; `model.backbone.pretrained` loads them."""
-_WIDE = 100
-"""Smallest terminal width at which the table has the column `source`."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,8 @@ def main(args: list[str]) -> int:
         print_json(rows)
     else:
         columns = ("name", "M params", "G MACs", "input", "weights", "source")
-        shown = len(columns) - (console.width < _WIDE)  # the first part of a name is its source
-        title = f"{len(rows)} models ({options.num_classes} classes)"
-        print_table(title, columns[:shown], [_cells(row)[:shown] for row in rows])
+        title = f"{plural(len(rows), 'model')} ({plural(options.num_classes, 'class')})"
+        print_table(title, columns, [_cells(row) for row in rows], spare=("weights", "source"))
     return 0
 
 
@@ -139,7 +137,7 @@ def _show(record: ModelRecord, options: _Flags) -> None:
     say(f"  weights    {', '.join(_weights(record, _files())) or 'none'}")
     say(f"  input      {_describe(model)}")
     say(
-        f"  cost       {parameter_count(model) / 1e6:.2f} M parameters with {options.num_classes} classes, "
+        f"  cost       {parameter_count(model) / 1e6:.2f} M parameters with {plural(options.num_classes, 'class')}, "
         f"{whole / 1e9:.2f} G multiply-adds per clip"
     )
     say(f"  counting   {CONVENTION}")

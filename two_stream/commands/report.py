@@ -40,6 +40,7 @@ def main(args: list[str]) -> int:
     written = write_report(
         flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes
     )
-    for path in written:
+    say(f"open {written[0]}")
+    for path in written[1:]:
         say(str(path))
     return 0

@@ -21,7 +21,8 @@ from two_stream.pretrained.files.manifest import (
     local_file,
     read_manifest,
 )
-from two_stream.runtime.console import note, say
+from two_stream.runtime.console import console, note, say
+from two_stream.runtime.text import plural
 
 SUMMARY = "List, download, verify and convert published checkpoints."
 _PROG = "two-stream weights"
@@ -42,6 +43,9 @@ EXAMPLES = {
         "two-stream weights convert runs/rgb --out rgb.pth --to published",
     ),
 }
+
+_WIDE = 110
+"""smallest terminal width at which the table shows hashes and links"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +122,17 @@ def _list(args: list[str]) -> int:
     if options.json:
         print_json([_row(entry, options.folder) for entry in entries])
         return 0
-    columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
+    columns = ["name", "model", "classes", "MiB", "licence", "here", "hash", "link"]
     rows = [_cells(entry, options.folder) for entry in entries]
-    print_table(f"{len(rows)} published files (--json prints all details)", columns, rows)
+    title = f"{plural(len(rows), 'published file')} (--json prints all details)"
+    if console.width < _WIDE:
+        columns, rows = columns[:-2], [row[:-2] for row in rows]
+    print_table(title, columns, rows, spare=("here", "licence"), constant=("here",))
+    if console.width >= _WIDE:
+        say(
+            "hash: what the publisher states: the file's sha256, a part of it, the hash of its git object, or nothing. "
+            f"link: direct: `{_PROG} fetch` downloads it; pip: in a Python package; page: download it in a browser."
+        )
     for entry in entries:
         if entry.package:
             file = local_file(entry, options.folder)
@@ -146,9 +158,9 @@ def _cells(entry: PublishedFile, folder: Path) -> tuple[str, ...]:
         (entry.model or "–").removeprefix("late_temporal/"),
         str(entry.classes.count),
         f"{size / 2**20:.0f}" if size else "–",
-        entry.published_hash,
         entry.licence,
         _here(entry, folder),
+        "part" if entry.published_hash.endswith("digits") else entry.published_hash,
         "direct" if entry.url or entry.mirrors else "pip" if entry.package else "page",
     )
 

@@ -135,9 +135,9 @@ class Tracker:
         precision = f"  val mAP {100 * line['val_map']:.1f} %" if "val_map" in line else ""
         return (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
-            f"  loss {line['train_loss']:.4f}  top-1 {100 * line['train_top1']:.1f} %"
+            f"  train loss {line['train_loss']:.4f}  train top-1 {100 * line['train_top1']:.1f} %"
             f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {100 * line['val_top1']:.1f} %"
-            f"  top-5 {100 * line['val_top5']:.1f} %"
+            f"  val top-5 {100 * line['val_top5']:.1f} %"
             f"  {rate}"
             f"  {line['seconds']:.1f} s  {line['clips_per_second']:.1f} clips/s"
             f"{f'  {clock(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"

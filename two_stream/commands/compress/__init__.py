@@ -305,8 +305,9 @@ def _derive(
     prog, own = f"{call.prog} RUN", {**(own or {}), **_OWN}
     kind = type(section)
     if wants_help(args):
-        hidden: Any = dict.fromkeys((*_GIVEN, "compress"), (Annotated[Any, tyro.conf.Suppress], None))
-        flags: Any = create_model("Flags", __base__=(Experiment, kind), **own, **hidden)
+        hidden = dict.fromkeys((*_GIVEN, "compress"), (Annotated[Any, tyro.conf.Suppress], None))
+        shown: dict[str, Any] = {"__base__": (Experiment, kind), **own, **hidden}
+        flags = create_model("Flags", **shown)
         values = {**dict(default), **dict(section)}
         examples = EXAMPLES[call.prog.rpartition(" ")[2]]
         run = "TEACHER …" if kind is Distill else "RUN"
