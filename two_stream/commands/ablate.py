@@ -17,6 +17,7 @@ from two_stream.config.load import validate_settings
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say, warn
+from two_stream.runtime.text import per_cent, plural
 
 if TYPE_CHECKING:
     from two_stream.studies.running.ablation import Ran
@@ -144,8 +145,8 @@ def _list(study: Study, name: str, flags: _Flags) -> int:
     rows = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):
         state = "missing" if outcome is None else outcome.state
-        shown = "" if outcome is None or outcome.accuracy is None else f"{100 * outcome.accuracy:.1f} %"
+        shown = "" if outcome is None or outcome.accuracy is None else per_cent(outcome.accuracy)
         rows.append([cell.variant, cell.split, cell.seed, cell.key[:8], state, shown])
     print_table(study.name, ("variant", "split", "seed", "key", "state", "accuracy"), rows)
-    say(f"{len(rows) - ran.failed} of {len(rows)} cells are done")
+    say(f"{len(rows) - ran.failed} of {plural(len(rows), 'cell', 'is', 'are')} done")
     return 0

@@ -12,6 +12,7 @@ from two_stream.commands.flags import parse
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import DataError
 from two_stream.runtime.console import say
+from two_stream.runtime.text import duration
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
@@ -106,5 +107,5 @@ def print_baseline(baseline: Baseline, *, as_json: bool = False) -> None:
     print_table("baseline: accuracy in %", words.columns(found), words.rows(found))
     say(protocol)
     say(
-        f"A network should exceed this accuracy. Runs and scores: {baseline.folder} ({baseline.seconds:.0f} s)"
+        f"A network should exceed this accuracy. Runs and scores: {baseline.folder} ({duration(baseline.seconds)})"
     )

@@ -17,6 +17,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import say, warn
 from two_stream.runtime.files import check_writable, write_json
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     from two_stream.types import ScoreTable
@@ -147,7 +148,7 @@ def _results(args: list[str]) -> int:
         return 1 if found.unseen else 0
     rows = [[f"top-{k}", f"{100 * value:.1f}"] for k, value in found.top.items()]
     print_table(f"{flags.from_json}: accuracy in %", ["", "%"], rows)
-    say(f"{found.counted} of the {found.videos} videos listed in {flags.truth} are evaluated")
+    say(f"{found.counted} of {plural(found.videos, 'video')} listed in {flags.truth} evaluated")
     if found.unseen:
         how = "ignored" if flags.ignore_unseen else "counted as wrong"
         warn(f"no result for {_some(found.unseen)}: {how}")
@@ -176,4 +177,4 @@ def _truth(flags: _ResultFlags) -> dict[str, tuple[str, ...]]:
 
 def _some(videos: tuple[str, ...]) -> str:
     more = f" and {len(videos) - 3} more" if len(videos) > 3 else ""
-    return f"{len(videos)} {'video' if len(videos) == 1 else 'videos'} ({', '.join(videos[:3])}{more})"
+    return f"{plural(len(videos), 'video')} ({', '.join(videos[:3])}{more})"

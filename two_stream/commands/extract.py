@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.runtime.text import duration, plural
 
 if TYPE_CHECKING:
     from two_stream.video.extraction.many_videos import ExtractSummary
@@ -132,9 +133,9 @@ def _print_summary(summary: ExtractSummary, out: Path, ignored: int) -> None:
                 say(f"failed: {path}: {reason}")
     written = summary.by_status("written")
     frames = sum(outcome.frames for outcome in written)
-    parts = [f"{len(written)} written ({frames} frames, {summary.frames_per_second:.1f} frames/s)"]
+    parts = [f"{len(written)} written ({plural(frames, 'frame')}, {summary.frames_per_second:.1f} frames/s)"]
     parts.append(f"{len(summary.by_status('skipped'))} skipped (finished before)")
     parts.append(f"{len(summary.failed)} failed")
     if ignored:
-        parts.append(f"{ignored} other files ignored")
-    say(f"{out}: {', '.join(parts)}; {summary.backend_version}, {summary.seconds:.1f} s")
+        parts.append(f"{plural(ignored, 'other file')} ignored")
+    say(f"{out}: {', '.join(parts)}; {summary.backend_version}, {duration(summary.seconds)}")

@@ -15,6 +15,7 @@ from two_stream.config.load import load_experiment
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say
+from two_stream.runtime.text import byte_size, duration, plural
 
 if TYPE_CHECKING:
     from two_stream.evaluation.features.cache import FeatureFacts
@@ -142,7 +143,9 @@ def _print_usage(name: str, out: Path, facts: FeatureFacts) -> None:
     videos = sum(len(part.videos) for part in facts.parts.values())
     views = sum(part.rows for part in facts.parts.values())
     size = sum(path.stat().st_size for path in out.iterdir())
-    say(f"{out}: {videos} videos, {views} views, {size / 1e6:.1f} MB, {facts.seconds:.1f} s")
+    say(
+        f"{out}: {plural(videos, 'video')}, {plural(views, 'view')}, {byte_size(size)}, {duration(facts.seconds)}"
+    )
     start = f", init: {name}, init_part: backbone" if Path(name).is_dir() else ""
     say(f"to use the features, set data: {{features: {out}}}, train: {{freeze_until: backbone{start}}}")
     given = shlex.quote(str(out))

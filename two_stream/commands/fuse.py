@@ -12,6 +12,7 @@ from two_stream.commands.flags import parse
 from two_stream.commands.output import print_json
 from two_stream.errors import ScoreError
 from two_stream.runtime.console import say, warn
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     from two_stream.types import ScoreTable
@@ -102,7 +103,9 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: _FuseFlags) -> Non
     if fused.meta.get("fitted_on"):
         heat = fused.meta.get("temperature")
         extra = f", temperature {heat:.3g}" if heat is not None else ""
-        say(f"weights {weights}{extra}, fitted on {fused.meta['fitted_videos']} videos of the holdout part")
+        say(
+            f"weights {weights}{extra}, fitted on {plural(fused.meta['fitted_videos'], 'video')} of the holdout part"
+        )
     elif len(set(fused.meta["weights"])) > 1:
         say(f"weights {weights}, set with --weights")
     say(sentence)

@@ -166,10 +166,10 @@ def _describe(model: Recognizer) -> str:
     low, high = spec.value_range
     stride = f"with stride {spec.stride}"
     if spec.segments:
-        stride = f"from {spec.segments} segments of the video"
+        stride = f"from {plural(spec.segments, 'segment')} of the video"
         stride += f", stride {spec.stride}" if spec.clip_length > spec.segments else ""
-    stack = f" of {spec.stack} fields" if spec.stack > 1 else ""
+    stack = f" of {plural(spec.stack, 'field')}" if spec.stack > 1 else ""
     return (
-        f"{spec.modality}, {spec.clip_length} frames{stack} {stride}, {size_text(spec.crop)} cut from "
+        f"{spec.modality}, {plural(spec.clip_length, 'frame')}{stack} {stride}, {size_text(spec.crop)} cut from "
         f"{spec.resize[0]}×{spec.resize[1]}, values {low:g}..{high:g}, mean {spec.mean}, std {spec.std}"
     )

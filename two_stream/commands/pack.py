@@ -10,6 +10,7 @@ import tyro
 
 from two_stream.commands.flags import parse
 from two_stream.data.options import PackOptions
+from two_stream.runtime.text import byte_size, plural
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
@@ -111,23 +112,17 @@ def _report(summary: PackSummary, how: PackOptions) -> None:
     from two_stream.runtime.console import say, warn
 
     for name, packed, listed in summary.short:
-        warn(f"{name}: packed {packed} frames, but the split list says {listed}")
+        warn(f"{name}: packed {plural(packed, 'frame')}, but the split list says {listed}")
     for name, reason in summary.failed:
         say(f"failed: {name}: {reason}")
     there = summary.shards - summary.written
-    parts = [f"{summary.videos} videos, {summary.frames} frames in {summary.shards} shards"]
-    parts.append(f"{_size(summary.bytes)}, {_size(summary.bytes / max(1, summary.frames))} per frame")
+    parts = [
+        f"{plural(summary.videos, 'video')}, {plural(summary.frames, 'frame')} in {plural(summary.shards, 'shard')}"
+    ]
+    parts.append(f"{byte_size(summary.bytes)}, {byte_size(summary.bytes / max(1, summary.frames))} per frame")
     parts.append(f"{summary.written} written, {there} existed")
     if summary.failed:
-        parts.append(f"{len(summary.failed)} videos failed (run again to retry their shards)")
+        parts.append(f"{plural(len(summary.failed), 'video')} failed (run again to retry their shards)")
     if how.encoding == "jpeg":
         parts.append("pixels differ from the source")
     say(f"{summary.folder}: {'; '.join(parts)}")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

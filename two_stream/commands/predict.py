@@ -17,6 +17,7 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.pretrained.kinds import refuse_checkpoint
 from two_stream.runtime.console import bar, note, say, warn
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
@@ -234,8 +235,7 @@ def _draw_attention(streams: Sequence[_Stream], video: Path, out: Path, result: 
     best = result["top"][0]
     names = {"rgb": "RGB"}
     seen = [
-        f"{names.get(name, name)} ({one['views']} {'view' if one['views'] == 1 else 'views'})"
-        for name, one in result["streams"].items()
+        f"{names.get(name, name)} ({plural(one['views'], 'view')})" for name, one in result["streams"].items()
     ]
     fused = f", fused by {result['fusion']}" if result["fusion"] else ""
     whose = " and ".join(dict.fromkeys(one.whose for one in found))
@@ -265,9 +265,10 @@ def _draw_timeline(
     shown = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
     clips = {
-        f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)
+        f"{views.views} clips of {plural(run.model.spec.clip_length, 'frame')}"
+        for run, views in zip(runs, options)
     }
-    title = f"{video.name}: {shown}{fused}; {len(found)} windows, {' and '.join(sorted(clips))}"
+    title = f"{video.name}: {shown}{fused}; {plural(len(found), 'window')}, {' and '.join(sorted(clips))}"
     draw_timeline(picture, title, found, names)
 
 
@@ -306,9 +307,11 @@ def _show(result: dict[str, Any]) -> None:
         rows.append([place, guess["class"], f"{100 * share:5.1f} %  {bar(share, 20)}"])
     say(result["video"])
     print_table("", ["", "class", "probability"], rows)
-    parts = [f"{name}: {one['top'][0]['class']} ({one['views']} views)" for name, one in streams.items()]
+    parts = [
+        f"{name}: {one['top'][0]['class']} ({plural(one['views'], 'view')})" for name, one in streams.items()
+    ]
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
-    say(f"{result['frames']} frames · {' · '.join(parts)}{fusion}")
+    say(f"{plural(result['frames'], 'frame')} · {' · '.join(parts)}{fusion}")
     if result["damage"]:
         warn(f"{result['video']}: {result['damage']}; only the frames that could be decoded were used")
     for key in ("annotated", "attention"):

@@ -13,6 +13,7 @@ from two_stream.commands.output import print_table, write_or_print_json
 from two_stream.config.load import load_experiment
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +222,9 @@ def _print_loading(loading: LoadingCost, sentence: str) -> None:
         ("join to a batch", f"{loading.collate:.2f}"),
         ("copy to the device", f"{loading.copy:.2f}"),
     ]
-    say(f"data loading: {loading.dataset}, {loading.modality} from {loading.source}, {loading.clips} clips")
+    say(
+        f"data loading: {loading.dataset}, {loading.modality} from {loading.source}, {plural(loading.clips, 'clip')}"
+    )
     print_table("", ("part", "ms per clip"), rows)
     say(
         f"  one worker: {1e3 / max(loading.worker_milliseconds, 1e-9):.1f} clips/s; "

@@ -13,6 +13,7 @@ from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
+from two_stream.runtime.text import per_cent
 
 if TYPE_CHECKING:
     from two_stream.late_temporal.training import PublishedTraining
@@ -207,7 +208,7 @@ def _summary(result: TrainResult) -> None:
     label = labels.get(result.selection, result.selection)
     say(
         f"best epoch {result.best_epoch} of {result.epochs}: "
-        f"validation {result.metric} {100 * result.best_top1:.1f} %, loss {result.best_loss:.4f} "
+        f"validation {result.metric} {per_cent(result.best_top1)}, loss {result.best_loss:.4f} "
         f"(single centred clip, {label})"
     )
     say(f"next: two-stream evaluate {shlex.quote(str(result.run.root))}")

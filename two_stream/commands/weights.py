@@ -122,12 +122,10 @@ def _list(args: list[str]) -> int:
     if options.json:
         print_json([_row(entry, options.folder) for entry in entries])
         return 0
-    columns = ["name", "model", "classes", "MiB", "licence", "here", "hash", "link"]
+    columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
     rows = [_cells(entry, options.folder) for entry in entries]
     title = f"{plural(len(rows), 'published file')} (--json prints all details)"
-    if console.width < _WIDE:
-        columns, rows = columns[:-2], [row[:-2] for row in rows]
-    print_table(title, columns, rows, spare=("here", "licence"), constant=("here",))
+    print_table(title, columns, rows, spare=("here", "licence", "link", "hash"))
     if console.width >= _WIDE:
         say(
             "hash: what the publisher states: the file's sha256, a part of it, the hash of its git object, or nothing. "
@@ -158,9 +156,9 @@ def _cells(entry: PublishedFile, folder: Path) -> tuple[str, ...]:
         (entry.model or "–").removeprefix("late_temporal/"),
         str(entry.classes.count),
         f"{size / 2**20:.0f}" if size else "–",
+        "part" if entry.published_hash.endswith("digits") else entry.published_hash,
         entry.licence,
         _here(entry, folder),
-        "part" if entry.published_hash.endswith("digits") else entry.published_hash,
         "direct" if entry.url or entry.mirrors else "pip" if entry.package else "page",
     )
 

@@ -27,6 +27,37 @@ def plural(count: int, what: str, one: str = "", many: str = "") -> str:
     return f"{count} {noun} {one if count == 1 else many}".rstrip()
 
 
+def byte_size(count: float) -> str:
+    """Return a number of bytes as `12 B`, `3.4 KiB`, `5.6 MiB` and so on."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as `4.3 s`, `12 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def per_cent(share: float) -> str:
+    """Return a fraction as `62.5 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def learning_rate(value: float) -> str:
+    """Return a learning rate with three significant digits, such as `0.00150`."""
+    return f"{value:#.3g}"
+
+
 def hanging(rows: Sequence[tuple[str, str]], width: int, most: int = 26, least: int = 2) -> str:
     """Return lines of a name and an indented description, which is wrapped at words to `width` columns.
 

@@ -29,7 +29,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.text import csv_text
+from two_stream.runtime.text import csv_text, per_cent, plural
 
 if TYPE_CHECKING:
     from two_stream.compression.sensitivity import LevelChoice, Sensitivity
@@ -498,21 +498,22 @@ def _show_sensitivity(
         rows.append([layer, *(cells.get(level, "–") for level in levels)])
     print_table(f"loss (top-1 in %) after pruning {found.what} of one layer", columns, rows)
     say(
-        f"unpruned network: loss {found.base.loss:.3f}, top-1 {100 * found.base.top1:.1f} %; {found.clips} clips of "
-        f"the {found.part} part, the least sensitive layers first"
+        f"unpruned network: loss {found.base.loss:.3f}, top-1 {per_cent(found.base.top1)}; "
+        f"{plural(found.clips, 'clip')} of the {found.part} part, the least sensitive layers first"
     )
     if found.fixed:
         say(
-            f"{len(found.fixed)} layers keep all channels, because their outputs form the last feature map: "
+            f"{plural(len(found.fixed), 'layer', 'keeps', 'keep')} all channels, as part of the last feature map: "
             f"{found.fixed[0]}, …"
         )
     if found.shared:
         one, other = next(iter(found.shared.items()))
-        say(f"{len(found.shared)} layers share channels with others, for example {one} with {other}")
+        sharing = plural(len(found.shared), "layer", "shares", "share")
+        say(f"{sharing} channels with others, for example {one} with {other}")
     say(f"table and figure: {folder / found.what}.csv, .json, .png, .svg")
     if choice is not None:
         say(
-            f"pruning {len(choice.levels)} layers leaves {100 * choice.reached:.1f} % of the {choice.measure} "
+            f"pruning {plural(len(choice.levels), 'layer')} leaves {per_cent(choice.reached)} of the {choice.measure} "
             f"(budget {100 * choice.budget:g} %): {file}"
         )
         what = "" if found.what == "weights" else " --what channels"

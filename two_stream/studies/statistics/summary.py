@@ -14,8 +14,9 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import environment_of
 from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.statistics import LEVEL
-from two_stream.evaluation.scores.words import count_sources, interval_words
+from two_stream.evaluation.scores.words import interval_words
 from two_stream.runtime.provenance import code_version, environment
+from two_stream.runtime.text import plural
 from two_stream.studies.statistics.comparison import (
     Cell,
     Panel,
@@ -241,8 +242,8 @@ def _protocol(panels: Mapping[str, Panel], level: float) -> str:
     selections = " / ".join(_distinct(panels, "selection"))
     if selections:
         parts.append("test-selected" if selections == "paper" else f"selection {selections}")
-    videos = f"{round(lead.videos)} videos" + (" per split" if several else "")
-    parts.append(videos + (f" of {count_sources(lead.groups)}" if lead.groups is not None else ""))
+    videos = plural(round(lead.videos), "video") + (" per split" if several else "")
+    parts.append(videos + (f" of {plural(lead.groups, 'source')}" if lead.groups is not None else ""))
     counts = sorted({len(panel.seeds) for panel in panels.values()})
     trainings = counts[-1] > 1
     parts.append(f"{'–'.join(map(str, counts))} training run{'s' if trainings else ''} each")
@@ -356,7 +357,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
     if skipped:
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         found.append(
-            f"{len(skipped)} videos could not be read and are not counted: {', '.join(skipped[:3])}{more}."
+            f"{plural(len(skipped), 'video')} not counted, because of read errors: {', '.join(skipped[:3])}{more}."
         )
     return found
 
@@ -408,7 +409,7 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
         missed = [comparison.detectable for comparison in comparisons]
         best = next((variant.name for variant in variants if variant.best), "")
         start = (
-            f"No difference shown in any of {len(comparisons)} comparisons; {best} has the highest mean, "
+            f"No difference shown in any of {plural(len(comparisons), 'comparison')}; {best} has the highest mean, "
             "which may be chance."
         )
         if min(missed) >= 1:
@@ -420,9 +421,11 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
     sentences = [_sentence(comparison.verdict) for comparison in strongest[:2]]
     others, open_ = len(shown) - len(sentences), len(comparisons) - len(shown)
     if others:
-        sentences.append(f"{_count(others, 'more difference')} of {len(comparisons)} comparisons shown.")
+        sentences.append(
+            f"{plural(others, 'more difference')} of {plural(len(comparisons), 'comparison')} shown."
+        )
     elif open_:
-        sentences.append(f"No difference shown in the other {_count(open_, 'comparison')}.")
+        sentences.append(f"No difference shown in the other {plural(open_, 'comparison')}.")
     return " ".join(sentences)
 
 
@@ -430,7 +433,3 @@ def _sentence(verdict: str) -> str:
     """Return a verdict as a sentence; variant names keep their case."""
     starts_plain = verdict.startswith("no difference")
     return (verdict[0].upper() + verdict[1:] if starts_plain else verdict) + "."
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" + ("s" if number != 1 else "")
