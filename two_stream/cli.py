@@ -12,42 +12,39 @@ from importlib import import_module
 from two_stream.errors import TwoStreamError, loader_killed
 from two_stream.runtime import distributed
 
-GROUPS = {
-    "Data": {
-        "demo": "write a small data set, train both streams, evaluate, fuse and report",
-        "prepare": "write a data set's record and split lists from class folders or official split files",
-        "extract": "extract frames and optical flow from videos",
-        "pack": "pack frame folders or videos into shards, which are several times as fast to read",
-        "check": "check videos, frame folders and split lists for problems",
-    },
-    "Train": {
-        "auto": "run everything on a prepared data set: check, baseline, both streams, fusion, report",
-        "baseline": "compute the accuracy to beat: linear classifiers on fixed features",
-        "train": "train one stream on one split",
-        "features": "cache a frozen backbone's features of every video, to train and score heads on",
-        "compress": "make a smaller or faster run by pruning, quantization or distillation",
-    },
-    "Measure": {
-        "evaluate": "score the videos of a split with a trained run",
-        "fuse": "combine the score files of two or more streams",
-        "report": "write one self-contained page about runs and scores",
-        "profile": "measure parameters, multiply-adds, speed and memory of a model",
-    },
-    "Compare": {
-        "ablate": "run the missing parts of a study and report its statistics",
-        "compare": "compare runs or score files on the same videos, with statistics",
-        "leaderboard": "rank all score files below a folder, with significance tests",
-    },
-    "Use": {
-        "predict": "recognise the action in a video from RGB, flow or both",
-        "stream": "recognise actions in a camera, RTSP or HTTP stream or long file, frame by frame",
-        "export": "export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify it",
-        "models": "list the named models, or show one",
-        "weights": "list, fetch, verify and convert published checkpoints",
-    },
+COMMANDS = {
+    "demo": "write a small data set, train both streams, evaluate, fuse and report",
+    "prepare": "write a data set's record and split lists from class folders or official split files",
+    "extract": "extract frames and optical flow from videos",
+    "pack": "pack frame folders or videos into shards, which are several times as fast to read",
+    "check": "check videos, frame folders and split lists for problems",
+    "auto": "run everything on a prepared data set: check, baseline, both streams, fusion, report",
+    "baseline": "compute the accuracy to beat: linear classifiers on fixed features",
+    "train": "train one stream on one split",
+    "features": "cache a frozen backbone's features of every video, to train and score heads on",
+    "evaluate": "score the videos of a split with a trained run",
+    "fuse": "combine the score files of two or more streams",
+    "ablate": "run the missing parts of a study and report its statistics",
+    "compare": "compare runs or score files on the same videos, with statistics",
+    "leaderboard": "rank all score files below a folder, with significance tests",
+    "compress": "make a smaller or faster run by pruning, quantization or distillation",
+    "predict": "recognise the action in a video from RGB, flow or both",
+    "stream": "recognise actions in a camera, RTSP or HTTP stream or long file, frame by frame",
+    "export": "export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify it",
+    "report": "write one self-contained page about runs and scores",
+    "profile": "measure parameters, multiply-adds, speed and memory of a model",
+    "models": "list the named models, or show one",
+    "weights": "list, fetch, verify and convert published checkpoints",
 }
-COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 """Every command and its summary; a contract test compares it with the modules in `commands/`."""
+GROUPS = {
+    "Data": "demo prepare extract pack check",
+    "Train": "auto baseline train features compress",
+    "Measure": "evaluate fuse report profile",
+    "Compare": "ablate compare leaderboard",
+    "Use": "predict stream export models weights",
+}
+"""The commands of each heading of the overview."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +103,8 @@ def _help() -> str:
     width = shutil.get_terminal_size().columns
     most = max(map(len, COMMANDS))
     groups = [
-        f"{title}:\n{hanging(list(group.items()), width, least=most)}" for title, group in GROUPS.items()
+        f"{title}:\n{hanging([(name, COMMANDS[name]) for name in names.split()], width, least=most)}"
+        for title, names in GROUPS.items()
     ]
     return (
         "usage: two-stream COMMAND [ARGUMENTS]\n\n"

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "Run the missing cells of a study, and write a report with statistics."
 EXAMPLES = (
-    "two-stream ablate settings/studies/demo_heads.yaml --dry-run",
-    "two-stream ablate settings/studies/demo_heads.yaml --jobs 2",
+    "ablate settings/studies/demo_heads.yaml --dry-run",
+    "ablate settings/studies/demo_heads.yaml --jobs 2",
 )
 PROG = "two-stream ablate STUDY.yaml"
 DESCRIPTION = (

@@ -28,10 +28,7 @@ SUMMARY = (
     "report, and choose the best classifier. Each step prints its command. To continue an interrupted call, run the "
     "same command again."
 )
-EXAMPLES = (
-    "two-stream auto demo/data/dataset.yaml",
-    "two-stream auto demo/data/dataset.yaml --minutes 60 --device cuda",
-)
+EXAMPLES = ("auto demo/data/dataset.yaml", "auto demo/data/dataset.yaml --minutes 60 --device cuda")
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from two_stream.studies.baseline import Baseline
 
 SUMMARY = "Train linear classifiers on fixed features: the accuracy that a trained network should exceed."
-EXAMPLES = (
-    "two-stream baseline demo/data/dataset.yaml",
-    "two-stream baseline hmdb51 --split 2 --source videos",
-)
+EXAMPLES = ("baseline demo/data/dataset.yaml", "baseline hmdb51 --split 2 --source videos")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 SUMMARY = (
     "Find unreadable, short and missing videos, duplicates (--decode), and leaks between training and test."
 )
-EXAMPLES = (
-    "two-stream check demo/data/dataset.yaml --decode",
-    "two-stream check videos --json problems.json",
-)
+EXAMPLES = ("check demo/data/dataset.yaml --decode", "check videos --json problems.json")
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
 """largest number of findings of one kind to print; the JSON file has all of them"""

@@ -24,10 +24,7 @@ SUMMARY = (
     "Compare runs or score files on the same videos: confidence intervals, paired tests, and the smallest difference "
     "that could be detected."
 )
-EXAMPLES = (
-    "two-stream compare demo/runs/rgb demo/runs/flow",
-    "two-stream compare demo/runs/rgb demo/runs/flow --out compare.html",
-)
+EXAMPLES = ("compare demo/runs/rgb demo/runs/flow", "compare demo/runs/rgb demo/runs/flow --out compare.html")
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from two_stream.types import Modality, Part
 
 SUMMARY = "Generate a small data set, train both streams, evaluate, fuse and report (a few minutes)."
-EXAMPLES = (
-    "two-stream demo",
-    "two-stream demo --out demo2 --seed 2",
-)
+EXAMPLES = ("demo", "demo --out demo2 --seed 2")
 STREAMS: tuple[Modality, ...] = ("rgb", "flow")
 PARTS: tuple[Part, ...] = ("test", "val")
 

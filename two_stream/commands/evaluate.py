@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 SUMMARY = "Score the videos of a split with a run or an exported file, and print the accuracies."
 RESULTS = "Evaluate a result file of Efficient-3DCNNs or 3D-ResNets (val.json) against a list of videos."
 PROG = "two-stream evaluate RUN_OR_EXPORT"
-EXAMPLES = (
-    "two-stream evaluate demo/runs/rgb",
-    "two-stream evaluate demo/runs/rgb --part val --views uniform --num-clips 5",
-)
+EXAMPLES = ("evaluate demo/runs/rgb", "evaluate demo/runs/rgb --part val --views uniform --num-clips 5")
 RESULT_EXAMPLES = (
-    "two-stream evaluate --from-json val.json --truth ucf101_01.json",
-    "two-stream evaluate --from-json val.json --truth hmdb51 --split 2",
+    "evaluate --from-json val.json --truth ucf101_01.json",
+    "evaluate --from-json val.json --truth hmdb51 --split 2",
 )
 _OWN = (
     ("RUN_OR_EXPORT", "run folder, or file that `two-stream export` wrote"),

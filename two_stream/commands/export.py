@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify the file."
-EXAMPLES = (
-    "two-stream export demo/runs/rgb --to onnx",
-    "two-stream export demo/runs/rgb --to onnx --int8 --out rgb_int8.onnx",
-)
+EXAMPLES = ("export demo/runs/rgb --to onnx", "export demo/runs/rgb --to onnx --int8 --out rgb_int8.onnx")
 PROG = "two-stream export"
 
 

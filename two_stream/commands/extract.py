@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from two_stream.video.flow import FlowNetwork
 
 SUMMARY = "Write folders of frames and optical flow from videos."
-EXAMPLES = (
-    "two-stream extract videos --out frames",
-    "two-stream extract videos --out frames --flow dis --processes 4",
-)
+EXAMPLES = ("extract videos --out frames", "extract videos --out frames --flow dis --processes 4")
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Store the features of a frozen backbone for all videos and views, so that heads train without the backbone."
-EXAMPLES = (
-    "two-stream features demo/runs/rgb",
-    "two-stream features demo/runs/rgb --train-views 4 --out features/rgb",
-)
+EXAMPLES = ("features demo/runs/rgb", "features demo/runs/rgb --train-views 4 --out features/rgb")
 PROG = "two-stream features SOURCE"
 DESCRIPTION = f"{SUMMARY} To train a run on the features, set its `data.features` to the folder."
 _OWN = (

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "Fuse the scores of two or more streams, and print the accuracy of each stream and of the fusion."
 EXAMPLES = (
-    "two-stream fuse demo/runs/rgb demo/runs/flow",
-    "two-stream fuse demo/runs/rgb demo/runs/flow --rule learned --out fused.npz",
+    "fuse demo/runs/rgb demo/runs/flow",
+    "fuse demo/runs/rgb demo/runs/flow --rule learned --out fused.npz",
 )
 
 

@@ -122,7 +122,7 @@ def _group(topic: str, groups: Rows, prog: str) -> tuple[str, str]:
 
 def _examples(examples: Sequence[str]) -> str:
     """Return the examples; the commands are not broken, so that they can be copied."""
-    return "\nexamples:\n" + "".join(f"  {line}\n" for line in examples) if examples else ""
+    return "\nexamples:\n" + "".join(f"  two-stream {line}\n" for line in examples) if examples else ""
 
 
 def _flags_of(kind: type[Any], default: Any = None) -> tuple[list[Flag], Rows]:

@@ -22,10 +22,7 @@ SUMMARY = (
     "Rank all score files in a folder, one table per data set, split and protocol. The sign ≈ marks runs that are not "
     "significantly different from the best run."
 )
-EXAMPLES = (
-    "two-stream leaderboard demo/runs",
-    "two-stream leaderboard demo/runs --out leaderboard.md",
-)
+EXAMPLES = ("leaderboard demo/runs", "leaderboard demo/runs --out leaderboard.md")
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from two_stream.zoo import ModelRecord
 
 SUMMARY = "List the named models with their cost, or show one model stage by stage."
-EXAMPLES = (
-    "two-stream models",
-    "two-stream models '*bert*' --num-classes 51",
-)
+EXAMPLES = ("models", "models '*bert*' --num-classes 51")
 LIBRARY = "pretrained"
 """Shown for models whose library provides weights; `model.backbone.pretrained` loads them."""
 

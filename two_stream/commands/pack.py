@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "Pack frame folders or videos into shards, which are read several times as fast, also from object storage."
 EXAMPLES = (
-    "two-stream pack demo/data/dataset.yaml --out shards",
-    "two-stream pack demo/data/dataset.yaml --out shards --modality both",
+    "pack demo/data/dataset.yaml --out shards",
+    "pack demo/data/dataset.yaml --out shards --modality both",
 )
 DESCRIPTION = (
     f"{SUMMARY} Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "

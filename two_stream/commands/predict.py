@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "Classify videos with RGB or flow networks, or with both; optical flow is computed from the video."
 EXAMPLES = (
-    "two-stream predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
-    "two-stream predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
+    "predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
+    "predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
 )
 
 

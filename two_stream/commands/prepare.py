@@ -22,8 +22,8 @@ SUMMARY = (
     "Write a data set's record and split lists from videos in class folders or from official split files."
 )
 EXAMPLES = (
-    "two-stream prepare folder videos --name mine",
-    "two-stream prepare folder videos --name mine --splits 3 --test-fraction 0.2",
+    "prepare folder videos --name mine",
+    "prepare folder videos --name mine --splits 3 --test-fraction 0.2",
 )
 NAMED = 10
 """largest number of left-out videos to name; there may be thousands in a large data set"""
@@ -65,7 +65,9 @@ def _prepare(kind: str, args: list[str]) -> Prepared:
         from two_stream.data.prepare.folders import prepare_folder
 
         return prepare_folder(flags.videos, flags.name, flags.out, flags)
-    examples = [f"{prog} --annotations official --{source} {source}" for source in ("videos", "frames")]
+    examples = [
+        f"prepare {kind} --annotations official --{source} {source}" for source in ("videos", "frames")
+    ]
     options = parse(AnnotationOptions, args, prog=prog, description=SUMMARY, examples=examples)
 
     from two_stream.data.prepare.adapters.build import prepare_annotations
@@ -91,7 +93,7 @@ def _usage() -> None:
     rows += [(kind, f"--annotations: {adapter.files}") for kind, adapter in ADAPTERS.items()]
     examples = [
         EXAMPLES[0],
-        "two-stream prepare hmdb51 --annotations testTrainMulti_7030_splits --videos videos",
+        "prepare hmdb51 --annotations testTrainMulti_7030_splits --videos videos",
     ]
     sys.stdout.write(overview("two-stream prepare", SUMMARY, rows, examples, "KIND"))
 

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Measure the parameters, multiply-adds, speed and memory of a model, and its data loading."
-EXAMPLES = (
-    "two-stream profile demo/runs/rgb",
-    "two-stream profile rgb_r2plus1d_32f_34 --batch-size 1 4 16 --json speed.json",
-)
+EXAMPLES = ("profile demo/runs/rgb", "profile rgb_r2plus1d_32f_34 --batch-size 1 4 16 --json speed.json")
 PROG = "two-stream profile"
 
 

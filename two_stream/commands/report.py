@@ -12,10 +12,7 @@ from two_stream.commands.flags import parse
 from two_stream.runtime.console import say
 
 SUMMARY = "Write a report of runs or score files: a self-contained HTML page, JSON and Markdown."
-EXAMPLES = (
-    "two-stream report demo/runs/rgb",
-    "two-stream report demo/runs/rgb demo/runs/flow --out report.html",
-)
+EXAMPLES = ("report demo/runs/rgb", "report demo/runs/rgb demo/runs/flow --out report.html")
 
 
 @dataclass(frozen=True)

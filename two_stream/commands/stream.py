@@ -31,8 +31,8 @@ _SEGMENT_DISTANCE = 4
 """default distance, in source frames, between segments of several frames"""
 SUMMARY = "Predict live, frame by frame: on a camera, an RTSP or HTTP stream, or a long file."
 EXAMPLES = (
-    "two-stream stream 0 --rgb demo/runs/rgb --window 8000",
-    "two-stream stream rtsp://camera/1 --rgb demo/runs/rgb --flow demo/runs/flow",
+    "stream 0 --rgb demo/runs/rgb --window 8000",
+    "stream rtsp://camera/1 --rgb demo/runs/rgb --flow demo/runs/flow",
 )
 PROG = "two-stream stream"
 

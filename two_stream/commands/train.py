@@ -26,12 +26,12 @@ DESCRIPTION = (
     f"{SUMMARY} Every setting of the file can be changed with a flag; --help shows the file's values."
 )
 EXAMPLES = (
-    "two-stream train demo/rgb.yaml --name rgb_lstm --model.head.kind lstm",
-    "two-stream train demo/rgb.yaml --help train.optimizer",
+    "train demo/rgb.yaml --name rgb_lstm --model.head.kind lstm",
+    "train demo/rgb.yaml --help train.optimizer",
 )
 RECIPE_EXAMPLES = (
-    "two-stream train --recipe late-temporal --dataset hmdb51 --split 2 --runs runs",
-    "two-stream train --recipe late-temporal --arch rgb_r2plus1d_32f_34_bert10 --evaluate",
+    "train --recipe late-temporal --dataset hmdb51 --split 2 --runs runs",
+    "train --recipe late-temporal --arch rgb_r2plus1d_32f_34_bert10 --evaluate",
 )
 _OWN = (
     ("FILE.yaml", "experiment file, see settings/experiments"),

@@ -32,19 +32,19 @@ _VERIFY = "compare files with their published hashes, or describe the content of
 _CONVERT = "convert a published checkpoint to a run folder, or a run to the published format"
 
 EXAMPLES = {
-    "list": ("two-stream weights list", "two-stream weights list '*flow*' --json"),
+    "list": ("weights list", "weights list '*flow*' --json"),
     "fetch": (
-        "two-stream weights fetch i3d-rgb-imagenet-kinetics",
-        "two-stream weights fetch i3d-rgb-imagenet-kinetics --from downloads",
+        "weights fetch i3d-rgb-imagenet-kinetics",
+        "weights fetch i3d-rgb-imagenet-kinetics --from downloads",
     ),
-    "verify": ("two-stream weights verify", "two-stream weights verify weights/rgb_imagenet.pt"),
+    "verify": ("weights verify", "weights verify weights/rgb_imagenet.pt"),
     "convert": (
-        "two-stream weights convert i3d-rgb-imagenet-kinetics --out runs/i3d",
-        "two-stream weights convert runs/rgb --out rgb.pth --to published",
+        "weights convert i3d-rgb-imagenet-kinetics --out runs/i3d",
+        "weights convert runs/rgb --out rgb.pth --to published",
     ),
 }
 
-_WIDE = 110
+_WIDE = 120
 """smallest terminal width at which the table shows hashes and links"""
 
 

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from two_stream.runtime.text import shown_lines
+from two_stream.runtime.text import NO_BREAK, shown_lines
 
 
 def _width(stream: TextIO) -> int | None:
@@ -82,15 +82,17 @@ def wrapped(line: str, width: int) -> str:
         return line
     copied = _TO_COPY.search(line)
     text = line[: copied.start()] if copied else line
+    if not text.strip():
+        return line
     indent = re.match(r"(\s+(\S+\s{2,})?)?", line)
     lines = textwrap.wrap(
-        text,
+        text.replace(" %", f"{NO_BREAK}%"),
         max(20, width - cell_len(text) + len(text)),  # wide characters take two columns
         subsequent_indent=" " * len(indent[0]) if indent else "",
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return "\n".join([*lines, copied[0]] if copied else lines)
+    return "\n".join([*lines, copied[0]] if copied else lines).replace(NO_BREAK, " ")
 
 
 def bar(share: float, length: int) -> str:
@@ -121,7 +123,8 @@ class _Table(Table):
         room, spare, title = options.max_width - 1, list(self.spare), str(self.title or "")
         while sum(3 + _least(column, unwrapped=_SHORT) for column in self.columns) > room and spare:
             self.columns = [column for column in self.columns if str(column.header) != spare[-1]]
-            title += f"{', ' if len(spare) < len(self.spare) else '; not shown at this width: '}{spare.pop()}"
+            title += f"{', ' if len(spare) < len(self.spare) else ' (not shown at this width: '}{spare.pop()}"
+        title = f"{title})".lstrip() if len(spare) < len(self.spare) else title
         if title:
             yield Text.from_markup(title, style="italic", overflow="fold")
         self.title, longest = None, max(map(_least, self.columns))

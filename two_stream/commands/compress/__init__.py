@@ -43,20 +43,20 @@ SUMMARY = (
 PROG = "two-stream compress"
 EXAMPLES = {
     "prune": (
-        "two-stream compress prune demo/runs/rgb --what channels --target-macs 0.5",
-        "two-stream compress prune demo/runs/rgb --amount 0.6 --train.epochs 4",
+        "compress prune demo/runs/rgb --what channels --target-macs 0.5",
+        "compress prune demo/runs/rgb --amount 0.6 --train.epochs 4",
     ),
     "sensitivity": (
-        "two-stream compress sensitivity demo/runs/rgb",
-        "two-stream compress sensitivity demo/runs/rgb --what channels --macs 0.5",
+        "compress sensitivity demo/runs/rgb",
+        "compress sensitivity demo/runs/rgb --what channels --macs 0.5",
     ),
     "quantize": (
-        "two-stream compress quantize demo/runs/rgb --clips 128 --keep stem classifier",
-        "two-stream compress quantize demo/runs/rgb --method qat",
+        "compress quantize demo/runs/rgb --clips 128 --keep stem classifier",
+        "compress quantize demo/runs/rgb --method qat",
     ),
     "distill": (
-        "two-stream compress distill demo/runs/flow --student demo/runs/rgb",
-        "two-stream compress distill demo/runs/rgb --student demo/rgb.yaml --temperature 4",
+        "compress distill demo/runs/flow --student demo/runs/rgb",
+        "compress distill demo/runs/rgb --student demo/rgb.yaml --temperature 4",
     ),
 }
 _PRUNE = "Remove weights or channels from a trained run, train the remaining network, and compare it with the original."
