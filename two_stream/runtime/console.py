@@ -68,8 +68,10 @@ def _print(where: Console, message: str, style: str | None = None) -> None:
     where.print("\n".join(lines), markup=False, soft_wrap=True, style=style)
 
 
-_TO_COPY = re.compile(r"(\$ |(?<=: ))(two-stream|torchrun|--[a-z]).*$")
+_TO_COPY = re.compile(r"(\$ |(?<=: ))(two-stream|torchrun|tensorboard|pip|--[a-z]).*$")
 """a command or flags at the end of a message"""
+_FIELDS = 3
+"""a line with more double spaces is a list of names and values, which are not separated."""
 
 
 def wrapped(line: str, width: int) -> str:
@@ -84,6 +86,8 @@ def wrapped(line: str, width: int) -> str:
     text = line[: copied.start()] if copied else line
     if not text.strip():
         return line
+    if len(re.findall(r"\S {2,}(?=\S)", text)) > _FIELDS:
+        text = re.sub(r"(?<=\S) (?=\S)", NO_BREAK, text)
     indent = re.match(r"(\s+(\S+\s{2,})?)?", line)
     lines = textwrap.wrap(
         text.replace(" %", f"{NO_BREAK}%"),
@@ -256,14 +260,15 @@ def progress(description: str, total: int | None, *, every: float = 15.0) -> Ite
 
 
 def _bar() -> Progress:
+    fixed = [Column(no_wrap=True) for _ in range(3)]  # only the bar becomes narrower
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        MofNCompleteColumn(table_column=fixed[0]),
+        *([TimeElapsedColumn(table_column=fixed[1])] if err.width >= 100 else []),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=fixed[2]),
         TextColumn("{task.fields[fields]}"),
         console=err,
         transient=True,

@@ -14,7 +14,7 @@ from tests.helpers.runs import Runs
 from two_stream.cli import main
 from two_stream.commands import models
 from two_stream.commands.output import print_json
-from two_stream.runtime.console import console, err, note, say, table, warn
+from two_stream.runtime.console import _bar, console, err, note, say, table, warn
 
 TABLES = {
     "accuracy": (
@@ -146,6 +146,26 @@ def test_what_is_copied_stays_in_one_piece(monkeypatch, capsys):
     assert lines[:4] == ["the run is saved after epoch 3 of 20;", "next:", command, f"  $ {command}"]
     assert f"/a/folder/with/a/name/longer/than/the/line/{'x' * 30}.npz" in lines
     assert lines[-2:] == ["  input      rgb, 64 frames with stride", "             1 cut from 128×170"]
+
+
+def test_a_name_is_not_parted_from_its_number(monkeypatch, capsys):
+    on_terminal(monkeypatch, 40)
+    say("epoch 1/1  train loss 2.1566  train top-1 17.2 %  val loss 2.2426  val top-1 18.8 %  best")
+    lines = ["epoch 1/1  train loss 2.1566", "train top-1 17.2 %  val loss 2.2426", "val top-1 18.8 %  best"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_the_progress_of_an_epoch_cuts_no_number(monkeypatch, capsys):
+    on_terminal(monkeypatch, 80)
+    shown = _bar()
+    shown.add_task(
+        "epoch 10/12", total=400, completed=123, fields="loss 2.0375  lr 0.000750  speed 123.6 clips/s"
+    )
+    err.print(shown.get_renderable())
+    shown = capsys.readouterr().err
+    assert "123/400" in shown
+    assert "123.6 clips/s" in shown
+    assert not re.search(r"\d…|…\d", shown)
 
 
 def test_json_is_not_wrapped(monkeypatch, capsys):
