@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -231,6 +232,7 @@ def _values(hint: Any, name: str, text: str) -> str:
     return "PATH" if hint is Path else name.rpartition("_")[2].upper()
 
 
+@functools.cache
 def _texts(kind: type[Any]) -> dict[str, str]:
     """Return the docstring of each field as one line, from the source code of a class and its bases."""
     found = {}

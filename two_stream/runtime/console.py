@@ -130,7 +130,9 @@ class _Table(Table):
             title += f"{', ' if len(spare) < len(self.spare) else ' (not shown at this width: '}{spare.pop()}"
         title = f"{title})".lstrip() if len(spare) < len(self.spare) else title
         if title:
-            yield Text.from_markup(title, style="italic", overflow="fold")
+            title = Text.from_markup(title).plain
+            title = wrapped(title, options.max_width) if console.is_terminal else title
+            yield Text(title, style="italic", no_wrap=True, overflow="ignore")
         self.title, longest = None, max(map(_least, self.columns))
         while sum(3 + _least(column, longest) for column in self.columns) > room:
             longest -= 1

@@ -189,7 +189,7 @@ def test_columns_that_say_nothing_are_left_out(monkeypatch, capsys):
 @pytest.mark.parametrize("width", [30, 45, 60, 80])
 def test_a_narrow_table_shows_fewer_columns_then_shorter_words(width, monkeypatch, capsys):
     name = "a_network_with_a_long_name"
-    monkeypatch.setattr(console, "_width", width)
+    on_terminal(monkeypatch, width)
     row = [name, "12.5", "two words", "2026-11-30"]
     console.print(table("", ("name", "score", "model", "date"), [row], spare=("model", "date")))
     shown = capsys.readouterr().out
