@@ -126,23 +126,12 @@ def _examples(examples: Sequence[str]) -> str:
     return "\nexamples:\n" + "".join(f"  two-stream {line}\n" for line in examples) if examples else ""
 
 
-def _flags_of(kind: type[Any], default: Any = None) -> tuple[list[Flag], Rows]:
-    """Return the flags of a dataclass or of settings, and the sections of the settings with their descriptions.
-
-    Args:
-        kind: The class.
-        default: Settings whose values are shown as defaults; None for those of the class.
-    """
+def _flags_of(kind: type[Any], default: Any, group: str = "") -> tuple[list[Flag], list[tuple[str, str]]]:
+    """Return the flags of a dataclass or of settings, and the sections of the settings with their descriptions."""
     flags: list[Flag] = []
+    inner: list[Flag] = []
     groups: list[tuple[str, str]] = []
-    _collect(kind, default, "", flags, groups)
-    return flags, groups
-
-
-def _collect(
-    kind: type[Any], default: Any, group: str, flags: list[Flag], groups: list[tuple[str, str]]
-) -> None:
-    texts, sections = _texts(kind), []
+    texts = _texts(kind)  # type: ignore[arg-type]  # classes are hashable
     for name, hint, initial in _fields(kind):
         value = getattr(default, name, initial)
         if tyro.conf.Suppress in get_args(hint):
@@ -150,17 +139,16 @@ def _collect(
         if not isinstance(value, BaseModel):
             flags.append(_flag(name, hint, value, group, texts.get(name, ""), both=default is not None))
             continue
-        sections.append(
-            (f"{group}.{name}".strip("."), value, union_members(kind.model_fields[name]), texts[name])
-        )
-    for section, value, kinds, text in sections:
-        groups.append((section, text))
-        if kinds:
+        section = f"{group}.{name}".strip(".")
+        if kinds := union_members(kind.model_fields[name]):
             about = " ".join((inspect.getdoc(type(value)) or "").split()).rstrip(".")
             used = getattr(value, "kind", "")
             shown = f"kind, on which the other flags depend; {used}: {about} (default: {used})"
-            flags.append(Flag(section, (f"--{section}.kind",), f"{{{','.join(sorted(kinds))}}}", shown))
-        _collect(type(value), value, section, flags, groups)
+            inner.append(Flag(section, (f"--{section}.kind",), f"{{{','.join(sorted(kinds))}}}", shown))
+        below = _flags_of(type(value), value, section)
+        inner += below[0]
+        groups += [(section, texts[name]), *below[1]]
+    return [*flags, *inner], groups
 
 
 def _fields(kind: type[Any]) -> Iterator[tuple[str, Any, Any]]:
