@@ -6,11 +6,14 @@ import base64
 import fcntl
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
 import sys
 import time
+import unicodedata
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -30,6 +33,33 @@ os.dup2(int(sys.argv[1]), 3)
 os.dup2(int(sys.argv[2]), 4)
 os.execvp(sys.argv[3], sys.argv[3:])"""
 """The protocol is spoken over descriptors 3 and 4; those handed on lie above, so that none is overwritten."""
+
+CONTRAST = """[...document.querySelectorAll(
+  'p, li, dt, dd, th, td, h1, h2, h3, a, summary, figcaption span, svg text')].filter(one =>
+  one.getClientRects().length && one.textContent.trim()).map(one => {
+  const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  let behind = one;
+  const ground = part => parse(getComputedStyle(part).backgroundColor);
+  while (behind.parentElement && ground(behind)[3] === 0) behind = behind.parentElement;
+  let back = ground(behind);
+  const svg = one.closest('svg');
+  if (svg) {
+    one.scrollIntoView({ block: 'center' });
+    const box = one.getBoundingClientRect();
+    const below = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    for (const shape of below.filter(part => part.tagName === 'path' && svg.contains(part)).reverse()) {
+      const style = getComputedStyle(shape);
+      if (style.fill === 'none') continue;
+      const alpha = style.opacity * style.fillOpacity, tint = parse(style.fill);
+      back = back.slice(0, 3).map((value, i) => alpha * tint[i] + (1 - alpha) * value);
+    }
+  }
+  const style = getComputedStyle(one), own = light(parse(svg ? style.fill : style.color)), other = light(back);
+  return [(Math.max(own, other) + 0.05) / (Math.min(own, other) + 0.05), one.textContent.trim().slice(0, 40)];
+}).sort((a, b) => a[0] - b[0])[0]"""
+"""The least contrast (WCAG) of any text with what is behind it: the page, and in figures the shapes under it."""
 
 
 def find_chromium() -> str | None:
@@ -79,10 +109,10 @@ class Browser:
             self.events.append(message)
         return message
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait until all of it is there."""
+    def open(self, page: Path | str) -> None:
+        """Load a file or an address and wait until all of it is there."""
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._next()
 
@@ -128,10 +158,54 @@ class Browser:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
-    def pdf(self) -> bytes:
-        """Return the page printed as the page itself asks for."""
-        answer = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
+    def press(self, key: str, text: str = "") -> None:
+        """Press and release a key, such as `Tab` or `ArrowRight`."""
+        codes = {"Tab": 9, "Enter": 13, "ArrowRight": 39}
+        for kind in ("keyDown", "keyUp"):
+            given = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key], "text": text}
+            self.call("Input.dispatchKeyEvent", type=kind, **given)
+
+    def pdf(self, paper: tuple[float, float] = (8.27, 11.69)) -> bytes:
+        """Return the page printed on paper of this width and height in inches (default: A4)."""
+        size = {"paperWidth": paper[0], "paperHeight": paper[1]}
+        answer = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True, **size)
         return base64.b64decode(answer["data"])
+
+
+def pdf_text(data: bytes) -> str:
+    """Return the text of a PDF file that Chromium wrote, in the order of drawing."""
+    objects = {
+        int(n): body for n, body in re.findall(rb"(?:^|\n)(\d+) 0 obj\s(.*?)\sendobj", data, re.DOTALL)
+    }
+
+    def stream(body: bytes) -> bytes:
+        raw = body.partition(b"stream\n")[2].rpartition(b"\nendstream")[0]
+        return zlib.decompress(raw) if b"/FlateDecode" in body else raw
+
+    fonts: dict[bytes, dict[int, str]] = {}
+    for name, number in set(re.findall(rb"/(F\d+) (\d+) 0 R", data)):
+        letters = fonts.setdefault(name, {})
+        if not (link := re.search(rb"/ToUnicode (\d+) 0 R", objects[int(number)])):
+            continue
+        table = stream(objects[int(link[1])])
+        for block in re.findall(rb"beginbfchar(.*?)endbfchar", table, re.DOTALL):
+            for glyph, text in re.findall(rb"<(\w+)>\s*<(\w+)>", block):
+                letters[int(glyph, 16)] = bytes.fromhex(text.decode()).decode("utf-16-be")
+        for block in re.findall(rb"beginbfrange(.*?)endbfrange", table, re.DOTALL):
+            for first, last, text in re.findall(rb"<(\w+)>\s*<(\w+)>\s*<(\w+)>", block):
+                for step in range(int(last, 16) - int(first, 16) + 1):
+                    letters[int(first, 16) + step] = chr(int(text, 16) + step)
+    found = []
+    for body in objects.values():
+        if b"stream" not in body or b"/Length1" in body or b" Tf" not in (page := stream(body)):
+            continue
+        letters = {}
+        for font, shown in re.findall(rb"/(F\d+) [\d.]+ Tf|(\[[^\]]*\] ?TJ|<[0-9A-Fa-f]+> ?Tj)", page):
+            letters = fonts[font] if font else letters
+            for text in re.findall(rb"<([0-9A-Fa-f]+)>", shown):
+                codes = [int(text[place : place + 4], 16) for place in range(0, len(text), 4)]
+                found.append("".join(letters.get(code, "?") for code in codes))
+    return unicodedata.normalize("NFKC", "".join(found))
 
 
 @contextmanager
@@ -164,7 +238,7 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
             process.wait()
 
 
-VOID = {"meta", "link", "br", "img", "hr"}
+VOID = {"meta", "link", "br", "img", "hr", "wbr"}
 
 
 class Checker(HTMLParser):

@@ -56,8 +56,8 @@ class _Flags:
     json: Path | None = None
     """JSON file to write; - prints the JSON instead of tables"""
     plot: tuple[Path, ...] = ()
-    """figure to write: clips per second against batch size; if score files or runs follow, accuracy against
-    multiply-adds"""
+    """figure to write: each stage's share of the time, multiply-adds and parameters; for several batch sizes, clips
+    per second against batch size; if score files or runs follow, accuracy against multiply-adds"""
 
 
 def main(args: list[str]) -> int:
@@ -106,7 +106,7 @@ def main(args: list[str]) -> int:
     if options.json is not None and write_or_print_json(options.json, found):
         note(f"wrote {options.json}")
     if options.plot:
-        _plot(options, points, speeds)
+        _plot(options, points, costs, speeds)
     return 0
 
 
@@ -230,12 +230,27 @@ def _print_loading(loading: LoadingCost, sentence: str) -> None:
     say(f"  {sentence}")
 
 
-def _plot(options: _Flags, points: list[Any], speeds: list[Speed]) -> None:
+def _plot(options: _Flags, points: list[Any], costs: list[StageCost], speeds: list[Speed]) -> None:
     from two_stream.evaluation.pictures import cost_figure
 
     target = options.plot[0]
     if points:
         cost_figure.accuracy_against_cost(points, target)
+    elif len(set(options.batch_size)) == 1:
+        first = next(speed for speed in speeds if speed.work == "forward")
+        time = f"{first.milliseconds:.1f} ms per batch"
+        total, size = sum(cost.multiply_adds for cost in costs), sum(cost.parameters for cost in costs)
+        stages = {
+            cost.name: {
+                time: first.stages.get(cost.name, 0.0),
+                f"{total / 1e9:.2f} G multiply-adds": float(cost.multiply_adds),
+                f"{size / 1e6:.2f} M parameters": float(cost.parameters),
+            }
+            for cost in costs
+        }
+        stages["other"] = {time: first.stages["other"]}
+        title = f"{options.model}: {first.precision}, batch size {first.batch_size}, {first.device}"
+        cost_figure.stage_shares(title, stages, target)
     else:
         cost_figure.throughput(options.model, [speed.as_dict() for speed in speeds], target)
     note(f"wrote {target}")

@@ -16,6 +16,10 @@ class NoCompression(Options):
     kind: Literal["none"] = "none"
 
 
+_WEIGHTS_ONLY = ("rule", "initial", "begin", "end", "frequency")
+_CHANNELS_ONLY = ("importance", "target_macs", "round_to")
+
+
 class Prune(Options):
     """Remove the least important weights or channels, and train the remaining network."""
 
@@ -60,10 +64,7 @@ class Prune(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Prune:
-        usual = Prune.model_fields
-        other: tuple[str, ...] = ("rule", "initial", "begin", "end", "frequency")
-        if self.what == "weights":
-            other = ("importance", "target_macs", "round_to")
+        usual, other = Prune.model_fields, _WEIGHTS_ONLY if self.what == "channels" else _CHANNELS_ONLY
         for name in other:
             if getattr(self, name) != usual[name].default:
                 raise ValueError(
@@ -87,6 +88,13 @@ class Prune(Options):
                 f"({self.begin + 2 * self.frequency}); remove `end` to prune in one step"
             )
         return self
+
+    @property
+    def unused(self) -> set[str]:
+        """Names of the settings that have no effect, because of the values of others."""
+        found = {*(_WEIGHTS_ONLY if self.what == "channels" else _CHANNELS_ONLY)}
+        found |= {"amount"} if self.by_layer or self.target_macs is not None else set()
+        return found | ({"initial", "begin", "frequency"} if self.end is None else set())
 
 
 class Quantize(Options):

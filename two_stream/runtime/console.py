@@ -194,7 +194,7 @@ _SHORT = 20
 """number of columns of a cell that is not wrapped if columns can be left out instead"""
 _NARROW = 16
 """number of columns to which words are shortened at most"""
-_NUMBER = re.compile(r"[-+±<]?\b\d[\d.,:×/e]*%?")
+_NUMBER = re.compile(r"[-−+±<]?\b\d[\d.,:×/e]*%?")
 
 
 def table(

@@ -81,6 +81,12 @@ def hanging(rows: Sequence[tuple[str, str]], width: int, most: int = 26, least: 
     return "".join(f"{line}\n" for line in found).replace(NO_BREAK, " ")
 
 
+def signed_number(value: float, digits: int = 1) -> str:
+    """Return a number with its sign (a true minus) and `digits` decimals; zero has no sign."""
+    rounded = round(value, digits)
+    return f"{rounded:+,.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON; bytes must be UTF-8.
 

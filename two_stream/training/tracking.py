@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
-from two_stream.errors import printable
 from two_stream.runtime.console import say
 from two_stream.runtime.files import checked_line, write_text
-from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime.plotting import SERIES, plain_figures, shades, shorten, text_on
 from two_stream.runtime.text import duration, learning_rate, per_cent, plural
 from two_stream.types import Batch, RunPaths
 
@@ -178,21 +177,22 @@ def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], ti
     """
     from matplotlib.figure import Figure
 
-    class_names = [printable(name) for name in class_names]
+    class_names = [shorten(name) for name in class_names]
     count = len(class_names)
     side = float(np.clip(2.5 + 0.32 * count, 4.0, 16.0))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     axes = figure.subplots()
     shares = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues")
+    image = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap=shades(SERIES[2]))
     figure.colorbar(image, ax=axes, fraction=0.046)
     axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.grid(visible=False)
     if count <= MAX_CLASSES_WITH_NAMES:
         axes.set_xticks(range(count), class_names, rotation=90, fontsize=7)
         axes.set_yticks(range(count), class_names, fontsize=7)
     if count <= 20:
         for row, column in zip(*np.nonzero(confusion_KK), strict=True):
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = text_on(image.to_rgba(shares[row, column]))
             axes.text(
                 column, row, str(confusion_KK[row, column]), ha="center", va="center", fontsize=7, color=color
             )

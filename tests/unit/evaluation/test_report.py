@@ -21,6 +21,7 @@ from two_stream.evaluation.scores import metrics, words
 from two_stream.evaluation.scores.files import find_scores, join, read_scores, reorder, write_scores
 from two_stream.evaluation.scores.fusion import fuse, weight_curve
 from two_stream.evaluation.scores.statistics import Interval
+from two_stream.evaluation.scores.words import minus
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "c | d", "$e$ `f`"]
 
@@ -60,7 +61,7 @@ def test_page_is_self_contained_and_the_same_twice(two, tmp_path):
     page = write_report(two, tmp_path / "a.html")[0]
     checker = parsed(page)
     assert [load for load in checker.loads if not load.startswith(("#", "data:"))] == []
-    assert "script" not in checker.tags
+    assert page.read_text().count("<script") == 1  # the page's own
     assert not re.search(r"url\((?!#)|@import|<!DOCTYPE svg|#0[1-5]0[1-5]0[1-5]", page.read_text())
     first = page.read_bytes()
     assert write_report(two, tmp_path / "a.html")[0].read_bytes() == first
@@ -72,7 +73,7 @@ def test_every_name_is_escaped(runs, tmp_path):
     assert any("<script>" in name for name in ids)
     page, _, text = write_report(folders, tmp_path / "r.html", title="<i>t</i>")
     checker = parsed(page)
-    assert "script" not in checker.tags
+    assert page.read_text().count("<script") == 1  # the page's own
     assert "<i>t</i>" in checker.text
     assert "<script>alert(1)</script>" in checker.text
     assert "<script>" not in text.read_text().replace("\\<script", "")
@@ -356,7 +357,7 @@ def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, run
         f"Comparison with the baseline: fused (l2) is {abs(100 * gap.mean()):.1f} points {side} it, "
     )
     for shown in (parsed(page).text, text.read_text().replace("\\", "")):
-        assert facts["baseline"] in shown
+        assert minus(facts["baseline"]) in minus(shown)
     assert "| baseline | " in text.read_text()
     assert facts["commands"][0] == command
 

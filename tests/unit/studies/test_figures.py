@@ -1,12 +1,24 @@
 """Figures of a study: the front, names that do not cover each other, means of curves."""
 
+import html
+import json
 import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tests.helpers.studies import HEADS, made_result
-from two_stream.evaluation.pictures.cost_figure import CostPoint, front, spread_apart
+from two_stream.evaluation.pictures.cost_figure import (
+    CostPoint,
+    _chosen_places,
+    draw_costs,
+    front,
+    spread_apart,
+)
+from two_stream.evaluation.report.page import IntervalRow
+from two_stream.evaluation.scores.statistics import Interval
+from two_stream.runtime.plotting import INK, MUTED, SERIES
 from two_stream.studies.report import study_report as figures
 from two_stream.studies.report.study_report import cost_axes, pareto
 from two_stream.studies.statistics.results import VariantCost
@@ -57,6 +69,42 @@ def test_places_are_moved_apart_as_little_as_possible():
     assert spread_apart([], 0.1) == []
 
 
+def axes_with(points):
+    axis = Figure(figsize=(6, 4)).subplots()
+    draw_costs(axis, points, 4.0, (SERIES[2], MUTED, INK))
+    return axis
+
+
+def test_a_small_difference_of_cost_looks_small():
+    assert axes_with([point("a", 117, 0.5), point("b", 119, 0.6)]).get_xlim()[0] == 0
+    assert axes_with([point("a", 80, 0.5), point("b", 119, 0.6)]).get_xlim()[0] > 70
+
+
+def test_numbers_of_a_logarithmic_axis_are_plain():
+    axis = axes_with([point("a", 2, 0.5), point("b", 18, 0.6)])
+    axis.figure.draw_without_rendering()
+    shown = {label.get_text() for label in axis.get_xticklabels(which="both")}
+    assert {"2", "5", "10", "20"} <= shown
+    assert not any("$" in text for text in shown)
+
+
+def test_names_lie_beside_the_axes_and_their_lines_avoid_points():
+    points = [point("far", 10, 0.8), point("near", 100, 0.8), point("low", 60, 0.2)]
+    axis = axes_with(points)
+    places = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert places["far"] != places["near"]
+    assert all(0 <= place <= 1 for place in places.values())
+    dots, slots = np.array([[0.1, 0.5], [0.6, 0.55], [0.3, 0.1]]), np.array([0.1, 0.5, 0.6])
+    np.testing.assert_allclose(_chosen_places(dots, slots, 3.5), [0.5, 0.6, 0.1])
+    aside = np.array([[0.1, 0.5], [0.55, 0.5], [0.3, 0.1]])  # the line of the first would pass the second
+    np.testing.assert_allclose(_chosen_places(aside, slots, 3.5), [0.6, 0.5, 0.1])
+    crowd = [point(f"p{n}", 10 + n, float(n > 0)) for n in range(12)]
+    places = sorted(text.get_position()[1] for text in axes_with(crowd).texts)
+    assert min(places) >= 0
+    assert max(places) <= 1
+    assert min(np.diff(places)) > 0.04
+
+
 def texts(svg):
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
@@ -79,12 +127,25 @@ def test_a_name_too_long_for_its_row_is_cut():
 
 def test_single_runs_and_published_values_have_marks_only_where_there_are_any():
     result = made_result()
-    variants = result.variants
-    svg = figures.accuracies(variants, {variants[0].name: [0.5, 0.6]}, "top-1", 0.1)
-    assert {"single runs", "published", "mean with interval"} <= set(texts(svg))
-    bare = [type(one)(**{**vars(one), "published": None}) for one in variants]
-    shown = set(texts(figures.accuracies(bare, {variants[0].name: [0.5]}, "top-1", 0.1)))
-    assert not {"single runs", "published"} & shown
+    rows = figures.variant_rows(result)
+    svg = figures.accuracy_rows(rows, "top-1", (0.6, "guessing"))
+    assert "guessing" in texts(svg)
+    assert [f"{row.name}, published: " in svg for row in rows] == [row.published is not None for row in rows]
+    assert figures.dots_note(rows).endswith("Ticks are training runs. Diamonds are published values.")
+    bare = [IntervalRow(row.name, row.interval, runs=row.runs[:1]) for row in rows]
+    assert figures.dots_note(bare).endswith("the line is its 95 % interval.")
+
+
+def test_sources_with_nearly_the_same_value_are_one_larger_dot():
+    rows = [IntervalRow("a", Interval(0.6, 0.4, 0.8), sources=[0.5, 0.505, 0.75])]
+    svg = figures.accuracy_rows(rows, "top-1")
+    (values,) = re.findall(r'data-values="([^"]*)"', svg)
+    shown = [text for _, _, text in json.loads(html.unescape(values))]
+    assert shown == [
+        "a: 2 sources at about 50 %",
+        "a: 1 source at about 75 %",
+        "a: 60.0 % [40.0, 80.0]",
+    ]
 
 
 def test_mean_curves_take_the_epochs_that_all_runs_have():

@@ -13,6 +13,7 @@ from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.scores.metrics import Interval
+from two_stream.evaluation.scores.words import minus
 from two_stream.studies.report import tables
 from two_stream.studies.report.study_report import escape_tex, read_result, write_study_report
 from two_stream.studies.statistics.comparison import p_text
@@ -98,14 +99,14 @@ def test_every_form_says_the_same(tmp_path):
             shown = f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
             assert shown in text
             assert variant.name in text
-    for text in (page.text, markdown.replace("\\", "")):
-        assert result.answer in text
+    for text in (page.text, minus(markdown.replace("\\", ""))):
+        assert minus(result.answer) in text
         assert result.protocol in text
         assert result.command in text
         for one in result.comparisons:
-            assert one.verdict in text
+            assert minus(one.verdict) in text
         for note in result.notes:
-            assert note in text
+            assert minus(note) in text
     rows = list(csv.DictReader(paths[3].open()))
     assert [row["variant"] for row in rows] == list(HEADS)
     assert [float(row["top1"]) for row in rows] == [one.accuracy.value for one in result.variants]
@@ -166,8 +167,8 @@ def test_columns_and_parts_without_content_are_left_out(tmp_path):
         tmp_path,
     )
     assert page.tables["Variants"][0] == ["variant", "top-1 (%) [95\u00a0%]"]
-    assert page.ids == {"variants", "accuracy", "settings", "runs", "reproduce"}  # changes stand for settings
-    assert page.figures == ["top-1 of the variants with their intervals"]
+    assert page.ids == {"variants", "settings", "runs", "reproduce"}  # changes stand for settings
+    assert page.figures == ["top-1 of the variants"]
     assert "## Comparisons" not in markdown
     assert len(paths) == 5
 
@@ -178,7 +179,9 @@ def test_one_variant_and_none(tmp_path):
     page, *_ = written(result, tmp_path)
     assert "comparisons" not in page.ids
     assert "settings" not in page.ids
-    assert "cost" not in page.ids  # a single point has nothing to be compared with
+    assert not any(
+        "against cost" in label for label in page.figures
+    )  # a single point has nothing to compare with
     failed = [RunRow("only", 1, 1, "failed", reason="no such file: x.yaml"), RunRow("only", 1, 2, "missing")]
     page, markdown, latex, _ = written(
         replace(result, variants=[], runs=failed, settings={}, answer="No run has finished."), tmp_path
@@ -206,7 +209,7 @@ def test_names_are_escaped_in_every_form(tmp_path):
     for line in markdown.split("## Comparisons")[0].splitlines():
         if line.startswith("|"):
             widths.setdefault(len(re.findall(r"(?<!\\)\|", line)), []).append(line)
-    assert len(widths) == 1
+    assert len(widths) == 2  # variants and costs
     assert r"under\_score \& \$x\$ \#1" in latex
     assert r"\textless{}b\textgreater{}A\textbar{}B" in latex
     assert [row["variant"] for row in csv.DictReader(paths[3].open())] == list(HOSTILE)
@@ -250,7 +253,7 @@ def test_fusion_matrix_has_every_pair(tmp_path):
     for row in page.tables["Fusion matrix"][1:]:
         for column, shown in zip(("flow a", "flow b"), row[1:]):
             pair = next(one for one in fusion.pairs if (one.first, one.second) == (row[0], column))
-            assert shown == f"{100 * pair.accuracy.value:.1f} (+{100 * pair.gain.value:.1f})"
+            assert shown == f"{100 * pair.accuracy.value:.1f} ({tables.signed_number(100 * pair.gain.value)})"
             assert (shown in page.bold) == (pair.gain.low > 0)
             assert shown in markdown
     assert [row[0] for row in page.tables["Contributions of streams"][1:]] == fusion.streams
@@ -382,8 +385,8 @@ def test_latex_text():
 
 
 def test_numbers_as_they_are_shown():
-    assert tables.signed_text(-0.04) == "+0.0"
-    assert tables.signed_text(-1234.56) == "−1,234.6"
+    assert tables.signed_number(-0.04) == "0.0"
+    assert tables.signed_number(-1234.56) == "−1,234.6"
     assert p_text(0.00099) == "< 0.001"
     assert p_text(0.001) == "0.001"
     assert tables.number(None) == tables.TableCell("–")
@@ -399,5 +402,5 @@ def test_of_several_comparisons_the_variants_table_names_the_first_and_counts_th
     table = tables.variants_table(replace(made, comparisons=[first, other]))
     row = next(row for row in table.rows if row[0].text == first.first)
     texts = [cell.text for cell in row]
-    assert f"{tables.signed_text(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
+    assert f"{tables.signed_number(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
     assert tables.short_verdict(first) in texts

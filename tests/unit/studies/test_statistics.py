@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -427,3 +428,23 @@ def test_a_detectable_difference_is_found_four_times_in_five() -> None:
 def test_a_difference_in_clips_is_rounded_up() -> None:
     assert statistics.in_clips(0.05, 300) == 15
     assert statistics.in_clips(0.051, 300) == 16
+
+
+@pytest.mark.parametrize(("sources", "gap"), [(5, 0.3), (12, 0.25), (40, 0.4)])
+def test_the_data_that_is_said_to_be_needed_finds_the_difference_in_four_of_five_studies(
+    sources, gap
+) -> None:
+    spread = 1.0
+    estimate = statistics.Estimate(gap, spread / sources**0.5, sources - 1, sources, sources, sources)
+    needed = round(statistics.data_needed(estimate, 0.05) * sources)
+    assert needed > sources
+    values = gap + spread * np.random.default_rng(1).normal(size=(20_000, needed))
+    t = values.mean(axis=1) / (values.std(axis=1, ddof=1) / needed**0.5)
+    found = (np.abs(t) > stats.t.ppf(0.975, needed - 1)).mean()
+    assert found == pytest.approx(0.8, abs=0.025)
+
+
+def test_no_data_is_named_for_no_difference_and_for_too_few_sources() -> None:
+    estimate = statistics.Estimate(0.1, 0.05, 1, 2, 2, 2)
+    assert statistics.data_needed(estimate, 0.05) == 0
+    assert statistics.data_needed(replace(estimate, units=9, df=8, value=0.0), 0.05) == 0

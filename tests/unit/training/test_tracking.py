@@ -17,6 +17,7 @@ from torch import nn
 from two_stream.config.load import flatten
 from two_stream.errors import DataError
 from two_stream.evaluation.runs.lookup import history
+from two_stream.runtime.plotting import contrast
 from two_stream.runtime.text import duration
 from two_stream.training.tracking import clip_grid, confusion_figure, flow_to_rgb, write_metrics
 from two_stream.training.trainer import validate
@@ -114,6 +115,8 @@ def test_confusion_figure_shows_shares_of_the_true_class() -> None:
     (image,) = figure.axes[0].images
     assert image.get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
     assert [text.get_text() for text in figure.axes[0].texts] == ["3", "1"]
+    for text, share in zip(figure.axes[0].texts, (0.75, 0.25), strict=True):
+        assert contrast(text.get_color(), image.to_rgba(share)) >= 4.5
 
 
 class _Fixed(nn.Module):

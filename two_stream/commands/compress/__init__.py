@@ -29,7 +29,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.text import csv_text, per_cent, plural
+from two_stream.runtime.text import csv_text, per_cent, plural, signed_number
 
 if TYPE_CHECKING:
     from two_stream.compression.sensitivity import LevelChoice, Sensitivity
@@ -126,7 +126,7 @@ class _Call:
 
     prog: str
     command: str
-    """command line that resumes an interrupted run"""
+    """command line without `--resume` and `--overwrite`"""
     part: Part
     resume: bool
     overwrite: bool
@@ -137,7 +137,7 @@ def _take_common(method: str, args: list[str]) -> tuple[_Call, list[str]]:
     prog = f"{PROG} {method}"
     resume, args = take_flag(args, "--resume")
     overwrite, args = take_flag(args, "--overwrite")
-    command = shlex.join([*prog.split(), *args, "--resume"])
+    command = shlex.join([*prog.split(), *args])
     part, args = take_value(args, "--part", prog)
     if part not in (None, *_PARTS):
         raise SettingsError(f"{prog}: --part is {part}: expected {' or '.join(_PARTS)}")
@@ -200,7 +200,7 @@ def _quantize(args: list[str]) -> int:
     from two_stream.runtime.device import set_threads
 
     set_threads(experiment.threads)
-    _report(run, quantise_run(experiment, overwrite=call.overwrite).root, call.part)
+    _report(run, quantise_run(experiment, overwrite=call.overwrite).root, call)
     return 0
 
 
@@ -348,14 +348,14 @@ def _train_and_report(experiment: Experiment, source: Path, call: _Call) -> int:
 
     result = train(experiment, resume=call.resume, overwrite=call.overwrite)
     if result.interrupted is not None:
-        note(f"saved after epoch {result.epochs}; continue with: {call.command}")
+        note(f"saved after epoch {result.epochs}; continue with: {call.command} --resume")
         return 128 + result.interrupted
     if distributed.is_main():
-        _report(source, result.run.root, call.part)
+        _report(source, result.run.root, call)
     return 0
 
 
-def _report(source: Path, made: Path, part: Part) -> None:
+def _report(source: Path, made: Path, call: _Call) -> None:
     """Score a run and its source, and write and print the report."""
     from two_stream.commands.compress.comparison import layer_changes, show_compression, write_compression
     from two_stream.evaluation.runs.run import load_run
@@ -363,7 +363,10 @@ def _report(source: Path, made: Path, part: Part) -> None:
     before, model = load_run(source).model, load_run(made).model
     layers = layer_changes(before, model) if before.options == model.options else []
     device = "cpu" if model.cpu_only else None  # measure both networks on a device that can run both
-    show_compression(write_compression(source, made, part=part, device=device, layers=layers), made)
+    report = write_compression(
+        source, made, part=call.part, device=device, layers=layers, command=call.command
+    )
+    show_compression(report, made)
 
 
 @dataclass(frozen=True)
@@ -491,16 +494,17 @@ def _show_sensitivity(
         print_json({"sensitivity": asdict(found), "choice": None if choice is None else asdict(choice)})
         return
     levels = sorted({point.level for point in found.points})
-    columns = ["layer", *(f"{100 * level:g} %" for level in levels)]
+    columns = ["layer", *(f"{100 * level:g} %" for level in levels), "loss"]
     rows = []
     for layer, points in found.by_robustness:
-        cells = {point.level: f"{point.loss:.3f} ({100 * point.top1:.1f})" for point in points}
-        rows.append([layer, *(cells.get(level, "–") for level in levels)])
-    print_table(f"loss (top-1 in %) after pruning {found.what} of one layer", columns, rows)
+        cells = {point.level: signed_number(found.change_of(point)[0]) for point in points}
+        loss = max(found.change_of(point)[1] for point in points)
+        rows.append([layer, *(cells.get(level, "–") for level in levels), signed_number(loss, 3)])
+    print_table(f"change of {found.metric} in points after pruning {found.what} of one layer", columns, rows)
     say(
-        f"unpruned network: loss {found.base.loss:.3f}, top-1 {per_cent(found.base.top1)}; "
-        f"{plural(found.clips, 'clip')} of the {found.part} part, the least sensitive layers first"
+        "loss: the layer's largest change of the loss; the layers are sorted by it, the least sensitive first"
     )
+    say(found.reference)
     if found.fixed:
         say(
             f"{plural(len(found.fixed), 'layer', 'keeps', 'keep')} all channels, as part of the last feature map: "

@@ -6,7 +6,6 @@ the same videos under the same protocol and are compared with the same statistic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,20 +14,30 @@ import torch
 from torch import nn
 
 from two_stream.compression.layers import Layer, layers_of
+from two_stream.config.compress import CompressOptions, Prune
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.report.page import page_templates
+from two_stream.evaluation.report.page import IntervalRow, Top, accuracy_rows, dots_note, page_templates
 from two_stream.evaluation.runs.run import Run, evaluate_run, load_run
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
-from two_stream.evaluation.scores.words import difference_in_points, percent, protocol_line
+from two_stream.evaluation.scores.words import (
+    difference_in_points,
+    few_sources,
+    more_data,
+    percent,
+    protocol_line,
+    sentence,
+    text_table,
+)
 from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
 from two_stream.evaluation.scoring.views import protocol_slug
 from two_stream.profiling.timing import NetworkCosts, device_name, measure_networks
 from two_stream.runtime.console import console, say, table
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.plotting import SERIES
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.studies.statistics.comparison import Panel, compare_panels, correct_families, panel_of
 from two_stream.studies.statistics.results import Comparison
@@ -80,10 +89,47 @@ class CompressionReport:
     layers: list[LayerChange] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     """values of the run's `compress` section"""
-    notes: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     created: str = ""
+    command: str = ""
+    before_sources: list[float] = field(default_factory=list)
+    """accuracy of each source before compression; empty if the sources are unknown"""
+    after_sources: list[float] = field(default_factory=list)
+
+    @property
+    def claim(self) -> str:
+        """What the compression loses and saves, in a few sentences."""
+        gap, one, two = self.comparison.difference, self.before.costs, self.after.costs
+        points, name = 100 * gap.value, self.metric.replace("top", "Top")
+        from_to = f"{percent(self.before.accuracy.value)} → {percent(self.after.accuracy.value)} %"
+        if abs(points) < 0.05:
+            loss = f"{name} is the same ({percent(self.after.accuracy.value)} %"
+        else:
+            verb = "fell" if points < 0 else "rose"
+            loss = f"{name} {verb} by {abs(points):.1f} points ({from_to}"
+        loss += (
+            f"; 95 % interval of the change {100 * gap.low:+.1f} to {100 * gap.high:+.1f})."
+            if gap.known
+            else ")."
+        )
+        if not self.comparison.significant:
+            detectable = self.comparison.detectable
+            seen = f"only a change of {100 * detectable:.1f} points or more would have been detected reliably"
+            limit = "not even a large change could have been detected" if detectable >= 1 else seen
+            unsure = "" if abs(points) < 0.05 else "these data cannot tell this from no change: "
+            loss += f" {sentence(unsure + limit)}"
+        saved = [
+            f"{name} {_factor(first, second)}"
+            for name, first, second in (
+                ("file", one.file_bytes, two.file_bytes),
+                ("multiply-adds", one.multiply_adds, two.multiply_adds),
+                ("latency", one.latency_ms, two.latency_ms),
+                ("memory", one.memory_mib, two.memory_mib),
+            )
+            if _factor(first, second)
+        ]
+        return f"{loss} Cost: {', '.join(saved)}."
 
     @property
     def rows(self) -> list[list[str]]:
@@ -118,7 +164,7 @@ def write_compression(
     device: str | None = None,
     seconds: float = 1.0,
     layers: list[LayerChange] | None = None,
-    notes: list[str] | None = None,
+    command: str = "",
 ) -> CompressionReport:
     """Compare a run with its source; write `compression.html`, `.md` and `.json` into its folder.
 
@@ -133,7 +179,7 @@ def write_compression(
         device: Device to score and measure on; default: that of `made`.
         seconds: Time to spend on timing each network.
         layers: Changes of each layer.
-        notes: Caveats to show.
+        command: Command line that made the run.
 
     Raises:
         TwoStreamError: A run or the data set cannot be read, or the runs have different classes or videos.
@@ -162,13 +208,15 @@ def write_compression(
         after=sides[1],
         comparison=comparison,
         layers=layers or [],
-        settings=_settings(given.compress.model_dump(mode="json")),
-        notes=notes or [],
+        settings=_settings(given.compress),
         environment=environment(),
         code_version=code_version(),
         created=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+        before_sources=panels[0].by_source(panels[0].hits),
+        after_sources=panels[1].by_source(panels[1].hits),
+        command=command,
     )
-    _write(report, made)
+    write_pages(report, made)
     return report
 
 
@@ -209,9 +257,7 @@ def show_compression(report: CompressionReport, made: Path) -> None:
     console.print(table(title, COLUMNS, report.rows))
     say(report.protocol)
     say(f"costs measured alternately on {report.device}; {report.comparison.test}")
-    for text in report.notes:
-        say(f"note: {text}")
-    say(report.comparison.verdict)
+    say(report.claim)
     say(f"report: {made / NAME}.html")
 
 
@@ -237,18 +283,62 @@ def _names(before: Run, after: Run) -> tuple[str, str]:
     return (one, two) if one != two else (f"{one} (before)", f"{two} (after)")
 
 
-def _settings(section: Mapping[str, object]) -> dict[str, str]:
-    return {key: str(value) for key, value in flatten(dict(section)).items() if value not in (None, "", [])}
+def _settings(section: CompressOptions) -> dict[str, str]:
+    """Return the settings as text, without empty ones and without those that other settings disable."""
+    found = flatten(
+        section.model_dump(mode="json", exclude=section.unused if isinstance(section, Prune) else None)
+    )
+    return {key: str(value) for key, value in found.items() if value not in (None, "", [], {})}
 
 
-def _write(report: CompressionReport, made: Path) -> None:
+def write_pages(report: CompressionReport, folder: Path) -> Path:
+    """Write `compression.html`, `.md` and `.json` into a folder, and return the path of the page."""
     environment_ = page_templates(_TEMPLATES)
-    facts = {"report": report, "rows": report.rows, "columns": COLUMNS}
+    rows = [
+        IntervalRow(side.name, side.accuracy, color, sources=sources)
+        for side, color, sources in (
+            (report.before, SERIES[0], report.before_sources),
+            (report.after, SERIES[2], report.after_sources),
+        )
+    ]
+    units = report.comparison.groups if report.comparison.groups is not None else report.comparison.videos
+    gap = report.comparison
+    needed = gap.data_needed if not gap.significant else 0.0
+    what = f"a change of {100 * abs(gap.difference.value):.1f} points"
+    top = Top(
+        f"compression · {report.kind}",
+        f"{report.after.name} against {report.before.name}",
+        report.claim,
+        report.protocol,
+        more_data(needed, what, gap.groups) if needed > 1 else "",
+        few_sources(units, gap.groups),
+        figure=accuracy_rows(rows, report.metric),
+        figure_note=dots_note(rows),
+        code_version=report.code_version,
+        created=report.created,
+    )
+    caption = (
+        f"Brackets contain 95 % intervals; the difference is tested by {gap.test}. Costs are measured alternately on "
+        f"{report.device}; latency is the median of five rounds, with the smallest and the largest."
+    )
+    zeros = any(layer.sparsity for layer in report.layers)
+    layers = [
+        [layer.name, layer.before, layer.after, *([percent(layer.sparsity)] if zeros else [])]
+        for layer in report.layers
+    ]
+    tables = {
+        "costs": text_table(caption, COLUMNS, report.rows),
+        "layers": text_table(
+            "", ["layer", "weights before", "after", *(["zeros (%)"] if zeros else [])], layers
+        ),
+    }
+    facts = {"report": report, "rows": report.rows, "columns": COLUMNS, "tables": tables, "top": top}
     for suffix in (".html", ".md"):
         text = environment_.get_template(f"{NAME}{suffix}").render(**facts)
-        write_text(made / f"{NAME}{suffix}", text)
+        write_text(folder / f"{NAME}{suffix}", text)
     plain = asdict(report) | {"columns": list(COLUMNS), "rows": report.rows}
-    write_json(made / f"{NAME}.json", plain)
+    write_json(folder / f"{NAME}.json", plain)
+    return folder / f"{NAME}.html"
 
 
 def _row(what: str, before: float, after: float) -> list[str]:

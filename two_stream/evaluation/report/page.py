@@ -1,16 +1,22 @@
-"""Parts of report pages: templates, and figures as inline SVG with colours for the light and dark themes.
+"""Parts of report pages: the common template, tables, and figures as inline SVG for the light and dark themes.
 
-Matplotlib draws with the colours of the light theme, which are then replaced by CSS variables of the page.
+Every page extends `page.html`, which starts with the answer, see `Top`. Matplotlib draws with the colours of the light
+theme, which are then replaced by CSS variables of the page. Figures contain their values as data, which the page shows
+under the pointer or with the arrow keys.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape, unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import numpy as np
@@ -25,24 +31,56 @@ from numpy.typing import NDArray
 from two_stream.errors import printable
 from two_stream.evaluation.scores.fusion import Curve
 from two_stream.evaluation.scores.metrics import ClassRow
-from two_stream.evaluation.scores.words import percent
+from two_stream.evaluation.scores.statistics import Interval
+from two_stream.evaluation.scores.words import Table, minus, percent, sentence, text_table
 from two_stream.runtime import plotting
-from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, plain_figures
+from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, plain_figures, shorten
 from two_stream.runtime.text import shown_lines
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _VARIABLES = {color: f"var(--{name})" for name, color in plotting.LIGHT.items()}
 _STYLE = {"axes.facecolor": "none", "figure.facecolor": "none"}
-WIDTH = 5.2
-"""width in inches; narrow figures keep text readable on a phone"""
+WIDTH = 4.5
+"""width in inches; it fits a phone, so that the text is not scaled down"""
+_ROW = 0.4
+"""height in inches of a row of `draw_intervals`"""
+_LETTERS = 58
+"""largest number of characters of a name above a row"""
 _NUMBERED = 16
 """largest number of classes for which a confusion matrix shows counts"""
 _LABELLED = 60
 """largest number of classes for which the axes show class names"""
+DEEPEST = 0.42
+"""opacity of the darkest shade of a cell; text on it stays readable on light and dark pages"""
+_CONFUSIONS = 30
+"""number of confusions in the table behind a confusion matrix that is too large to be shown as a table"""
+
+
+@dataclass(frozen=True)
+class Top:
+    """The top of a page: the answer, its uncertainty, and what more data would show."""
+
+    kicker: str
+    """kind of the page, above the title"""
+    title: str
+    answer: str
+    protocol: str
+    outlook: str = ""
+    """what more data would show"""
+    notes: Sequence[str] = ()
+    """caveats"""
+    headline: Mapping[str, str] | None = None
+    """`value`, `metric`, `name`, `interval`, `correct` and `chance` of the main number"""
+    figure: str | None = None
+    """SVG"""
+    figure_note: str = ""
+    code_version: str = ""
+    created: str = ""
+    """ISO time"""
 
 
 def page_templates(*folders: Path) -> jinja2.Environment:
-    """Return a template environment that searches `folders` and then the run report's templates.
+    """Return a template environment that searches `folders` and then the templates of this package.
 
     Missing values are errors.
     """
@@ -54,13 +92,38 @@ def page_templates(*folders: Path) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, cell=markdown_cell)
+    environment.globals.update(LIGHT=plotting.LIGHT, DARK=plotting.DARK, css=_css)
+    environment.filters.update(percent=percent, cell=markdown_cell, minus=minus, sections=_sections)
+    environment.filters.update(minute=_minute, breakable=_breakable, sentence=sentence)
     return environment
 
 
 def _shown(value: object) -> object:
     """Remove control characters from text values, but not from markup."""
     return shown_lines(value) if type(value) is str else value
+
+
+def _css(theme: Mapping[str, str]) -> str:
+    """Return a theme as declarations of CSS variables."""
+    return " ".join(f"--{name}: {color};" for name, color in theme.items())
+
+
+def _sections(content: str) -> list[tuple[str, str]]:
+    """Return the id and the heading of each section of a page."""
+    found = re.findall(
+        r'<section id="([^"]+)"[^>]*>\s*<h2>(.*?)\s*(?:<small>.*?</small>)?</h2>', content, re.DOTALL
+    )
+    return [(name, unescape(title)) for name, title in found]
+
+
+def _minute(time: str) -> str:
+    """Shorten an ISO time to the minute."""
+    return time[:16].replace("T", " ")
+
+
+def _breakable(text: str) -> list[str]:
+    """Split a text of a table where a line may end: after punctuation inside a word."""
+    return re.split(r"(?<=[^\W\d][./_])(?=[^\W\d]{3})", minus(shown_lines(text)))
 
 
 def markdown_cell(value: object) -> str:
@@ -71,19 +134,32 @@ def markdown_cell(value: object) -> str:
     return text
 
 
+class _Drawing(Figure):
+    """A figure with the values that the page shows: axes, position in their data coordinates, and text."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.values: list[tuple[Axes, float, float, str]] = []
+
+
 @contextmanager
 def drawing(
     height: float, panels: int = 1, *, columns: int = 1, width: float = WIDTH, **extra: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Context manager that yields a figure in the report's style and a list of its axes (row by row); see `to_svg`.
+    """Context manager that yields a figure in the style of the pages and a list of its axes (row by row); see `to_svg`.
 
     Sizes are in inches. `panels` is the number of axes; it is rounded up to complete rows of `columns`. `extra` is
     passed to `Figure.subplots`.
     """
     with plain_figures(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = _Drawing(figsize=(width, height), layout="constrained")
         axes = figure.subplots(-(-panels // columns), columns, squeeze=False, **extra)
         yield figure, list(axes.flat)
+
+
+def add_value(axis: Axes, x: float, y: float, text: str) -> None:
+    """Add a value that the page shows when the pointer is near `(x, y)`, in data coordinates."""
+    cast(_Drawing, axis.figure).values.append((axis, x, y, text))
 
 
 def to_svg(figure: Figure, label: str) -> str:
@@ -101,15 +177,145 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font: (?:normal )*([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
     text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
-    safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return f'<svg role="img" aria-label="{safe}"' + text.removeprefix("<svg")
+    start = f'<svg role="img" aria-label="{escape(label)}"'
+    if values := cast(_Drawing, figure).values:
+        points = []
+        for axis, x, y, what in values:
+            right, up = axis.transData.transform((x, y)) * 72 / figure.dpi  # SVG has 72 units per inch
+            points.append(
+                [round(right, 1), round(72 * figure.get_figheight() - up, 1), minus(shown_lines(what))]
+            )
+        start += f' tabindex="0" data-values="{escape(json.dumps(points, ensure_ascii=False, separators=(",", ":")))}"'
+    return start + text.removeprefix("<svg")
 
 
-def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
+@dataclass(frozen=True)
+class IntervalRow:
+    """A row of `draw_intervals`: a name, a value with its interval, and the values of which it is the mean."""
+
+    name: str
+    interval: Interval | None = None
+    """None for a heading"""
+    color: str = SERIES[0]
+    is_filled: bool = True
+    sources: Sequence[float] = ()
+    """value of each source"""
+    runs: Sequence[float] = ()
+    """value of each training run"""
+    published: float | None = None
+
+
+def draw_intervals(
+    axis: Axes, rows: Sequence[IntervalRow], unit: str, line: tuple[float, str] | None = None
+) -> None:
+    """Draw values (fractions, shown times 100) with their intervals, one row each, below their names.
+
+    Args:
+        axis: Axes to draw on; see `intervals_height`.
+        rows: The rows, from top to bottom. Grey dots are sources; sources with nearly the same value are one dot whose
+            area is their number. Ticks are training runs, diamonds are published values.
+        unit: Unit of the values, for the texts that the page shows: `%` or `points`.
+        line: Value and name of a dashed vertical line.
+    """
+    for place, row in enumerate(rows):
+        axis.annotate(
+            shorten(row.name, _LETTERS),
+            (0.0, place),
+            xycoords=axis.get_yaxis_transform(),
+            xytext=(2, 6),
+            textcoords="offset points",
+            weight="bold" if row.interval is None else "normal",
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85},
+            zorder=4,
+        )
+        if row.interval is None:
+            continue
+        for value, count in sorted(Counter(round(40 * value) / 40 for value in row.sources).items()):
+            size = min(14.0, 4.0 * count**0.5)
+            axis.plot(
+                [100 * value],
+                [place + 0.24],
+                "o",
+                color=MUTED,
+                alpha=0.45,
+                markersize=size,
+                markeredgewidth=0,
+            )
+            what = f"{count} sources" if count > 1 else "1 source"
+            add_value(
+                axis, 100 * value, place + 0.24, f"{row.name}: {what} at about {100 * value:.0f} {unit}"
+            )
+        ends = [100 * row.interval.low, 100 * row.interval.high]
+        if row.interval.known:
+            axis.plot(ends, [place, place], color=row.color, linewidth=1.8)
+        if len(row.runs) > 1:
+            ticks = [100 * value for value in row.runs]
+            axis.plot(ticks, [place] * len(ticks), "|", color=row.color, markersize=9.0, markeredgewidth=1.2)
+        filling = row.color if row.is_filled else SURFACE
+        mark: dict[str, Any] = {"markerfacecolor": filling, "markersize": 6.0, "markeredgewidth": 1.5}
+        axis.plot([100 * row.interval.value], [place], "o", color=row.color, **mark)
+        signed = unit == "points"
+        numbers = [
+            f"{number:+.1f}" if signed else f"{number:.1f}" for number in (100 * row.interval.value, *ends)
+        ]
+        interval = f" [{numbers[1]}, {numbers[2]}]" if row.interval.known else ", no interval"
+        add_value(axis, 100 * row.interval.value, place, f"{row.name}: {numbers[0]} {unit}{interval}")
+        if row.published is not None:
+            axis.plot([100 * row.published], [place], "D", color=SERIES[1], markersize=5.0)
+            add_value(
+                axis, 100 * row.published, place, f"{row.name}, published: {100 * row.published:.1f} {unit}"
+            )
+    axis.margins(x=0.06)
+    if line is not None and (100 * line[0] > axis.get_xlim()[0] - 5 or not line[1]):
+        style: Any = {"linestyle": (0, (3, 3)), "color": MUTED} if line[1] else {"color": INK}
+        axis.axvline(100 * line[0], linewidth=1.0, zorder=1, **style)
+        if line[1]:
+            where: Any = {
+                "xycoords": axis.get_xaxis_transform(),
+                "xytext": (3, 2),
+                "textcoords": "offset points",
+            }
+            axis.annotate(line[1], (100 * line[0], 0.0), color=MUTED, fontsize=8.0, **where)
+    axis.set_ylim(len(rows) - 0.35, -0.75)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+
+
+def intervals_height(rows: Sequence[IntervalRow]) -> float:
+    """Return the height in inches of the axes for `draw_intervals`."""
+    return _ROW * len(rows) + 0.6
+
+
+def accuracy_rows(
+    rows: Sequence[IntervalRow], metric: str, guess: tuple[float, str] | None = None, label: str = ""
+) -> str:
+    """Draw accuracies with their intervals and sources; `guess` is the accuracy of guessing and its name."""
+    with drawing(intervals_height(rows)) as (figure, (axis,)):
+        draw_intervals(axis, rows, "%", guess)
+        low, high = axis.get_xlim()
+        axis.set(xlabel=f"{metric} (%)", xlim=(max(-3.0, low), min(103.0, high)))
+        return to_svg(figure, label or f"{metric} with intervals")
+
+
+def dots_note(rows: Sequence[IntervalRow]) -> str:
+    """Return a sentence on the marks of `draw_intervals`."""
+    parts = ["The dot on a line is the mean, the line is its 95 % interval."]
+    if any(row.sources for row in rows):
+        parts.append("Grey dots are sources; a larger dot stands for several.")
+    if any(len(row.runs) > 1 for row in rows):
+        parts.append("Ticks are training runs.")
+    if any(row.published is not None for row in rows):
+        parts.append("Diamonds are published values.")
+    return " ".join(parts)
+
+
+def learning_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], chosen: Mapping[str, int | None] | None = None
+) -> str | None:
     """Draw loss, accuracy and learning rate of each run over the epochs; None if there is nothing to draw.
 
     `histories` contains rows for each stream, with `epoch` and any of `train_loss`, `val_loss`, `train_top1`,
-    `val_top1`, `val_map` and `lr`.
+    `val_top1`, `val_map` and `lr`. `chosen` contains the epochs of the checkpoints, which are marked.
     """
     panels = [
         ("loss", ("train_loss", "val_loss")),
@@ -124,33 +330,54 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
     with drawing(1.9 * len(present) + 0.3, len(present), sharex=True) as (figure, axes):
         for axis, (title, keys) in zip(axes, present):
             axis.set_title(title)
-            for color, (name, rows) in zip(SERIES, histories.items()):
+            for nth, (color, (name, rows)) in enumerate(zip(SERIES, histories.items())):
                 for key in keys:
-                    _curve(axis, rows, key, name, color)
+                    epoch = None if key.startswith("train") else (chosen or {}).get(name)
+                    _curve(axis, rows, key, name, color, epoch, len(histories) - nth)
             if title == "learning rate":
                 axis.set_yscale("log")
-        axes[0].legend(ncols=2, loc="upper right")
+                axis.yaxis.set_major_formatter(
+                    "{x:g}"
+                )  # the default labels contain `$`, which is drawn as text
+        figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, loc="outside upper left")
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         return to_svg(figure, "learning curves")
 
 
-def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str, color: str) -> None:
-    points = [(row["epoch"], row[key]) for row in rows if key in row and "epoch" in row]
+def _curve(
+    axis: Axes,
+    rows: Sequence[Mapping[str, float]],
+    key: str,
+    name: str,
+    color: str,
+    chosen: int | None = None,
+    width: int = 1,
+) -> None:
+    """Draw a curve; of equal learning rates, the first ones are wider, so that they can be seen."""
+    scale = 100.0 if key.endswith(("top1", "map")) else 1.0
+    points = [(row["epoch"], scale * row[key]) for row in rows if key in row and "epoch" in row]
     if not points:
         return
-    scale = 100.0 if key.endswith(("top1", "map")) else 1.0
     trained = key.startswith("train")
     label = f"{name}, {'training' if trained else 'validation'}" if key != "lr" else name
     axis.plot(
-        [epoch for epoch, _ in points],
-        [scale * value for _, value in points],
+        *zip(*points, strict=True),
         color=color,
         linestyle=(0, (4, 2)) if trained else "-",
-        linewidth=1.2 if trained else 1.8,
+        linewidth=1.2 if trained else 1.8 if key != "lr" else 0.6 + 1.4 * width,
         marker="o" if len(points) == 1 else None,
         label=label,
     )
+    for epoch, value in points:
+        mark = ", chosen" if epoch == chosen else ""
+        add_value(
+            axis, epoch, value, f"{label}, epoch {epoch:g}{mark}: {value:.4g}{' %' if scale > 1 else ''}"
+        )
+        if mark:
+            axis.plot(
+                [epoch], [value], "o", color=color, markersize=7, markerfacecolor=SURFACE, markeredgewidth=1.5
+            )
 
 
 def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
@@ -165,21 +392,43 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
         shares = np.divide(counts_KK, totals, out=np.zeros(counts_KK.shape), where=totals > 0)
         cells = [(int(row), int(column)) for row, column in np.argwhere(counts_KK > 0)]
         squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
-        tints = [to_rgba(SERIES[2], 0.12 + 0.88 * float(shares[cell])) for cell in cells]
+        tints = [to_rgba(SERIES[2], 0.06 + DEEPEST * float(shares[cell])) for cell in cells]
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
         if classes <= _NUMBERED:
             for row, column in cells:
-                color = SURFACE if shares[row, column] > 0.75 else INK
                 text = str(counts_KK[row, column])
-                axis.text(column, row, text, ha="center", va="center", color=color)
+                axis.text(column, row, text, ha="center", va="center", color=INK)
+        for row, column in cells:
+            count = int(counts_KK[row, column])
+            text = f"{names[row]}, predicted as {names[column]}: {count} of {int(totals[row, 0])}"
+            add_value(axis, column, row, text)
         axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
         axis.set_aspect("equal")
         axis.grid(visible=False)
         if classes <= _LABELLED:
             size = 8.0 if classes <= 20 else 4.5
-            axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
-            axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
+            axis.set_xticks(range(classes), [shorten(name) for name in names], rotation=90, fontsize=size)
+            axis.set_yticks(range(classes), [shorten(name) for name in names], fontsize=size)
         return to_svg(figure, "confusion matrix")
+
+
+def confusion_table(counts_KK: NDArray[np.int64], names: Sequence[str]) -> Table:
+    """Return a confusion matrix as a table; of many classes, only the most frequent confusions."""
+    if len(names) <= _NUMBERED:
+        rows = [[name, *map(int, counts)] for name, counts in zip(names, counts_KK)]
+        return text_table("Rows are true classes, columns are predicted classes.", ["", *names], rows)
+    wrong_KK = np.where(np.eye(len(names), dtype=bool), 0, counts_KK)
+    order = np.argsort(-wrong_KK, axis=None, kind="stable")[:_CONFUSIONS]
+    cells = [divmod(int(place), len(names)) for place in order]
+    return text_table(
+        "The most frequent confusions.",
+        ["true", "predicted", "videos"],
+        [
+            [names[row], names[column], int(wrong_KK[row, column])]
+            for row, column in cells
+            if wrong_KK[row, column]
+        ],
+    )
 
 
 def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accuracy") -> str:
@@ -204,8 +453,13 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
                 label=other,
                 clip_on=False,
             )
+            for at, index in zip(place + shift, order):
+                value = 100 * (cells[index].accuracy or 0.0)
+                add_value(axis, value, float(at), _class_text(other, cells[index], measure))
+        for at, index in zip(place, order):
+            add_value(axis, values[at], float(at), _class_text(name, rows[index], measure))
         size = 8.5 if len(order) <= 30 else 6.0
-        labels = [f"{short(rows[index].name)} ({rows[index].videos})" for index in order]
+        labels = [f"{shorten(rows[index].name)} ({rows[index].videos})" for index in order]
         axis.set_yticks(place, labels, fontsize=size)
         axis.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel=f"{measure} (%), videos in brackets")
         axis.grid(visible=False, axis="y")
@@ -214,10 +468,17 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
         return to_svg(figure, f"{measure} per class")
 
 
+def _class_text(stream: str, row: ClassRow, measure: str) -> str:
+    right = f" ({row.correct} of {row.videos})" if measure == "accuracy" else ""
+    return f"{row.name}, {stream}: {percent(row.accuracy)} %{right}"
+
+
 def fusion_curve(curve: Curve) -> str:
     """Draw the accuracy over the weight of the first stream and mark the chosen weight."""
     with drawing(2.5) as (figure, (axis,)):
         axis.plot(curve.shares, [100 * value for value in curve.accuracies], color=SERIES[2])
+        for share, value in zip(curve.shares, curve.accuracies):
+            add_value(axis, share, 100 * value, f"w = {share:.2f}: {100 * value:.1f} %")
         axis.axvline(curve.chosen, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
         axis.plot([curve.chosen], [100 * curve.accuracy], "o", color=SERIES[2], markersize=6)
         right = curve.chosen < 0.6
@@ -234,9 +495,3 @@ def fusion_curve(curve: Curve) -> str:
         axis.set_title(f"{curve.metric} (%) on the holdout part, {curve.videos} videos, rule {curve.rule}")
         axis.margins(y=0.12)
         return to_svg(figure, "accuracy over the fusion weight")
-
-
-def short(name: str, limit: int = 22) -> str:
-    """Shorten a name to `limit` characters for a label in a figure."""
-    text = printable(name)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

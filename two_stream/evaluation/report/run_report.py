@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
@@ -18,7 +22,7 @@ from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.thumbnails import strip
 from two_stream.evaluation.report import page
 from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
-from two_stream.evaluation.scores import metrics, words
+from two_stream.evaluation.scores import metrics, statistics, words
 from two_stream.evaluation.scores.files import (
     find_scores,
     join,
@@ -29,6 +33,7 @@ from two_stream.evaluation.scores.files import (
 )
 from two_stream.evaluation.scores.fusion import Curve, fuse, weight_curve
 from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.plotting import SERIES
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import plural
 from two_stream.types import RunPaths, ScoreTable
@@ -95,9 +100,22 @@ def write_report(
     facts, drawn = _facts(streams, fused, baseline, title, mistakes)
     if remark:
         facts["baseline"] = remark
+    facts["answer"] = f"{words.sentence(facts['verdict'])} {facts['baseline']}".strip()
     facts["commands"] = _commands(streams, sources, out, rule, command if baseline is not None else "")
     environment = page.page_templates()
-    html = environment.get_template("report.html").render(facts=facts, **drawn)
+    top = page.Top(
+        "report",
+        facts["title"],
+        facts["answer"],
+        facts["protocol"],
+        facts["outlook"],
+        facts["notes"],
+        facts["headline"],
+        **drawn.pop("top"),
+        code_version=facts["code_version"],
+        created=facts["created"],
+    )
+    html = environment.get_template("report.html").render(facts=facts, top=top, **drawn)
     text = environment.get_template("report.md").render(facts=facts)
     write_text(out, html)
     write_json(out.with_suffix(".json"), facts)
@@ -199,6 +217,8 @@ def _facts(
         "headline": _headline(main),
         "protocol": words.protocol_line(main.table.meta, main.summary),
         "warning": words.PAPER_WARNING if main.table.meta.get("selection") == "paper" else "",
+        "notes": words.caveats(main),
+        "outlook": _outlook(main, [s.table for s in streams], fused, baseline),
         "columns": list(words.columns(found)),
         "rows": words.rows(found),
         "streams": [{"name": line.name, **line.summary.to_json(), "meta": line.table.meta} for line in found],
@@ -220,12 +240,22 @@ def _facts(
         "settings": {s.name: dump(s.experiment) for s in streams if s.experiment is not None},
         "provenance": _provenance(streams),
         "code_version": code_version(),
+        "created": _newest(shown),
     }
     # a linear probe is solved directly and has no learning curve
     trained = {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
-    drawn = {
+    chosen = {stream.name: stream.table.meta.get("epoch") for stream in streams}
+    rows = [_interval_row(line, main) for line in found]
+    guess = (main.summary.chance, "guessing") if main.summary.map is None else None
+    drawn: dict[str, Any] = {
+        "top": {
+            "figure": page.accuracy_rows(rows, facts["headline"]["metric"], guess),
+            "figure_note": page.dots_note(rows),
+        },
+        "tables": _tables(facts, confusion),
+        "learning_note": _learning_note(trained, chosen),
         "figures": {
-            "learning": page.learning_curves(trained),
+            "learning": page.learning_curves(trained, chosen),
             "confusion": page.confusion(confusion, main.table.class_names) if confusion is not None else None,
             "classes": page.class_bars(classes, measure),
             "curve": page.fusion_curve(curve) if curve is not None else None,
@@ -233,6 +263,77 @@ def _facts(
         "strips": _strips(facts["mistakes"], streams),
     }
     return facts, drawn
+
+
+def _newest(tables: Sequence[ScoreTable]) -> str:
+    """Return the time of the newest score file; unlike the time of writing, it is the same if a report is repeated."""
+    files = [Path(str(table.meta["file"])) for table in tables if table.meta.get("file")]
+    times = [path.stat().st_mtime for path in files if path.is_file()]
+    return datetime.fromtimestamp(max(times)).isoformat(timespec="seconds") if times else ""
+
+
+def _outlook(
+    main: words.Line, streams: list[ScoreTable], fused: ScoreTable | None, baseline: ScoreTable | None
+) -> str:
+    """Return what more data would show: the gain of the fusion, or the difference from the baseline."""
+    other, name = baseline, "the baseline"
+    if fused is not None:
+        best = max(words.lines(streams), key=lambda line: line.summary.main.value)
+        other, name = best.table, best.name
+    if other is None:
+        return ""
+    found = metrics.difference(main.table, other)
+    times = statistics.data_needed(found.estimate, 1 - statistics.LEVEL)
+    if times <= 1 or not found.interval.low <= 0 <= found.interval.high:
+        return ""
+    what = f"a difference of {100 * abs(found.interval.value):.1f} points between {main.name} and {name}"
+    return words.more_data(times, what, main.summary.groups)
+
+
+def _interval_row(line: words.Line, main: words.Line) -> page.IntervalRow:
+    color = SERIES[2] if line is main else SERIES[0]
+    return page.IntervalRow(
+        line.name, line.summary.main, color, sources=metrics.source_accuracies(line.table)
+    )
+
+
+def _tables(facts: dict[str, Any], confusion: NDArray[np.int64] | None) -> dict[str, Any]:
+    """Return the tables of the page."""
+    columns = [
+        "class",
+        "videos",
+        "correct" if confusion is not None else "ranked first",
+        f"{facts['measure']} (%)",
+    ]
+    rows = []
+    for row in facts["per_class"][facts["main"]]:
+        cells = [row["name"], row["videos"], row["correct"], words.percent(row["accuracy"])]
+        mistaken = f"{row['confusion']} ({row['confusion_count']})" if row["confusion"] else ""
+        rows.append([*cells, mistaken] if confusion is not None else cells)
+    columns += ["mostly mistaken for"] if confusion is not None else []
+    compression = {
+        name: words.text_table("", made["columns"], made["rows"])
+        for name, made in facts["compression"].items()
+    }
+    caption = "In per cent, with 95 % intervals in brackets."
+    return {
+        "accuracy": words.text_table(caption, facts["columns"], facts["rows"], strong=facts["main"]).filled(),
+        "classes": words.text_table("", columns, rows),
+        "confusion": page.confusion_table(confusion, facts["class_names"]) if confusion is not None else None,
+        "compression": compression,
+    }
+
+
+def _learning_note(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], chosen: Mapping[str, int | None]
+) -> str:
+    epochs = [f"{name} {epoch}" for name in histories if (epoch := chosen.get(name)) is not None]
+    marked = f"Circles mark the epochs of the checkpoints ({', '.join(epochs)}). " if epochs else ""
+    trained = any("train_top1" in row for rows in histories.values() for row in rows)
+    why = (
+        "Training accuracy is measured with augmentation and dropout, so it can be below validation accuracy."
+    )
+    return f"{marked}{why if trained else ''}".strip()
 
 
 def _curve(streams: list[_Stream], fused: ScoreTable | None) -> Curve | None:

@@ -186,6 +186,14 @@ def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]
     return np.asarray(np.unique(np.asarray(keys), return_inverse=True)[1], dtype=np.int64)
 
 
+def source_accuracies(table: ScoreTable) -> list[float]:
+    """Return the top-1 accuracy of each source; empty if the sources are unknown and for a multi-label data set."""
+    unit, groups = video_sources(table)
+    if groups is None or table.targets is not None:
+        return []
+    return list(np.bincount(unit, table_ranks(table) == 0) / np.bincount(unit))
+
+
 def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> Difference:
     """Compare the top-1 accuracy (or mAP) of two joined tables.
 

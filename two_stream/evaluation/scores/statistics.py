@@ -374,6 +374,23 @@ def detectable(se: float, df: float, alpha: float, power: float = POWER) -> floa
     return min(1.0, (_quantile(1 - alpha / 2, df) + _quantile(power, df)) * se)
 
 
+def data_needed(estimate: Estimate, alpha: float, power: float = POWER) -> float:
+    """Return how many times the present data a two-sided t test at `alpha` needs to find the estimated difference.
+
+    The difference is found with probability `power` if its true value is the estimated one. The standard error falls
+    with the square root of the data (sources and training runs in proportion), and its degrees of freedom rise with
+    them. The result is 0 if it is unknown: for a difference of 0, or with too few units for a test.
+    """
+    if estimate.units < estimate.least or estimate.value == 0:
+        return 0.0
+    times = 1.0
+    for _ in range(50):  # a contraction; it converges in a few steps
+        df = max(1.0, estimate.df * times)
+        quantiles = _quantile(1 - alpha / 2, df) + _quantile(power, df)
+        times = (quantiles * estimate.se / abs(estimate.value)) ** 2
+    return float(times)
+
+
 def in_clips(share: float, videos: float) -> int:
     """Return a fraction of videos as a number of videos, rounded up."""
     return ceil(share * videos - 1e-9)

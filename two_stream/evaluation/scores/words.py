@@ -1,10 +1,12 @@
-"""Text of results: percentages with intervals, protocol lines, and comparisons with streams and the baseline."""
+"""Text of results: percentages with intervals, protocol lines, comparisons with streams and the baseline, tables."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,12 @@ def columns(found: Sequence[Line]) -> tuple[str, ...]:
 
 
 def print_accuracies(title: str, found: Sequence[Line], paths: Sequence[Path] = ()) -> None:
-    """Print the accuracy table, the protocol of its last line, a warning if needed, and the score files."""
+    """Print the accuracy table, the protocol of its last line, the caveats, and the score files."""
     meta = found[-1].table.meta
     console.print(table(title, columns(found), rows(found)))
     say(protocol_line(meta, found[-1].summary))
-    if meta.get("selection") == "paper":
-        say(PAPER_WARNING)
+    for text in caveats(found[-1]):
+        say(f"note: {text}")
     for path in paths:
         say(f"scores: {path}")
 
@@ -156,6 +158,55 @@ def interval_words(
     over += f"{' over' if groups is None else ' and'} training runs" if trainings else ""
     unknown = "; sources unknown: videos counted as independent" if groups is None else ""
     return f"{100 * level:g} % intervals{over}{unknown}"
+
+
+FEW_SOURCES = 20
+"""With fewer sources than this, a note is added, because a single source has a weight of more than 5 %."""
+_FAR = 50
+"""number of times the present data from which on the exact number does not matter"""
+
+
+def few_sources(units: int, groups: int | None) -> list[str]:
+    """Return a note if there are few independent units; `groups` is the number of sources, None if unknown."""
+    if units >= FEW_SOURCES:
+        return []
+    unit = "source videos" if groups is not None else "videos"
+    return [f"Only {units} {unit}: a single one of them changes the accuracy considerably."]
+
+
+def caveats(line: Line) -> list[str]:
+    """Return what weakens a result: a test-selected checkpoint, or few sources."""
+    groups = line.summary.groups
+    found = [sentence(PAPER_WARNING)] if line.table.meta.get("selection") == "paper" else []
+    return found + few_sources(line.summary.videos if groups is None else groups, groups)
+
+
+def more_data(times: float, what: str, sources: int | None, trainings: int = 1) -> str:
+    """Return a sentence on the data that a difference requires.
+
+    Args:
+        times: How many times the present data; see `statistics.data_needed`.
+        what: The difference.
+        sources: Present number of sources; None if unknown.
+        trainings: Present number of training runs.
+    """
+    if times > _FAR:
+        return f"To show {what}, more than {_FAR} times as much data would be needed."
+    many = f"{times:.{0 if times >= 10 else 1}f} times as many {'videos' if sources is None else 'sources'}"
+    if sources is not None and trainings == 1:
+        many += f" ({ceil(times * sources)} instead of {sources})"
+    many += " and training runs" if trainings > 1 else ""
+    return f"About {many} would be needed to show {what}, with a probability of 80 % if it is real."
+
+
+def sentence(text: str) -> str:
+    """Return a text with a capital first letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def expected_words(record: Record, modality: Modality, split: int) -> str:
@@ -218,3 +269,90 @@ def _interval(found: Interval) -> str:
 
 def _ends(found: Interval) -> str:
     return f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def minus(text: str) -> str:
+    """Replace hyphens before numbers by minus signs."""
+    return re.sub(r"(?<![\w.,/-])-(?=\d)", "−", text)
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """A table cell with a text and a sort key."""
+
+    text: str
+    sort: float | str | None = None
+    """sort key; cells with None come last"""
+    strong: bool = False
+    shade: float | None = None
+    """colour intensity in a heat map, from 0 to 1; None for no colour"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column contains the names of the rows."""
+
+    caption: str
+    columns: list[str]
+    numeric: list[bool]
+    rows: list[list[TableCell]]
+
+    def filled(self) -> Table:
+        """Return the table without empty columns."""
+        return self.only(
+            label
+            for place, label in enumerate(self.columns)
+            if place == 0 or any(row[place].text not in ("", DASH) for row in self.rows)
+        )
+
+    def only(self, labels: Iterable[str]) -> Table:
+        """Return the table with only these columns; their order does not change."""
+        kept = set(labels)
+        places = [place for place, label in enumerate(self.columns) if label in kept]
+        return Table(
+            self.caption,
+            [self.columns[place] for place in places],
+            [self.numeric[place] for place in places],
+            [[row[place] for place in places] for row in self.rows],
+        )
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The text of every cell."""
+        return [[cell.text for cell in row] for row in self.rows]
+
+
+_NUMBER = re.compile(r"[-+−±]?\d")
+
+
+def text_table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]], strong: str | None = None
+) -> Table:
+    """Return a table of texts, sorted by the number with which a text starts. The row with the name `strong` is bold.
+
+    A column is numeric if all its cells start with a number or are empty.
+    """
+    texts = [[str(cell) for cell in row] for row in rows]
+    numeric = [
+        place > 0 and all(_NUMBER.match(row[place]) for row in texts if row[place] not in ("", DASH))
+        for place in range(len(columns))
+    ]
+    return Table(
+        caption,
+        list(columns),
+        numeric,
+        [
+            [
+                TableCell(text, _sort_key(text, numeric[place]), row[0] == strong)
+                for place, text in enumerate(row)
+            ]
+            for row in texts
+        ],
+    )
+
+
+def _sort_key(text: str, numeric: bool) -> float | str | None:
+    if text in ("", DASH):
+        return None
+    found = re.match(r"[-+−]?[\d.]+", text.replace(",", "")) if numeric else None
+    return float(found.group().replace("−", "-")) if found else text

@@ -22,29 +22,34 @@ from pydantic import TypeAdapter, ValidationError
 
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.cost_figure import CostPoint, cost_height, draw_costs
-from two_stream.evaluation.report.page import drawing, page_templates, short, to_svg
-from two_stream.evaluation.scores.statistics import Interval
+from two_stream.evaluation.report.page import (
+    DEEPEST,
+    WIDTH,
+    IntervalRow,
+    Top,
+    accuracy_rows,
+    add_value,
+    dots_note,
+    draw_intervals,
+    drawing,
+    intervals_height,
+    page_templates,
+    to_svg,
+)
+from two_stream.evaluation.scores.words import Table, TableCell
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE
+from two_stream.runtime.plotting import INK, MUTED, SERIES, shorten
 from two_stream.studies.report import tables
-from two_stream.studies.report.tables import Table, TableCell, number
+from two_stream.studies.report.tables import number
 from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult
 
 MORE, LESS, SAME = SERIES[2], SERIES[1], MUTED
 """Colours of a gain, a loss, and no difference."""
-WIDTH = 4.5
-"""Width in inches; it fits a phone, so that the text is not scaled down."""
-_ROW = 0.4
-"""Height in inches of a row with its name."""
-_LETTERS = 58
-"""largest number of characters of a name above a row"""
 MOST_CLASSES = 20
 """Largest number of classes for which a figure shows all classes."""
 _HALF = MOST_CLASSES // 2
 _NUMBERED = 12
 """Largest number of classes for which a difference of confusion matrices shows numbers."""
-_DEEPEST = 0.42
-"""Opacity of the darkest shade; text on it stays readable on light and dark pages."""
 
 
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
@@ -53,23 +58,18 @@ def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
     Significant differences have filled marks. If there are several families of comparisons, their names are shown.
     """
     families = list(dict.fromkeys(one.family for one in comparisons))
-    rows: list[Comparison | str] = []
+    rows = []
     for family in families:
         if len(families) > 1:
-            rows.append(family)
-        rows += [one for one in comparisons if one.family == family]
-    with drawing(_ROW * len(rows) + 0.75, width=WIDTH) as (figure, (axis,)):
-        axis.axvline(0, color=INK, linewidth=1.0)
-        names = []
-        for place, row in enumerate(rows):
-            if isinstance(row, str):
-                names.append((place + 0.3, row, "bold"))
-                continue
-            names.append((place, f"{row.first} − {row.second}", "normal"))
-            _interval(axis, row.difference, place, _colour(row), full=row.significant)
-        _named(axis, names)
-        axis.set(ylim=(len(rows) - 0.45, -0.75), xlabel=f"difference in points, {100 * level:g} % interval")
-        axis.margins(x=0.08)
+            rows.append(IntervalRow(family))
+        rows += [
+            IntervalRow(f"{one.first} − {one.second}", one.difference, _colour(one), one.significant)
+            for one in comparisons
+            if one.family == family
+        ]
+    with drawing(intervals_height(rows)) as (figure, (axis,)):
+        draw_intervals(axis, rows, "points", (0.0, ""))
+        axis.set_xlabel(f"difference in points, {100 * level:g} % interval")
         return to_svg(figure, "differences between variants with their intervals")
 
 
@@ -79,88 +79,41 @@ def _colour(comparison: Comparison) -> str:
     return MORE if comparison.difference.value > 0 else LESS
 
 
-def _interval(axis: Axes, interval: Interval, place: float, color: str, *, full: bool = True) -> None:
-    axis.plot([100 * interval.low, 100 * interval.high], [place, place], color=color, linewidth=1.8)
-    filling = color if full else SURFACE
-    mark: dict[str, Any] = {
-        "color": color,
-        "markerfacecolor": filling,
-        "markersize": 6.0,
-        "markeredgewidth": 1.5,
-    }
-    axis.plot([100 * interval.value], [place], "o", **mark)
-
-
-def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
-    """Write names above rows, aligned to the left."""
-    for place, name, weight in names:
-        axis.annotate(
-            short(name, _LETTERS),
-            (0.0, place),
-            xycoords=axis.get_yaxis_transform(),
-            xytext=(2, 6),
-            textcoords="offset points",
-            weight=weight,
-            bbox={"boxstyle": "square,pad=0.05", "facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85},
+def variant_rows(result: StudyResult) -> list[IntervalRow]:
+    """Return the rows of the figure of the variants' accuracies, with their sources, runs and published values."""
+    return [
+        IntervalRow(
+            one.name,
+            one.accuracy,
+            sources=one.sources,
+            runs=[
+                run.accuracy for run in result.runs if run.variant == one.name and run.accuracy is not None
+            ],
+            published=None if one.published is None else one.published.value,
         )
-    axis.set_yticks([])
-    axis.spines["left"].set_visible(False)
-
-
-def accuracies(
-    variants: Sequence[VariantResult], single: Mapping[str, Sequence[float]], metric: str, chance: float
-) -> str:
-    """Draw each variant's accuracy with its interval, a dot for each run in `single`, and the published value.
-
-    `chance` (the accuracy of a constant prediction) is marked if it is near the accuracies.
-    """
-    with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
-        for place, variant in enumerate(variants):
-            dots = [100 * value for value in single.get(variant.name, ())]
-            if len(dots) > 1:
-                dot: dict[str, Any] = {
-                    "color": SERIES[0],
-                    "alpha": 0.55,
-                    "markersize": 4.0,
-                    "markeredgewidth": 0,
-                }
-                axis.plot(dots, [place + 0.22] * len(dots), "o", **dot)
-            _interval(axis, variant.accuracy, place, SERIES[0])
-            if variant.published is not None:
-                axis.plot([100 * variant.published.value], [place], "D", color=SERIES[1], markersize=5.0)
-        _named(axis, [(place, variant.name, "normal") for place, variant in enumerate(variants)])
-        if 100 * chance > axis.get_xlim()[0] - 5:
-            axis.axvline(100 * chance, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
-        marks = [("o", SERIES[0], 6.0, "mean with interval")]
-        if any(len(values) > 1 for values in single.values()):
-            marks.append(("o", SERIES[0], 4.0, "single runs"))
-        if any(variant.published for variant in variants):
-            marks.append(("D", SERIES[1], 5.0, "published"))
-        for mark, color, size, label in marks:
-            axis.plot([], [], mark, color=color, markersize=size, label=label)
-        figure.legend(loc="outside upper left", ncols=len(marks), handletextpad=0.2, columnspacing=1.2)
-        axis.set(ylim=(len(variants) - 0.4, -0.75), xlabel=f"{metric} (%)")
-        axis.margins(x=0.08)
-        return to_svg(figure, f"{metric} of the variants with their intervals")
+        for one in result.variants
+    ]
 
 
 def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
     """Draw the sorted differences by class; only the largest if there are many classes.
 
-    None if no class has a value.
+    None if no class has a value other than 0.
     """
     known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
-    if not known:
+    if not any(value for value, _ in known):
         return None
     order = sorted(known, key=lambda item: (-item[0], item[1]))
     if len(order) > MOST_CLASSES:
         order = order[:_HALF] + order[-_HALF:]
     values = [100 * value for value, _ in order]
-    with drawing(0.21 * len(order) + 0.7, width=WIDTH) as (figure, (axis,)):
+    with drawing(0.21 * len(order) + 0.7) as (figure, (axis,)):
         colors = [MORE if value > 0 else LESS for value in values]
         axis.barh(range(len(order)), values, height=0.66, color=colors, alpha=0.8)
         axis.axvline(0, color=INK, linewidth=1.0)
-        axis.set_yticks(range(len(order)), [short(names[place]) for _, place in order], fontsize=8.0)
+        for at, (value, place) in enumerate(order):
+            add_value(axis, 100 * value, at, f"{names[place]}: {100 * value:+.1f} points")
+        axis.set_yticks(range(len(order)), [shorten(names[place]) for _, place in order], fontsize=8.0)
         axis.set(ylim=(len(order) - 0.4, -0.6), xlabel="difference in points")
         reach = 1.05 * max(1.0, *(abs(value) for value in values))
         axis.set_xlim(-reach, reach)
@@ -175,16 +128,19 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
     """
     classes = len(names)
     most = max(1e-9, float(np.abs(counts_KK).max()))
-    with drawing(min(WIDTH, 1.7 + 0.36 * classes), width=WIDTH) as (figure, (axis,)):
+    with drawing(min(WIDTH, 1.7 + 0.36 * classes)) as (figure, (axis,)):
         cells = [(int(row), int(column)) for row, column in np.argwhere(np.abs(counts_KK) > 0.02 * most)]
         squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
         tints = [
             to_rgba(
-                MORE if counts_KK[cell] > 0 else LESS, 0.06 + _DEEPEST * abs(float(counts_KK[cell])) / most
+                MORE if counts_KK[cell] > 0 else LESS, 0.06 + DEEPEST * abs(float(counts_KK[cell])) / most
             )
             for cell in cells
         ]
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
+        for row, column in cells:
+            text = f"{names[row]}, predicted as {names[column]}: {counts_KK[row, column]:+.1f} videos"
+            add_value(axis, column, row, text)
         if classes <= _NUMBERED:
             for row, column in cells:
                 text = f"{counts_KK[row, column]:+.0f}".replace("-", "−")
@@ -194,8 +150,8 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
         axis.set_aspect("equal")
         axis.grid(visible=False)
         size = 8.0 if classes <= _NUMBERED else 6.5
-        axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
-        axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
+        axis.set_xticks(range(classes), [shorten(name) for name in names], rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), [shorten(name) for name in names], fontsize=size)
         return to_svg(figure, label)
 
 
@@ -218,7 +174,7 @@ def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
     if len(histories) > len(SERIES):
         return _small_multiples(histories, keys[0], labels[keys[0]])
     keys = [key for key in keys if key != "val_top1" or "val_map" not in keys]
-    with drawing(2.2 * len(keys) + 0.4, len(keys), width=WIDTH, sharex=True) as (figure, axes):
+    with drawing(2.2 * len(keys) + 0.4, len(keys), sharex=True) as (figure, axes):
         for axis, key in zip(axes, keys):
             axis.set_title(labels[key])
             for color, (name, runs) in zip(SERIES, histories.items()):
@@ -235,10 +191,12 @@ def _small_multiples(
 ) -> str:
     across = 2
     down = -(-len(histories) // across)
-    size = {"height": 1.25 * down + 0.5, "width": WIDTH}
-    with drawing(**size, panels=len(histories), columns=across, sharex=True, sharey=True) as (figure, axes):
+    with drawing(1.25 * down + 0.5, panels=len(histories), columns=across, sharex=True, sharey=True) as (
+        figure,
+        axes,
+    ):
         for axis, (name, runs) in zip(axes, histories.items()):
-            axis.set_title(short(name, 30), fontsize=8.5)
+            axis.set_title(shorten(name, 30), fontsize=8.5)
             for other in histories.values():
                 epochs, means = _mean(other, key)
                 axis.plot(epochs, means, color=MUTED, linewidth=0.7, alpha=0.45)
@@ -257,7 +215,10 @@ def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, c
         axis.plot(epochs, values, color=color, linewidth=0.7, alpha=0.5)
     epochs, means = _mean(runs, key)
     mark = "o" if len(epochs) == 1 else None
-    axis.plot(epochs, means, color=color, linewidth=2.0, marker=mark, markersize=4, label=short(name, 32))
+    for epoch, mean in zip(epochs, means):
+        unit = "" if key.endswith("loss") else " %"
+        add_value(axis, epoch, mean, f"{name}, epoch {epoch:g}: {mean:.4g}{unit}")
+    axis.plot(epochs, means, color=color, linewidth=2.0, marker=mark, markersize=4, label=shorten(name, 32))
 
 
 def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
@@ -288,7 +249,7 @@ def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoi
             if value is not None:
                 accuracy = variant.accuracy
                 found[label].append(
-                    CostPoint(short(variant.name), value, accuracy.value, accuracy.low, accuracy.high)
+                    CostPoint(shorten(variant.name), value, accuracy.value, accuracy.low, accuracy.high)
                 )
     return [(label, points) for label, points in found.items() if len(points) > 1]
 
@@ -299,9 +260,12 @@ def pareto(variants: Sequence[VariantResult], metric: str) -> str | None:
     if not shown:
         return None
     height = cost_height(max(len(points) for _, points in shown))
-    with drawing(height * len(shown), len(shown), width=WIDTH) as (figure, axes):
+    with drawing(height * len(shown), len(shown)) as (figure, axes):
         for axis, (label, points) in zip(axes, shown):
             draw_costs(axis, points, height, (SERIES[2], MUTED, INK))
+            for point in points:
+                text = f"{point.name}: {100 * point.accuracy:.1f} %, {point.cost:.3g} {label}"
+                add_value(axis, point.cost, 100 * point.accuracy, text)
             axis.set(xlabel=label, ylabel=f"{metric} (%)")
         return to_svg(figure, f"{metric} against cost")
 
@@ -358,7 +322,23 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
     environment.filters["tex"] = escape_tex
     facts = {"result": result, "tables": _tables(result), "level": f"{100 * result.level:g} %"}
     page = environment.get_template("study.html")
-    write_text(out, page.render(**facts, figures=_figures(result), classes=class_views(result)))
+    rows = variant_rows(result)
+    guess = (result.chance, "guessing") if result.metric == "top-1" else None
+    top = Top(
+        f"study · {result.name}",
+        result.question,
+        result.answer,
+        result.protocol,
+        result.outlook,
+        result.notes,
+        figure=accuracy_rows(rows, result.metric, guess, f"{result.metric} of the variants")
+        if rows
+        else None,
+        figure_note=dots_note(rows),
+        code_version=result.code_version,
+        created=result.created,
+    )
+    write_text(out, page.render(**facts, top=top, figures=_figures(result), classes=class_views(result)))
     texts = {
         ".md": _tidy(environment.get_template("study.md").render(**facts)),
         ".tex": environment.get_template("study.tex").render(**facts),
@@ -421,6 +401,7 @@ def _tables(result: StudyResult) -> dict[str, Any]:
     return {
         "variants": tables.variants_table(result) if result.variants else None,
         "paper": tables.variants_table(result, "paper") if result.variants else None,
+        "costs": tables.costs_table(result) if any(one.cost for one in result.variants) else None,
         "comparisons": tables.comparisons_table(result) if compared else None,
         "mcnemar": tables.mcnemar_table(result) if any(one.mcnemar for one in compared) else None,
         "runs": tables.runs_table(result) if result.runs else None,
@@ -434,17 +415,10 @@ def _tables(result: StudyResult) -> dict[str, Any]:
 
 def _figures(result: StudyResult) -> dict[str, str | None]:
     """Return the figures of the report by name, as SVG; a figure without content is None."""
-    single = {
-        variant.name: [
-            run.accuracy for run in result.runs if run.variant == variant.name and run.accuracy is not None
-        ]
-        for variant in result.variants
-    }
     histories = {one.name: list(one.histories.values()) for one in result.variants if one.histories}
     variants, metric = result.variants, result.metric
     return {
         "forest": forest(result.comparisons, result.level) if result.comparisons else None,
-        "accuracies": accuracies(variants, single, metric, result.chance) if variants else None,
         "pareto": pareto(variants, metric),
         "learning": learning(histories),
     }
@@ -475,7 +449,7 @@ def _view(result: StudyResult, one: Comparison) -> ClassView:
     counts = {variant.name: variant.confusion for variant in result.variants}
     first, second = counts.get(one.first), counts.get(one.second)
     view = ClassView(title, one.verdict, class_differences(one, names))
-    if first is None or second is None:
+    if first is None or second is None or first == second:
         return view
     first_KK, second_KK = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(names) > MOST_CLASSES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ from two_stream.config.load import departures, parse_yaml, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.evaluation.scores.words import DASH, difference_in_points, percent
+from two_stream.evaluation.scores.words import DASH, Table, TableCell, difference_in_points, percent
 from two_stream.runtime.console import console, say, table
-from two_stream.runtime.text import csv_text
+from two_stream.runtime.text import csv_text, signed_number
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, p_text
 from two_stream.studies.statistics.results import (
     Comparison,
@@ -30,52 +30,6 @@ _PER_RUN = ("name", "runs", "seed", "data.split")
 """Settings that differ between the runs of a variant."""
 _VARIANTS = 6
 """Largest number of variants in one table of settings; more variants get further tables."""
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """A table cell with a text and a sort key."""
-
-    text: str
-    sort: float | str | None = None
-    """sort key; cells with None come last"""
-    strong: bool = False
-    shade: float | None = None
-    """colour intensity in a heat map, from 0 to 1; None for no colour"""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first column contains the names of the rows."""
-
-    caption: str
-    columns: list[str]
-    numeric: list[bool]
-    rows: list[list[TableCell]]
-
-    def filled(self) -> Table:
-        """Return the table without empty columns."""
-        return self.only(
-            label
-            for place, label in enumerate(self.columns)
-            if place == 0 or any(row[place].text not in ("", DASH) for row in self.rows)
-        )
-
-    def only(self, labels: Iterable[str]) -> Table:
-        """Return the table with only these columns; their order does not change."""
-        kept = set(labels)
-        places = [place for place, label in enumerate(self.columns) if label in kept]
-        return Table(
-            self.caption,
-            [self.columns[place] for place in places],
-            [self.numeric[place] for place in places],
-            [[row[place] for place in places] for row in self.rows],
-        )
-
-    @property
-    def texts(self) -> list[list[str]]:
-        """The text of every cell."""
-        return [[cell.text for cell in row] for row in self.rows]
 
 
 Column = tuple[str, bool, Callable[[Any], TableCell]]
@@ -96,12 +50,9 @@ def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: 
     """Return a cell with a number; a dash for None."""
     if value is None:
         return TableCell(DASH)
-    return TableCell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
-
-
-def signed_text(value: float, digits: int = 1) -> str:
-    """Return a number with its sign, as a typographic minus or a plus; values that round to 0 get a plus."""
-    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
+    return TableCell(
+        signed_number(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value
+    )
 
 
 def _p(p: float, strong: bool = False) -> TableCell:
@@ -110,8 +61,8 @@ def _p(p: float, strong: bool = False) -> TableCell:
 
 def _points(gap: Interval, strong: bool) -> TableCell:
     """Return a cell with a difference of fractions and its interval, in percentage points."""
-    ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
-    return TableCell(f"{signed_text(100 * gap.value)} [{ends}]", gap.value, strong)
+    ends = f"{signed_number(100 * gap.low)}, {signed_number(100 * gap.high)}" if gap.known else "unknown"
+    return TableCell(f"{signed_number(100 * gap.value)} [{ends}]", gap.value, strong)
 
 
 def better_variants(result: StudyResult) -> set[str]:
@@ -151,23 +102,45 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
     on_page, on_both, everywhere = ("page",), ("page", "paper"), ("page", "paper", "terminal")
     columns: list[tuple[Collection[str], Column]] = [
         (everywhere, ("variant", False, lambda one: _text(one.name, one.name in better))),
+        (on_both, ("verdict", False, lambda one: _verdict(one.name, result.comparisons))),
         (everywhere, (f"{result.metric} (%) [{level}]", True, accuracy)),
         (everywhere, ("sd over seeds", True, lambda one: number(one.sd, 1, 100))),
         (differing("seeds"), ("seeds", True, lambda one: number(len(one.seeds), 0))),
         (differing("splits"), ("splits", True, lambda one: _text(", ".join(map(str, one.splits))))),
         (on_both, (against, True, lambda one: _against(one.name, result.comparisons, seconds))),
-        (on_both, ("verdict", False, lambda one: _verdict(one.name, result.comparisons))),
         (everywhere, ("published (%)", True, published)),
         *[(on_page, (key if "(" in key else f"{key} (%)", True, _other(key))) for key in more],
         (on_page, (f"seeds alone [{level}]", True, _seeds)),
-        (on_both, ("M parameters", True, _cost(lambda cost: cost.parameters, 2, 1e-6))),
-        (on_both, ("G multiply-adds per view", True, _cost(lambda cost: cost.multiply_adds, 3, 1e-9))),
-        (on_page, ("views", True, _cost(lambda cost: cost.views, 0))),
-        (on_page, ("ms per view", True, _cost(lambda cost: cost.latency_ms, 1))),
-        (on_page, ("MiB", True, _cost(lambda cost: cost.memory_mib, 0))),
+        (("paper",), ("M parameters", True, _cost(lambda cost: cost.parameters, 2, 1e-6))),
+        (("paper",), ("G multiply-adds per view", True, _cost(lambda cost: cost.multiply_adds, 3, 1e-9))),
     ]
     caption = _paper_caption(result, level) if form == "paper" else _variants_caption(result, level)
     return _table(caption, result.variants, [column for forms, column in columns if form in forms]).filled()
+
+
+def costs_table(result: StudyResult) -> Table:
+    """Return a table with the costs of each variant; columns with one value are only in the caption."""
+    variants = [one for one in result.variants if one.cost is not None]
+    columns: list[Column] = [
+        ("variant", False, lambda one: _text(one.name)),
+        ("M parameters", True, _cost(lambda cost: cost.parameters, 2, 1e-6)),
+        ("G multiply-adds per view", True, _cost(lambda cost: cost.multiply_adds, 3, 1e-9)),
+        ("views", True, _cost(lambda cost: cost.views, 0)),
+        ("ms per view", True, _cost(lambda cost: cost.latency_ms, 1)),
+        ("MiB", True, _cost(lambda cost: cost.memory_mib, 0)),
+    ]
+    table = _table("", variants, columns).filled()
+    texts = {label: {row[place].text for row in table.rows} for place, label in enumerate(table.columns)}
+    same = [label for label in table.columns[1:] if len(texts[label]) == 1 and len(table.rows) > 1]
+    parts = (
+        [f"All variants: {', '.join(f'{next(iter(texts[label]))} {label}' for label in same)}."]
+        if same
+        else []
+    )
+    devices = sorted({one.cost.device for one in variants if one.cost and one.cost.device})
+    if devices:
+        parts.append(f"Latency and memory: forward pass of one view on {', '.join(devices)}.")
+    return replace(table.only({*table.columns} - {*same}), caption=" ".join(parts))
 
 
 def _paper_caption(result: StudyResult, level: str) -> str:
@@ -188,9 +161,6 @@ def _variants_caption(result: StudyResult, level: str) -> str:
         parts.append(f"Always guessing the most frequent class: {percent(result.chance)} %.")
     if any(one.seed_interval for one in result.variants):
         parts.append("Seeds alone: interval of the mean over training runs, for exactly these videos.")
-    devices = sorted({one.cost.device for one in result.variants if one.cost and one.cost.device})
-    if devices:
-        parts.append(f"Latency and memory: forward pass of one view on {', '.join(devices)}.")
     sources = sorted({one.published.source for one in result.variants if one.published})
     if sources:
         parts.append(f"Published: {'; '.join(sources)}.")
@@ -219,7 +189,7 @@ def _against(name: str, comparisons: Sequence[Comparison], seconds: Collection[s
     if not own:
         return TableCell("baseline", 0.0) if name in seconds else TableCell(DASH)
     first = own[0]
-    text = signed_text(100 * first.difference.value) + (f" to {first.second}" if len(seconds) > 1 else "")
+    text = signed_number(100 * first.difference.value) + (f" to {first.second}" if len(seconds) > 1 else "")
     more = f" (+ {len(own) - 1} below)" if len(own) > 1 else ""
     return TableCell(text + more, first.difference.value, _is_better(first))
 
@@ -244,36 +214,32 @@ def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
     families = len({one.family for one in result.comparisons}) > 1
     counted = result.metric == "top-1"  # a difference of mAP is not a number of clips
 
-    def discordant(one: Comparison) -> TableCell:
-        if not one.mcnemar:
-            return TableCell(DASH)
-        first, second = _discordant(one)
-        return TableCell(f"{first} : {second}", float(first - second))
+    def p_values(one: Comparison) -> TableCell:
+        text = p_text(one.p) if one.p == one.p_holm else f"{p_text(one.p)} ({p_text(one.p_holm)})"
+        return TableCell(text, one.p_holm, one.significant)
+
+    def detectable(one: Comparison) -> TableCell:
+        if one.detectable >= 1:
+            return TableCell("none", 1.0)
+        clips = f" ({one.detectable_clips})" if counted else ""
+        return TableCell(f"{100 * one.detectable:.1f}{clips}", one.detectable)
 
     columns: list[Column] = [
         ("first − second", False, lambda one: _text(f"{one.first} − {one.second}", one.significant)),
-        ("family", False, lambda one: TableCell(one.family if families else DASH, one.family)),
-        (f"points [{100 * result.level:g} %]", True, lambda one: _points(one.difference, one.significant)),
-        ("clips", True, lambda one: number(one.clips if counted else None, 1, signed=True)),
-        ("p", True, lambda one: _p(one.p)),
-        ("p, Holm", True, lambda one: _p(one.p_holm, one.significant)),
-        ("only first : only second", True, discordant),
-        ("detectable (points)", True, lambda one: number(one.detectable, 1, 100)),
-        ("detectable (clips)", True, lambda one: number(one.detectable_clips if counted else None, 0)),
         ("verdict", False, lambda one: _text(short_verdict(one), one.significant)),
+        (f"points [{100 * result.level:g} %]", True, lambda one: _points(one.difference, one.significant)),
+        ("p (Holm)", True, p_values),
+        ("clips", True, lambda one: number(one.clips if counted else None, 1, signed=True)),
+        (f"detectable{' (clips)' if counted else ''}", True, detectable),
+        ("family", False, lambda one: TableCell(one.family if families else DASH, one.family)),
     ]
     tests = sorted({one.test for one in result.comparisons})
     caption = (
-        f"Test: {'; '.join(tests)}. Detectable: the smallest true difference that would be found with 80 % "
-        "probability."
+        f"Test: {'; '.join(tests)}. p (Holm): the p value, and in brackets the value after Holm's correction if it "
+        "differs. Detectable: the smallest true difference, in points, that would be found with 80 % probability."
     )
-    if any(one.mcnemar for one in result.comparisons):
-        caption += (
-            " The column 'only first : only second' counts the videos, over all runs, that only one of the "
-            "two variants gets right."
-        )
     table = _table(caption, result.comparisons, columns).filled()
-    page_only = ("family", "only first : only second", "detectable (points)", "detectable (clips)")
+    page_only = ("family", "detectable", "detectable (clips)")
     return table if form == "page" else table.only(set(table.columns) - set(page_only))
 
 
@@ -307,7 +273,7 @@ def fusion_matrix(fusion: FusionResult) -> Table:
     def fused(pair: FusedPair | None) -> TableCell:
         if pair is None:
             return TableCell(DASH)
-        text = f"{percent(pair.accuracy.value)} ({signed_text(100 * pair.gain.value)})"
+        text = f"{percent(pair.accuracy.value)} ({signed_number(100 * pair.gain.value)})"
         shade = (pair.accuracy.value - low) / (high - low) if high > low else 0.0
         return TableCell(text, pair.accuracy.value, pair.gain.low > 0, shade)
 

@@ -97,6 +97,12 @@ class Panel:
             float(np.mean([self.cell_values[split, seed] for split in self.splits])) for seed in self.seeds
         ]
 
+    def by_source(self, values_VS: NDArray[np.float64]) -> list[float]:
+        """Return the mean of values of each source; empty if the sources are unknown or the set is multi-label."""
+        if self.groups is None or self.multi_label:
+            return []
+        return list(np.bincount(self.unit, values_VS.mean(axis=1)) / np.bincount(self.unit))
+
     @property
     def sample(self) -> Sample:
         """Weights, strata (splits) and units of the rows."""
@@ -346,6 +352,8 @@ def _comparison(item: Tested, p_holm: float, size: int, level: float) -> Compari
         groups=first.groups,
         seeds=len(first.seeds),
         per_class=_class_difference(first, main.second),
+        sources=first.by_source(first.hits - main.second.hits) if top1 else [],
+        data_needed=statistics.data_needed(main.estimate, (1 - level) / size),
     )
     identical = top1 and bool((first.hits == main.second.hits).all())
     return replace(comparison, verdict=_verdict(comparison, size, identical=identical))

@@ -87,6 +87,8 @@ class VariantResult:
     """rows of `metrics.jsonl` for each cell, with keys such as `split 1, seed 2`"""
     cost: VariantCost | None = None
     published: Published | None = None
+    sources: list[float] = field(default_factory=list)
+    """accuracy of each source as a mean over training runs; empty if unknown and for a multi-label data set"""
     best: bool = False
     """whether no variant has a higher mean; this is not a test"""
 
@@ -129,6 +131,10 @@ class Comparison:
     groups: int | None
     seeds: int
     per_class: list[float | None] = field(default_factory=list)
+    sources: list[float] = field(default_factory=list)
+    """difference of each source as a mean over training runs; empty if unknown and for a multi-label data set"""
+    data_needed: float = 0.0
+    """how many times the present data would show the difference with 80 % probability; see `statistics.data_needed`"""
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ class StudyResult:
     comparisons: list[Comparison]
     runs: list[RunRow]
     answer: str
-    """result of the tests, in one to three sentences"""
+    """result of the tests, in a few sentences"""
     notes: list[str] = field(default_factory=list)
     """caveats in one or two sentences each, for example about failed cells, few sources or mixed code versions"""
     fusion: FusionResult | None = None
@@ -210,3 +216,5 @@ class StudyResult:
     environment: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     created: str = ""
+    outlook: str = ""
+    """what more data would show, in one sentence; empty if unknown"""

@@ -14,10 +14,11 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import environment_of
 from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.statistics import LEVEL
-from two_stream.evaluation.scores.words import interval_words
+from two_stream.evaluation.scores.words import few_sources, interval_words, listed, more_data
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.runtime.text import plural
 from two_stream.studies.statistics.comparison import (
+    ENOUGH_TRAININGS,
     Cell,
     Panel,
     class_means,
@@ -39,8 +40,6 @@ from two_stream.types import ScoreTable
 
 Pair = tuple[str, str, str]
 """(family, first, second)"""
-FEW_SOURCES = 20
-"""With fewer sources than this, a note is added, because a single source has a weight of more than 5 %."""
 MANY_TESTS = 10
 _ENVIRONMENT = {"torch": "torch", "cpu": "CPU", "device": "device", "gpu": "GPU", "two-stream": "code"}
 """Facts of `environment.json` that are compared, and their names in a note."""
@@ -152,7 +151,8 @@ def study_result(
         variants=results,
         comparisons=comparisons,
         runs=list(runs),
-        answer=_answer(comparisons, results),
+        answer=_answer(comparisons, results, "mAP" if lead.multi_label else "top-1"),
+        outlook=_outlook(comparisons),
         notes=remarks,
         fusion=fusion,
         settings={variant.name: variant.settings for variant in variants if variant.settings},
@@ -330,9 +330,7 @@ def _about_pairing(panels: Mapping[str, Panel], comparisons: Sequence[Comparison
 def _about_data(panels: Mapping[str, Panel]) -> list[str]:
     found = []
     lead = next(iter(panels.values()))
-    if lead.units < FEW_SOURCES:
-        unit = "source videos" if lead.groups is not None else "videos"
-        found.append(f"Only {lead.units} {unit}: a single one of them changes the accuracy considerably.")
+    found += few_sources(lead.units, lead.groups)
     if lead.groups is None:
         found.append(
             "The sources of the videos are unknown. Clips of the same source are treated as independent, so the "
@@ -398,18 +396,20 @@ def _distinct(panels: Mapping[str, Panel], key: str) -> list[str]:
     return list(dict.fromkeys(str(table.meta[key]) for table in tables if table.meta.get(key) is not None))
 
 
-def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]) -> str:
-    """Return the result of the tests in one to three sentences."""
+def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult], metric: str) -> str:
+    """Return which variants are best, which are not shown to differ from them, and which of these is the cheapest."""
     if not comparisons:
         return "Nothing was compared."
     if len(comparisons) == 1:
         return _sentence(comparisons[0].verdict)
+    best = [variant.name for variant in variants if variant.best]
+    value = next(variant.accuracy.value for variant in variants if variant.best)
+    verb = "has" if len(best) == 1 else "have"
     shown = [comparison for comparison in comparisons if comparison.significant]
     if not shown:
         missed = [comparison.detectable for comparison in comparisons]
-        best = next((variant.name for variant in variants if variant.best), "")
         start = (
-            f"No difference shown in any of {plural(len(comparisons), 'comparison')}; {best} has the highest mean, "
+            f"No difference shown in any of {len(comparisons)} comparisons; {listed(best)} {verb} the highest mean, "
             "which may be chance."
         )
         if min(missed) >= 1:
@@ -417,16 +417,66 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
         low, high = (f"{100 * end:.1f}" for end in (min(missed), max(missed)))
         sizes = f"{low} points" if low == high else f"{low} to {high} points, by comparison,"
         return f"{start} Differences below about {sizes} would be missed here."
-    strongest = sorted(shown, key=lambda comparison: (comparison.p_holm, -abs(comparison.difference.value)))
-    sentences = [_sentence(comparison.verdict) for comparison in strongest[:2]]
-    others, open_ = len(shown) - len(sentences), len(comparisons) - len(shown)
-    if others:
-        sentences.append(
-            f"{plural(others, 'more difference')} of {plural(len(comparisons), 'comparison')} shown."
-        )
-    elif open_:
-        sentences.append(f"No difference shown in the other {plural(open_, 'comparison')}.")
-    return " ".join(sentences)
+    base = {one.second for one in comparisons}
+    if len(base) == 1 and not base & {*best}:
+        (against,) = base
+        where, kind = against, f"from {against}"
+    else:
+        against, where, kind = "", "the highest", "from the highest"
+    higher: dict[str, float] = {}
+    lower: dict[str, float] = {}
+    equal: list[str] = []
+    for variant in variants:
+        own = [one for one in comparisons if variant.name in (one.first, one.second)]
+        if against:
+            own = [one for one in own if variant.name != against]
+        else:
+            own = [one for one in own if not variant.best and {one.first, one.second} & {*best}]
+        if not own:
+            continue
+        nearest = min(own, key=lambda one: (one.significant, abs(one.difference.value)))
+        if not nearest.significant:
+            equal.append(variant.name)
+        else:
+            is_higher = (nearest.first == variant.name) == (nearest.difference.value > 0)
+            (higher if is_higher else lower)[variant.name] = 100 * abs(nearest.difference.value)
+    runs = "" if min(one.seeds for one in shown) >= ENOUGH_TRAININGS else " on these runs"
+    sentences = [f"{listed(best)} {verb} the highest {metric}, {100 * value:.1f} %."]
+    for word, found in (("Higher", higher), ("Lower", lower)):
+        names = [f"{name} ({points:.1f} points)" for name, points in found.items()]
+        sentences += [f"{word} than {where}{runs}: {listed(names)}."] if names else []
+    sentences += [f"No difference {kind} shown: {listed(equal)}."] if equal else []
+    if not against:
+        pairs = [{one.first, one.second} for one in comparisons]
+        compared = {name for pair in pairs if pair & {*best} for name in pair}
+        other = [variant.name for variant in variants if variant.name not in compared and not variant.best]
+        sentences += [f"Not compared with the highest: {listed(other)}."] if other else []
+        rest = sum({one.first, one.second}.isdisjoint(best) for one in shown)
+        sentences += [f"{plural(rest, 'further difference')} shown."] if rest else []
+    return " ".join([*sentences, *_cheapest(variants, [*higher] if against else [*best, *equal])])
+
+
+def _cheapest(variants: Sequence[VariantResult], names: Sequence[str]) -> list[str]:
+    """Return a sentence on the cheapest of several variants; empty if costs are unknown or equal."""
+    costs = {
+        one.name: one.cost.multiply_adds for one in variants if one.cost is not None and one.name in names
+    }
+    if len(costs) < len(names) or len({*costs.values()}) < 2:
+        return []
+    cheapest = min(costs, key=costs.__getitem__)
+    return [
+        f"The cheapest of these {len(names)} is {cheapest}, with {costs[cheapest] / 1e9:.3g} G multiply-adds."
+    ]
+
+
+def _outlook(comparisons: Sequence[Comparison]) -> str:
+    """Return what more data would show: about the comparison for which the least data is missing."""
+    open_ = [one for one in comparisons if not one.significant and one.data_needed > 1]
+    if not open_:
+        return ""
+    near = min(open_, key=lambda one: one.data_needed)
+    what = f"a difference of {100 * abs(near.difference.value):.1f} points between {near.first} and {near.second}"
+    return more_data(near.data_needed, what, near.groups, near.seeds)
 
 
 def _sentence(verdict: str) -> str:
