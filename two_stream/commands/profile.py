@@ -13,6 +13,7 @@ from two_stream.commands.output import print_table, write_or_print_json
 from two_stream.config.load import load_experiment
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Measure the parameters, multiply-adds, speed and memory of a model, and its data loading."
+EXAMPLES = ("profile demo/runs/rgb", "profile rgb_r2plus1d_32f_34 --batch-size 1 4 16 --json speed.json")
 PROG = "two-stream profile"
 
 
@@ -60,7 +62,7 @@ class _Flags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    options = parse(_Flags, args, PROG, SUMMARY)
+    options = parse(_Flags, args, PROG, SUMMARY, EXAMPLES)
     if not options.batch_size or min(options.batch_size) < 1 or options.seconds <= 0:
         raise SettingsError(f"{PROG}: --batch-size must be 1 or more, and --seconds more than 0")
     if options.plot and options.plot[0].suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -217,7 +219,9 @@ def _print_loading(loading: LoadingCost, sentence: str) -> None:
         ("join to a batch", f"{loading.collate:.2f}"),
         ("copy to the device", f"{loading.copy:.2f}"),
     ]
-    say(f"data loading: {loading.dataset}, {loading.modality} from {loading.source}, {loading.clips} clips")
+    say(
+        f"data loading: {loading.dataset}, {loading.modality} from {loading.source}, {plural(loading.clips, 'clip')}"
+    )
     print_table("", ("part", "ms per clip"), rows)
     say(
         f"  one worker: {1e3 / max(loading.worker_milliseconds, 1e-9):.1f} clips/s; "

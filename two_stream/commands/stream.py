@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _SEGMENT_DISTANCE = 4
 """default distance, in source frames, between segments of several frames"""
 SUMMARY = "Predict live, frame by frame: on a camera, an RTSP or HTTP stream, or a long file."
+EXAMPLES = (
+    "stream 0 --rgb demo/runs/rgb --window 8000",
+    "stream rtsp://camera/1 --rgb demo/runs/rgb --flow demo/runs/flow",
+)
 PROG = "two-stream stream"
 
 
@@ -92,7 +96,7 @@ class StreamFlags:
 
 def main(args: list[str]) -> int:
     """Run the command; return 0 at the end of the file or at --limit, 130 after Ctrl-C, 143 after SIGTERM."""
-    flags = parse(StreamFlags, args, PROG, SUMMARY)
+    flags = parse(StreamFlags, args, PROG, SUMMARY, EXAMPLES)
     _check(flags)
     from two_stream.video.decoding.live import open_source
 

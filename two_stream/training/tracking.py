@@ -14,6 +14,7 @@ from two_stream.config.schema import Experiment
 from two_stream.runtime.console import say
 from two_stream.runtime.files import checked_line, write_text
 from two_stream.runtime.plotting import SERIES, plain_figures, shades, shorten, text_on
+from two_stream.runtime.text import duration, learning_rate, per_cent, plural
 from two_stream.types import Batch, RunPaths
 
 if TYPE_CHECKING:
@@ -41,16 +42,6 @@ def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
     """Write all lines of `metrics.jsonl` atomically. Numbers that are not finite become `null`."""
     lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as `12 s`, `3 min 20 s` or `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Tracker:
@@ -97,7 +88,7 @@ class Tracker:
         if "lr" in line:
             self.writer.add_scalar("learning_rate", line["lr"], line["step"])
         if self.images and confusion is not None:
-            title = f"epoch {line['epoch']}, top-1 {100 * line['val_top1']:.1f} %"
+            title = f"epoch {line['epoch']}, top-1 {per_cent(line['val_top1'])}"
             with plain_figures():
                 figure = confusion_figure(confusion, class_names, title)
                 self.writer.add_figure("validation/confusion", figure, line["step"], close=False)
@@ -129,17 +120,17 @@ class Tracker:
     def _sentence(self, line: dict[str, Any], seconds_left: float) -> str:
         solved = "lr" not in line
         epochs = 1 if solved else self.experiment.train.epochs
-        rate = f"C {line['c']:g}" if solved else f"lr {line['lr']:.3g}"
-        skipped = f"  {line['skipped']} clips skipped" if line["skipped"] else ""
-        precision = f"  val mAP {100 * line['val_map']:.1f} %" if "val_map" in line else ""
+        rate = f"C {line['c']:g}" if solved else f"lr {learning_rate(line['lr'])}"
+        skipped = f"  {plural(line['skipped'], 'clip')} skipped" if line["skipped"] else ""
+        precision = f"  val mAP {per_cent(line['val_map'])}" if "val_map" in line else ""
         return (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
-            f"  loss {line['train_loss']:.4f}  top-1 {100 * line['train_top1']:.1f} %"
-            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {100 * line['val_top1']:.1f} %"
-            f"  top-5 {100 * line['val_top5']:.1f} %"
+            f"  train loss {line['train_loss']:.4f}  train top-1 {per_cent(line['train_top1'])}"
+            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {per_cent(line['val_top1'])}"
+            f"  val top-5 {per_cent(line['val_top5'])}"
             f"  {rate}"
-            f"  {line['seconds']:.1f} s  {line['clips_per_second']:.1f} clips/s"
-            f"{f'  {clock(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
+            f"  {duration(line['seconds'])}  {line['clips_per_second']:.1f} clips/s"
+            f"{f'  {duration(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
         )
 
 

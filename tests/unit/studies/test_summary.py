@@ -142,7 +142,7 @@ def test_caveats(studio) -> None:
     mixed = notes_of(studio, cells(), cells(code_version="0.2.0", precision="bf16"))
     assert "different versions of the code: 0.1.0; 0.2.0." in mixed
     assert "different precision: fp32; bf16." in mixed
-    assert "1 videos could not be read" in notes_of(studio, cells(skipped=["x"]), cells(skipped=["x"]))
+    assert "1 video not counted" in notes_of(studio, cells(skipped=["x"]), cells(skipped=["x"]))
     other = {(1, seed): studio.table(seed=seed, stream=1) for seed in (5, 6)}
     assert "training runs are paired in order: bert – average" in notes_of(studio, cells(), other)
     splits = cells() | {(2, seed): studio.table(split=2, seed=seed) for seed in (1, 2)}

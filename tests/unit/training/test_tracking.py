@@ -18,7 +18,8 @@ from two_stream.config.load import flatten
 from two_stream.errors import DataError
 from two_stream.evaluation.runs.lookup import history
 from two_stream.runtime.plotting import contrast
-from two_stream.training.tracking import clip_grid, clock, confusion_figure, flow_to_rgb, write_metrics
+from two_stream.runtime.text import duration
+from two_stream.training.tracking import clip_grid, confusion_figure, flow_to_rgb, write_metrics
 from two_stream.training.trainer import validate
 from two_stream.types import Batch, RunPaths
 
@@ -142,4 +143,4 @@ def test_validation_equals_numbers_by_hand() -> None:
 
 def test_flatten_and_clock() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
-    assert [clock(s) for s in (4.4, 75, 7500)] == ["4 s", "1 min 15 s", "2 h 05 min"]
+    assert [duration(s) for s in (4.4, 75, 7500)] == ["4.4 s", "1 min 15 s", "2 h 05 min"]

@@ -95,14 +95,18 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
             return cell
         return replace(cell, text=f"{cell.text} ({one.published.source})")
 
+    def differing(key: Literal["seeds", "splits"]) -> Collection[str]:
+        """Return the forms with a column that the line of the protocol replaces if all variants agree."""
+        return ("terminal",) if len({len(getattr(one, key)) for one in result.variants}) > 1 else ()
+
     on_page, on_both, everywhere = ("page",), ("page", "paper"), ("page", "paper", "terminal")
     columns: list[tuple[Collection[str], Column]] = [
         (everywhere, ("variant", False, lambda one: _text(one.name, one.name in better))),
         (on_both, ("verdict", False, lambda one: _verdict(one.name, result.comparisons))),
         (everywhere, (f"{result.metric} (%) [{level}]", True, accuracy)),
         (everywhere, ("sd over seeds", True, lambda one: number(one.sd, 1, 100))),
-        (("terminal",), ("seeds", True, lambda one: number(len(one.seeds), 0))),
-        (("terminal",), ("splits", True, lambda one: _text(", ".join(map(str, one.splits))))),
+        (differing("seeds"), ("seeds", True, lambda one: number(len(one.seeds), 0))),
+        (differing("splits"), ("splits", True, lambda one: _text(", ".join(map(str, one.splits))))),
         (on_both, (against, True, lambda one: _against(one.name, result.comparisons, seconds))),
         (everywhere, ("published (%)", True, published)),
         *[(on_page, (key if "(" in key else f"{key} (%)", True, _other(key))) for key in more],
@@ -497,7 +501,8 @@ def settings_line(result: StudyResult) -> str:
 
 
 def _print(title: str, shown: Table) -> None:
-    console.print(table(title, shown.columns, shown.texts))
+    spare = ("clips", "p", "splits", "seeds")
+    console.print(table(title, shown.columns, shown.texts, spare=spare))
 
 
 def _fusion_lines(fusion: FusionResult) -> list[str]:
