@@ -12,7 +12,7 @@ $(STAMP): constraints.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
 	@echo "installing into .venv (about two minutes, 6 GB) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2> .venv/pip.log || (cat .venv/pip.log; exit 1)
+	@$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]' 2> .venv/pip.log || (cat .venv/pip.log; exit 1)
 	@touch $@
 
 demo: $(STAMP)  ## make a small data set, train two streams, evaluate, fuse, report (about five minutes)

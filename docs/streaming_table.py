@@ -34,9 +34,7 @@ NAMES = (
     "late_temporal/rgb_resneXt3D64f101_bert10_FRMB",
     "late_temporal/rgb_resneXt3D64f101_FRMB_lstm",
     "late_temporal/rgb_resneXt3D64f101_concatenation",
-    "late_temporal/rgb_resneXt3D64f101_FRMB_NLB_concatenation",
     "late_temporal/rgb_slowfast64f_50",
-    "late_temporal/rgb_slowfast64f_50_bert10_FRAB_early",
     "late_temporal/rgb_I3D64f_bert2",
     "late_temporal/rgb_r2plus1d_64f_34_bert10",
     "3dresnets/resnet18",
@@ -56,16 +54,7 @@ NAMES = (
     "transformers/videomae_base",
 )
 """At least one network of each family in the zoo."""
-HEAD = (
-    "network",
-    "clip",
-    "a prediction every",
-    "delay",
-    "receptive field",
-    "G multiply-adds of a clip",
-    "of a prediction",
-    "ratio",
-)
+HEAD = ("network", "clip", "every", "delay", "sees", "G mult-adds")
 _TABLE = re.compile(r"(<!-- table -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
 
 
@@ -74,13 +63,13 @@ def row(name: str) -> list[str]:
     model = meta_model(zoo.resolve(name), CLASSES)
     try:
         stream = convert(model)
-    except SettingsError as error:
-        reason = re.sub("^.*?cannot stream", "cannot stream", str(error))
-        return [f"`{name}`", str(model.spec.clip_length), reason, *[""] * 5]
+    except SettingsError:
+        return [f"`{name}`", str(model.spec.clip_length), "–", "–", "–", "cannot stream"]
     clip, each = multiply_adds(model), multiply_adds_per_prediction(model)
-    field = "all frames so far" if stream.receptive_field is None else str(stream.receptive_field)
+    field = "all" if stream.receptive_field is None else str(stream.receptive_field)
     frames = [str(model.spec.clip_length), str(stream.stride), str(stream.delay), field]
-    return [f"`{name}`", *frames, f"{clip / 1e9:.2f}", f"{each / 1e9:.2f}", f"{clip / each:.1f}"]
+    costs = [f"{cost / 1e9:#.3g}".rstrip(".") for cost in (clip, each)]
+    return [f"`{name}`", *frames, "\u00a0→\u00a0".join(costs)]
 
 
 def page(text: str) -> str:

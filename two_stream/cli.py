@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -37,6 +38,14 @@ COMMANDS = {
     "weights": "list, fetch, verify and convert published checkpoints",
 }
 """Every command and its summary; a contract test compares it with the modules in `commands/`."""
+GROUPS = {
+    "Data": "demo prepare extract pack check",
+    "Train": "auto baseline train features compress",
+    "Measure": "evaluate fuse report profile",
+    "Compare": "ablate compare leaderboard board",
+    "Use": "predict stream export models weights",
+}
+"""The commands of each heading of the overview."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,13 +99,19 @@ def run() -> None:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    from two_stream.runtime.text import hanging
+
+    width = shutil.get_terminal_size().columns
+    most = max(map(len, COMMANDS))
+    groups = [
+        f"{title}:\n{hanging([(name, COMMANDS[name]) for name in names.split()], width, least=most)}"
+        for title, names in GROUPS.items()
+    ]
     return (
         "usage: two-stream COMMAND [ARGUMENTS]\n\n"
         "Two-stream video action recognition: train, evaluate, fuse, compare.\n\n"
-        + "\n".join(lines)
-        + "\n\n`two-stream COMMAND --help` shows a command's flags. Start with `two-stream demo`.\n"
+        + "\n".join(groups)
+        + "\n`two-stream COMMAND --help` shows the flags. Start with `two-stream demo`.\n"
     )
 
 
@@ -109,5 +124,10 @@ def _nearest(name: str) -> str:
 def _complain(message: str, code: int = 2, prog: str = "two-stream") -> int:
     # errors about flags already begin with the command's name
     prefix = "" if message.startswith((f"{prog} ", f"{prog}: ")) else f"{prog}: "
-    sys.stderr.write(f"{prefix}{message}\n")
+    line = f"{prefix}{message}"
+    if sys.stderr.isatty():
+        from two_stream.runtime.console import wrapped
+
+        line = wrapped(line, shutil.get_terminal_size().columns)
+    sys.stderr.write(f"{line}\n")
     return code

@@ -27,6 +27,8 @@ from two_stream.zoo.record import FILE, model_costs
 PAGES = Path(__file__).resolve().parent
 PUBLISHED = PAGES / "published.yaml"
 _TABLE = re.compile(r"(<!-- table: (?P<patterns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKS = "ᵃᵇᶜᵈᵉ"
+"""superscripts of the sources of published figures"""
 _TWO = (100, 200)
 """numbers of classes from which the classifier's part is computed"""
 
@@ -49,12 +51,18 @@ def count(record: zoo.ModelRecord) -> dict[str, Any]:
 def table(patterns: list[str], published: dict[str, Any]) -> str:
     """Return the Markdown table of the models that match."""
     records = [r for r in zoo.records() if any(fnmatchcase(r.name, pattern) for pattern in patterns)]
-    head = ["model", "clip", "classes", "M params", "published", "G multiply-adds", "published", "source"]
-    lines = [head, ["---"] * len(head), *(_row(record, published.get(record.name, {})) for record in records)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    head = ["model", "clip", "classes", "M params", "G mult-adds"]
+    sources = sorted({theirs["source"] for r in records if (theirs := published.get(r.name, {}))})
+    rows = [_row(record, published.get(record.name, {}), sources) for record in records]
+    made = "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *rows))
+    notes = ", ".join(f"{MARKS[number]} {source}" for number, source in enumerate(sources))
+    return made + (f"\nIn brackets: published figures. {notes}.\n" if sources else "")
 
 
-def _row(record: zoo.ModelRecord, theirs: dict[str, Any]) -> list[str]:
+def _row(record: zoo.ModelRecord, theirs: dict[str, Any], sources: list[str]) -> list[str]:
+    def published(name: str) -> str:
+        return f" ({theirs[name]}{MARKS[sources.index(theirs['source'])]})" if name in theirs else ""
+
     cost = model_costs()[record.name]
     classes = theirs.get("classes", 400)
     parameters, multiply_adds = cost.at(classes)
@@ -64,11 +72,8 @@ def _row(record: zoo.ModelRecord, theirs: dict[str, Any]) -> list[str]:
         f"`{record.name}`",
         f"{cost.frames}{stride} × {size_text(cost.crop)}",
         str(classes),
-        f"{parameters / 1e6:.2f}",
-        str(theirs.get("parameters", "–")),
-        f"{multiply_adds / 1e9:.2f}" if multiply_adds >= 1e9 else f"{multiply_adds / 1e9:.3f}",
-        str(theirs.get("multiply_adds", "–")),
-        theirs.get("source", "–"),
+        f"{parameters / 1e6:.2f}{published('parameters')}",
+        f"{multiply_adds / 1e9:.{2 if multiply_adds >= 1e9 else 3}f}{published('multiply_adds')}",
     ]
 
 

@@ -308,7 +308,7 @@ def few_trainings(sets: int) -> Iterator[Cell]:
     for trainings, spread in itertools.product((1, 2), (0.05, 0.1)):
         world = World(478, "HMDB51", 3, training=spread)
         rng = np.random.default_rng(20261130)
-        cell = Cell("trainings unseen", f"{trainings} of HMDB51's size, spread {spread}")
+        cell = Cell("training runs unseen", f"{trainings} of HMDB51's size, spread {spread}")
         for _ in range(sets):
             unit = world.units(rng)
             first, second = (hits[:, :trainings] for hits in world.hits(unit, rng, (0.0, 0.0)))
@@ -356,7 +356,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
     known = [row for row in rows if row["sets"]]
     lines = [
-        "| sources | sizes | accuracy covered, 1, 3, 5 trainings | equal variants “differ”, at most |",
+        "| sources | sizes | accuracy covered, 1, 3, 5 training runs | equal variants “differ”, at most |",
         "|---|---|---|---|",
     ]
     for sources, shape in [*itertools.product(SOURCES, SHAPES), (478, "HMDB51")]:

@@ -71,6 +71,7 @@ def test_functions_stay_small(repository: Path) -> None:
 def test_every_command_has_a_module_with_its_summary(repository: Path) -> None:
     modules = {p.stem for p in (repository / "two_stream" / "commands").glob("[a-z]*")} - {
         "flags",
+        "help",
         "networks",
         "output",
     }
@@ -79,6 +80,7 @@ def test_every_command_has_a_module_with_its_summary(repository: Path) -> None:
         module = import_module(f"two_stream.commands.{name}")
         assert callable(module.main)
         assert isinstance(module.SUMMARY, str)
+        assert module.EXAMPLES
 
 
 HELP = """

@@ -8,17 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_study_page_browser import CONTRAST, OPEN
-from tests.helpers.browser import NAMES, Browser, browser, find_chromium, pdf_text
+from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium, pdf_text
 from tests.helpers.runs import Runs
-from tests.helpers.studies import HOSTILE, made_compression, made_result
+from tests.helpers.studies import HEADS, HOSTILE, made_compression, made_result
 from two_stream.commands.compress.comparison import write_pages
 from two_stream.evaluation.report.run_report import write_report
 from two_stream.studies.report.study_report import write_study_report
 
 pytestmark = pytest.mark.integration
 WIDTHS = (390, 838, 1200, 1920)
-PAGES = ("study", "hostile", "report", "compression")
+PAGES = ("study", "large", "hostile", "report", "compression")
+TWENTY = tuple(f"{head} · {end}" for head in HEADS[:5] for end in ("none", "frab", "frmb", "late"))
+OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
+FIGURES = """[...document.querySelectorAll('figure')].map(figure => {
+  const svg = figure.querySelector('svg'), box = svg.getBoundingClientRect();
+  const drawn = [...svg.querySelectorAll('path, use, text')].filter(one => {
+    const own = one.getBoundingClientRect();
+    return own.width + own.height > 0;
+  }).length;
+  return [svg.getAttribute('aria-label'), box.width, box.height, drawn];
+})"""
+COLUMN = """[...document.querySelectorAll('#variants tbody tr')].map(row => row.cells[%d].textContent)"""
+PRESS = """document.querySelectorAll('#variants thead th')[%d].querySelector('button').click()"""
 CUT = """(() => {
   const found = [];
   const say = (one, why) => found.push(`${why}: <${one.tagName}> ${one.textContent.trim().slice(0, 60)}`);
@@ -81,6 +92,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     hostile = made_result(HOSTILE, classes=5, multi_label=True, fusion=True)
     return {
         "study": write_study_report(study, folder / "study.html")[0],
+        "large": write_study_report(made_result(TWENTY, classes=101, fusion=True), folder / "large.html")[0],
         "hostile": write_study_report(hostile, folder / "hostile.html")[0],
         "report": write_report([runs.make("rgb"), runs.make("flow")], folder / "report.html", mistakes=2)[0],
         "compression": write_pages(made_compression(), folder),
@@ -97,15 +109,21 @@ def test_nothing_is_cut_at_any_width(tab, pages, name):
         assert tab.complaints() == []
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         assert tab.evaluate(CUT) == [], width
+        for label, across, down, drawn in tab.evaluate(FIGURES):
+            assert min(across / 150, down / 60, drawn / 8) > 1, label
         if width >= 1200:  # the tables of a study fit a window of usual size
             boxes = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth + 1)"
             names = {*tab.evaluate(f"{boxes}.map(one => one.getAttribute('aria-label'))")}
-            assert name == "hostile" or names <= {"Settings that differ", "Runs", "Confusion matrix"}
+            assert name in ("hostile", "large") or names <= {
+                "Settings that differ",
+                "Runs",
+                "Confusion matrix",
+            }
     assert tab.evaluate(STRUCTURE) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ["study", "report", "compression"])
 def test_text_has_contrast(tab, pages, name, scheme):
     tab.size(1200, 900)
     tab.media(scheme=scheme)
@@ -152,6 +170,54 @@ def test_paper_shows_every_figure_and_table(tab, pages, name, paper):
     tab.open(pages[name])
     wanted = "[...document.querySelectorAll('svg text, h2, details.paper td, details.paper pre')]"
     texts = tab.evaluate(f"{wanted}.map(one => one.textContent)")
+    closed = tab.evaluate("document.querySelectorAll('details.paper:not([open])').length")
     printed = "".join(pdf_text(tab.pdf(paper)).split())
     missing = [text for text in texts if "".join(unicodedata.normalize("NFKC", text).split()) not in printed]
     assert missing == []
+    assert tab.evaluate("document.querySelectorAll('details.paper:not([open])').length") == closed
+
+
+def test_headers_sort_by_value_not_by_letters(tab, pages):
+    tab.size(1280, 900)
+    tab.open(pages["study"])
+    heads = tab.evaluate("[...document.querySelectorAll('#variants thead th')].map(one => one.textContent)")
+    names, given = tab.evaluate(COLUMN % 0), list(HEADS)
+    assert names == given
+    place = heads.index("ECE (%)")  # 5.0 … 10.0: as text 10.0 would come first
+    tab.evaluate(PRESS % place)
+    assert tab.evaluate(COLUMN % place) == ["10.0", "9.0", "8.0", "7.0", "6.0", "5.0"]
+    assert tab.evaluate(COLUMN % 0) == given[::-1]
+    state = "[...document.querySelectorAll('#variants thead th')].map(one => one.getAttribute('aria-sort'))"
+    assert tab.evaluate(state)[place] == "descending"
+    tab.evaluate(PRESS % place)
+    assert tab.evaluate(COLUMN % place) == ["5.0", "6.0", "7.0", "8.0", "9.0", "10.0"]
+    tab.evaluate(PRESS % 0)
+    assert tab.evaluate(COLUMN % 0) == sorted(given)
+    assert [one for one in tab.evaluate(state) if one] == ["ascending"]
+    published = heads.index("published (%)")  # what is not known comes last, both ways
+    for _ in range(2):
+        tab.evaluate(PRESS % published)
+        assert tab.evaluate(COLUMN % published) == ["70.0"] * 2 + ["–"] * 4
+    assert tab.complaints() == []
+
+
+def test_headers_are_reached_and_pressed_by_keyboard(tab, pages):
+    tab.open(pages["study"])
+    tab.evaluate("document.querySelector('#variants thead th button').focus()")
+    for kind in ("keyDown", "keyUp"):
+        tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r")
+    assert tab.evaluate(COLUMN % 0) == sorted(HEADS)
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert tab.evaluate(outline) == "solid"
+
+
+def test_page_without_script_is_whole(tab, pages):
+    tab.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        tab.size(1280, 900)
+        tab.open(pages["study"])
+        assert tab.evaluate(COLUMN % 0) == list(HEADS)
+        assert tab.evaluate("document.querySelectorAll('thead button').length") == 0
+        assert min(row[1] for row in tab.evaluate(FIGURES)[:4]) > 150
+    finally:
+        tab.call("Emulation.setScriptExecutionDisabled", value=False)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import av
@@ -21,7 +22,9 @@ from tests.helpers.server import LiveServer
 from two_stream import load_run
 from two_stream.cli import main
 from two_stream.evaluation.runs.run import reading_of
+from two_stream.streaming.live import outputs
 from two_stream.streaming.live.networks import Prepare
+from two_stream.streaming.live.outputs import BrowserWindow
 from two_stream.video.decoding.reader import open_video
 
 
@@ -44,6 +47,18 @@ def pictures() -> list[np.ndarray]:
     generator = np.random.default_rng(0)
     base = generator.integers(0, 255, (12, 16, 3)).astype(np.uint8)
     return [np.kron(np.roll(base, step, axis=1), np.ones((6, 6, 1), np.uint8)) for step in range(16)]
+
+
+def states(response) -> list[dict]:
+    """The messages of the live page's `/state`, up to the end of the stream."""
+    found: list[dict] = []
+    with response:
+        while not found or found[-1]["state"] != "ended":
+            line = response.readline()
+            if line.startswith(b"data: "):
+                found.append(json.loads(line[6:]))
+            assert line, "the connection ended without a last state"
+    return found
 
 
 def lines(path: Path) -> list[dict]:
@@ -95,6 +110,34 @@ def test_two_streams_an_annotated_file_and_the_summary(
     assert "frames," in shown.out
     assert "0 dropped" in shown.out
     assert "rgb: first after" in shown.err
+
+
+def test_the_live_page_is_told_all_classes_the_time_line_and_the_end(
+    rgb: Path, flow: Path, video: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[dict] = []
+    readers: list[threading.Thread] = []
+
+    class Watched(BrowserWindow):
+        def __init__(self, *given) -> None:
+            super().__init__(*given)
+            response = urllib.request.urlopen(f"{self.address}state", timeout=30)
+            readers.append(threading.Thread(target=lambda: told.extend(states(response))))
+            readers[0].start()
+
+    monkeypatch.setattr(outputs, "BrowserWindow", Watched)
+    assert main(["stream", str(video), "--rgb", str(rgb), "--flow", str(flow), "--window", "0"]) == 0
+    readers[0].join(10)
+    assert "live page: http://127.0.0.1:" in capsys.readouterr().err
+    assert told[0]["state"] == "connecting"
+    last = told[-1]
+    assert (last["state"], last["reason"], last["networks"]) == ("ended", "end of the file", "rgb + flow")
+    assert sorted(name for name, _ in last["guesses"]) == sorted(NAMES)
+    assert last["frames"]["total"] > 50
+    assert last["predictions"]["total"] > 10
+    points = [point for state in told for point in state["points"]]
+    assert [seconds for seconds, _ in points] == sorted({seconds for seconds, _ in points})
+    assert points
 
 
 def test_a_network_without_a_stream_goes_over_sliding_clips(

@@ -34,6 +34,33 @@ os.dup2(int(sys.argv[2]), 4)
 os.execvp(sys.argv[3], sys.argv[3:])"""
 """The protocol is spoken over descriptors 3 and 4; those handed on lie above, so that none is overwritten."""
 
+CONTRAST = """[...document.querySelectorAll(
+  'p, li, dt, dd, th, td, h1, h2, h3, a, summary, figcaption span, svg text')].filter(one =>
+  one.getClientRects().length && one.textContent.trim()).map(one => {
+  const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  let behind = one;
+  const ground = part => parse(getComputedStyle(part).backgroundColor);
+  while (behind.parentElement && ground(behind)[3] === 0) behind = behind.parentElement;
+  let back = ground(behind);
+  const svg = one.closest('svg');
+  if (svg) {
+    one.scrollIntoView({ block: 'center' });
+    const box = one.getBoundingClientRect();
+    const below = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    for (const shape of below.filter(part => part.tagName === 'path' && svg.contains(part)).reverse()) {
+      const style = getComputedStyle(shape);
+      if (style.fill === 'none') continue;
+      const alpha = style.opacity * style.fillOpacity, tint = parse(style.fill);
+      back = back.slice(0, 3).map((value, i) => alpha * tint[i] + (1 - alpha) * value);
+    }
+  }
+  const style = getComputedStyle(one), own = light(parse(svg ? style.fill : style.color)), other = light(back);
+  return [(Math.max(own, other) + 0.05) / (Math.min(own, other) + 0.05), one.textContent.trim().slice(0, 40)];
+}).sort((a, b) => a[0] - b[0])[0]"""
+"""The least contrast (WCAG) of any text with what is behind it: the page, and in figures the shapes under it."""
+
 
 def find_chromium() -> str | None:
     """Return the browser: what TWO_STREAM_CHROMIUM names, else the first one on the path."""
@@ -82,10 +109,10 @@ class Browser:
             self.events.append(message)
         return message
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait until all of it is there."""
+    def open(self, page: Path | str) -> None:
+        """Load a file or an address and wait until all of it is there."""
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._next()
 

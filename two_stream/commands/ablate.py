@@ -17,11 +17,16 @@ from two_stream.config.load import validate_settings
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say, warn
+from two_stream.runtime.text import per_cent, plural
 
 if TYPE_CHECKING:
     from two_stream.studies.running.ablation import Ran
 
 SUMMARY = "Run the missing cells of a study, and write a report with statistics."
+EXAMPLES = (
+    "ablate settings/studies/demo_heads.yaml --dry-run",
+    "ablate settings/studies/demo_heads.yaml --jobs 2",
+)
 PROG = "two-stream ablate STUDY.yaml"
 DESCRIPTION = (
     f"{SUMMARY} Every cell (a variant on a split with a seed) is an ordinary run. The same command continues an "
@@ -31,7 +36,7 @@ DESCRIPTION = (
 
 @dataclass(frozen=True)
 class _Flags:
-    jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    jobs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """number of cells (training runs) to run at the same time per GPU; if omitted, 1, or on a CPU the number of
     processors divided by the setting `threads`, if it is set"""
     devices: tuple[str, ...] = ()
@@ -59,7 +64,9 @@ def main(args: list[str]) -> int:
     """Run the command; return 0 if all cells are done, 1 if some failed, 130 after Ctrl-C, 143 after SIGTERM."""
     example = "settings/studies/demo_heads.yaml"
     name, rest = split_positional(args, "two-stream ablate", "the study file", example)
-    flags = parse(_Flags, rest, PROG, DESCRIPTION)
+    flags = parse(
+        _Flags, rest, PROG, DESCRIPTION, EXAMPLES, [("STUDY.yaml", "study file, see settings/studies")]
+    )
     study = _study(name, flags)
     command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:
@@ -104,7 +111,7 @@ def _report(ran: Ran, source: Path, command: str) -> None:
     result = summarize_study(ran, source=source, command=command)
     files = write_study_report(result, folder_of(ran.study) / "report.html")
     print_study(result)
-    say(f"report: {files[0]} (also {', '.join(path.name for path in files[1:])})")
+    say(f"open {files[0]} (also {', '.join(path.name for path in files[1:])})")
 
 
 def _study(name: str, flags: _Flags) -> Study:
@@ -138,8 +145,8 @@ def _list(study: Study, name: str, flags: _Flags) -> int:
     rows = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):
         state = "missing" if outcome is None else outcome.state
-        shown = "" if outcome is None or outcome.accuracy is None else f"{100 * outcome.accuracy:.1f} %"
+        shown = "" if outcome is None or outcome.accuracy is None else per_cent(outcome.accuracy)
         rows.append([cell.variant, cell.split, cell.seed, cell.key[:8], state, shown])
     print_table(study.name, ("variant", "split", "seed", "key", "state", "accuracy"), rows)
-    say(f"{len(rows) - ran.failed} of {len(rows)} cells are done")
+    say(f"{len(rows) - ran.failed} of {plural(len(rows), 'cell', 'is', 'are')} done")
     return 0

@@ -28,6 +28,7 @@ SUMMARY = (
     "report, and choose the best classifier. Each step prints its command. To continue an interrupted call, run the "
     "same command again."
 )
+EXAMPLES = ("auto demo/data/dataset.yaml", "auto demo/data/dataset.yaml --minutes 60 --device cuda")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class _AutoFlags(DataFlags):
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 if the data set has errors. Files of finished steps are kept."""
-    flags = parse(_AutoFlags, args, "two-stream auto", SUMMARY)
+    flags = parse(_AutoFlags, args, "two-stream auto", SUMMARY, EXAMPLES)
     from two_stream.commands import check
     from two_stream.runtime.console import say
     from two_stream.studies.auto import best_candidate, candidates

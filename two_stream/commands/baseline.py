@@ -12,12 +12,14 @@ from two_stream.commands.flags import parse
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import DataError
 from two_stream.runtime.console import say
+from two_stream.runtime.text import duration
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
     from two_stream.studies.baseline import Baseline
 
 SUMMARY = "Train linear classifiers on fixed features: the accuracy that a trained network should exceed."
+EXAMPLES = ("baseline demo/data/dataset.yaml", "baseline hmdb51 --split 2 --source videos")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class _BaselineFlags(DataFlags):
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_BaselineFlags, args, "two-stream baseline", SUMMARY)
+    flags = parse(_BaselineFlags, args, "two-stream baseline", SUMMARY, EXAMPLES)
     from two_stream.studies.baseline import run_baseline
 
     record, changes = read_data(flags)
@@ -102,5 +104,5 @@ def print_baseline(baseline: Baseline, *, as_json: bool = False) -> None:
     print_table("baseline: accuracy in %", words.columns(found), words.rows(found))
     say(protocol)
     say(
-        f"A network should exceed this accuracy. Runs and scores: {baseline.folder} ({baseline.seconds:.0f} s)"
+        f"A network should exceed this accuracy. Runs and scores: {baseline.folder} ({duration(baseline.seconds)})"
     )

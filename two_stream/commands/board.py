@@ -15,6 +15,7 @@ SUMMARY = (
     "Write one page of all runs, studies and compressions below a folder: accuracies with intervals, learning curves, "
     "filter and sort, and the settings of chosen runs side by side."
 )
+EXAMPLES = ("board demo/runs", "board demo/runs --out board.html --with-pictures")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class _BoardFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 if files are damaged."""
-    flags = parse(_BoardFlags, args, "two-stream board", SUMMARY)
+    flags = parse(_BoardFlags, args, "two-stream board", SUMMARY, EXAMPLES)
     from two_stream.studies.report.board import write_board
 
     out = flags.out or flags.folder / "board.html"
     problems = write_board(flags.folder, out, pictures=flags.with_pictures)
     for line in problems:
         warn(line)
-    say(str(out))
+    say(f"open {out}")
     return 1 if problems else 0

@@ -13,6 +13,7 @@ import tyro
 
 from two_stream.commands.flags import parse
 from two_stream.data.options import AuditOptions
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from two_stream.video.frames import FramePatterns
 
 SUMMARY = (
-    "find unreadable, short and missing videos, duplicates (--decode), and leaks between training and test"
+    "Find unreadable, short and missing videos, duplicates (--decode), and leaks between training and test."
 )
+EXAMPLES = ("check demo/data/dataset.yaml --decode", "check videos --json problems.json")
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
 """largest number of findings of one kind to print; the JSON file has all of them"""
@@ -53,16 +55,17 @@ def main(args: list[str]) -> int:
     Raises:
         TwoStreamError: A flag is wrong, or a target is neither a data set nor a path.
     """
-    options = parse(Options, args, prog="two-stream check", description=SUMMARY)
+    options = parse(Options, args, prog="two-stream check", description=SUMMARY, examples=EXAMPLES)
 
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json
 
     if not options.targets:
         raise SettingsError("two-stream check: no target given; name a data set, folders or videos")
-    findings = [finding for target in options.targets for finding in _check(target, options)]
+    checked = {target: _check(target, options) for target in options.targets}
+    findings = [finding for found, _ in checked.values() for finding in found]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    _report(findings, options.targets)
+    _report(findings, [f"{target}: {examined}" for target, (_, examined) in checked.items()])
     _report_precision(options)
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     if options.json is not None:
@@ -75,8 +78,11 @@ def main(args: list[str]) -> int:
     return 1 if counts["error"] else 0
 
 
-def _check(target: str, flags: Options) -> list[Finding]:
-    """Check a data set, a video, or the videos and the frame folders below a folder."""
+def _check(target: str, flags: Options) -> tuple[list[Finding], str]:
+    """Check a data set, a video, or the videos and the frame folders below a folder.
+
+    Return the findings, and what was examined, such as `8 classes, 120 videos, 3 splits`.
+    """
     from two_stream.config.load import nearest
     from two_stream.data.catalog import known_datasets
     from two_stream.data.prepare.audit import audit
@@ -88,7 +94,7 @@ def _check(target: str, flags: Options) -> list[Finding]:
     path = Path(target)
     record = _record(path, flags.settings_root)
     if record is not None:
-        return audit(record, flags)
+        return audit(record, flags), _size_of(record)
     if not path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES:
         hint = nearest(path.name, known_datasets(flags.settings_root))
         raise DataError(
@@ -119,7 +125,24 @@ def _check(target: str, flags: Options) -> list[Finding]:
             decode=flags.decode,
             processes=flags.processes,
         )
-    return findings
+    counts = ((len(videos), "video"), (sum(map(len, groups.values())), "frame folder"))
+    return findings, ", ".join(plural(number, what) for number, what in counts if number)
+
+
+def _size_of(record: Record) -> str:
+    from two_stream.data.splits import load_part
+    from two_stream.errors import TwoStreamError
+
+    videos: set[str] = set()
+    for modality in record.modalities():
+        for split in range(1, record.num_splits + 1):
+            with suppress(TwoStreamError):  # missing lists are already reported as findings
+                videos |= {
+                    video.id for video in load_part(record, modality, split, "train", selection="paper")
+                }
+                videos |= {video.id for video in load_part(record, modality, split, "test")}
+    counts = ((record.num_classes, "class"), (len(videos), "video"), (record.num_splits, "split"))
+    return ", ".join(plural(number, what) for number, what in counts)
 
 
 def _record(path: Path, settings_root: Path) -> Record | None:
@@ -187,7 +210,7 @@ def _report_precision(flags: Options) -> None:
                 say(f"{target}: {expected_words(record, (record.modalities() or ['rgb'])[0], 1)}")
 
 
-def _report(findings: Sequence[Finding], targets: Sequence[str]) -> None:
+def _report(findings: Sequence[Finding], examined: Sequence[str]) -> None:
     from two_stream.runtime.console import console, say, table
 
     kinds = Counter((finding.severity, finding.kind) for finding in findings)
@@ -206,5 +229,8 @@ def _report(findings: Sequence[Finding], targets: Sequence[str]) -> None:
         for row in rows:
             say("{}: {}: {}: {}".format(*row))
     counts = Counter[str](finding.severity for finding in findings)
-    summary = ", ".join(f"{counts[s]} {name}" for s, name in zip(SEVERITIES, ("errors", "warnings", "notes")))
-    say(f"{', '.join(targets)}: {summary}")
+    summary = ", ".join(
+        plural(counts[severity], name)
+        for severity, name in zip(SEVERITIES, ("error", "warning", "note"), strict=True)
+    )
+    say(f"{'; '.join(examined)} examined: {summary}")

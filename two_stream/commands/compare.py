@@ -24,11 +24,12 @@ SUMMARY = (
     "Compare runs or score files on the same videos: confidence intervals, paired tests, and the smallest difference "
     "that could be detected."
 )
+EXAMPLES = ("compare demo/runs/rgb demo/runs/flow", "compare demo/runs/rgb demo/runs/flow --out compare.html")
 
 
 @dataclass(frozen=True)
 class _CompareFlags:
-    sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]] = ()
+    sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES …")]] = ()
     """score files, or run folders, whose newest scores are used; runs that differ only in seed or split form one
     variant"""
     group: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=RUN,RUN")] = ()
@@ -57,7 +58,7 @@ class _CompareFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_CompareFlags, args, "two-stream compare", SUMMARY)
+    flags = parse(_CompareFlags, args, "two-stream compare", SUMMARY, EXAMPLES)
     result = _result(flags, args)
     if flags.json:
         print_json(asdict(result))
@@ -71,8 +72,8 @@ def main(args: list[str]) -> int:
     if flags.out is not None:
         from two_stream.studies.report.study_report import write_study_report
 
-        for path in write_study_report(result, flags.out):
-            (note if flags.json else say)(str(path))
+        for place, path in enumerate(write_study_report(result, flags.out)):
+            (note if flags.json else say)(f"{path}" if place else f"open {path}")
     return 0
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from two_stream.types import Modality, Part
 
 SUMMARY = "Generate a small data set, train both streams, evaluate, fuse and report (a few minutes)."
+EXAMPLES = ("demo", "demo --out demo2 --seed 2")
 STREAMS: tuple[Modality, ...] = ("rgb", "flow")
 PARTS: tuple[Part, ...] = ("test", "val")
 
@@ -39,7 +40,7 @@ class Options:
 
 def main(args: list[str]) -> int:
     """Run the demo and return its exit code."""
-    options = parse(Options, args, "two-stream demo", SUMMARY)
+    options = parse(Options, args, "two-stream demo", SUMMARY, EXAMPLES)
     from two_stream.commands import fuse, report
 
     start = time.monotonic()

@@ -17,6 +17,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import say, warn
 from two_stream.runtime.files import check_writable, write_json
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     from two_stream.types import ScoreTable
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 SUMMARY = "Score the videos of a split with a run or an exported file, and print the accuracies."
 RESULTS = "Evaluate a result file of Efficient-3DCNNs or 3D-ResNets (val.json) against a list of videos."
 PROG = "two-stream evaluate RUN_OR_EXPORT"
+EXAMPLES = ("evaluate demo/runs/rgb", "evaluate demo/runs/rgb --part val --views uniform --num-clips 5")
+RESULT_EXAMPLES = (
+    "evaluate --from-json val.json --truth ucf101_01.json",
+    "evaluate --from-json val.json --truth hmdb51 --split 2",
+)
+_OWN = (
+    ("RUN_OR_EXPORT", "run folder, or file that `two-stream export` wrote"),
+    (
+        "--from-json FILE",
+        "instead of a run: evaluate a result file (--from-json FILE --help shows the flags)",
+    ),
+)
 
 
 class _EvaluateFlags(EvaluateOptions):
@@ -56,7 +69,7 @@ def main(args: list[str]) -> int:
     if name:
         experiment = network_settings(Path(name))
         default = _EvaluateFlags(**experiment.evaluate.model_dump(), device=experiment.device)
-    flags = parse_over(default, rest, PROG, SUMMARY)
+    flags = parse_over(default, rest, PROG, SUMMARY, EXAMPLES, _OWN)
     return _evaluate(Path(name), flags)
 
 
@@ -121,7 +134,7 @@ class _ResultFlags:
 
 def _results(args: list[str]) -> int:
     """Evaluate a result file; return 1 if listed videos have no result."""
-    flags = parse(_ResultFlags, args, "two-stream evaluate", RESULTS)
+    flags = parse(_ResultFlags, args, "two-stream evaluate", RESULTS, RESULT_EXAMPLES)
     from two_stream.evaluation.scores.result_files import evaluate_results, read_results
 
     results, truth = read_results(flags.from_json), _truth(flags)
@@ -132,7 +145,7 @@ def _results(args: list[str]) -> int:
         return 1 if found.unseen else 0
     rows = [[f"top-{k}", f"{100 * value:.1f}"] for k, value in found.top.items()]
     print_table(f"{flags.from_json}: accuracy in %", ["", "%"], rows)
-    say(f"{found.counted} of the {found.videos} videos listed in {flags.truth} are evaluated")
+    say(f"{found.counted} of {plural(found.videos, 'video')} listed in {flags.truth} evaluated")
     if found.unseen:
         how = "ignored" if flags.ignore_unseen else "counted as wrong"
         warn(f"no result for {_some(found.unseen)}: {how}")
@@ -161,4 +174,4 @@ def _truth(flags: _ResultFlags) -> dict[str, tuple[str, ...]]:
 
 def _some(videos: tuple[str, ...]) -> str:
     more = f" and {len(videos) - 3} more" if len(videos) > 3 else ""
-    return f"{len(videos)} {'video' if len(videos) == 1 else 'videos'} ({', '.join(videos[:3])}{more})"
+    return f"{plural(len(videos), 'video')} ({', '.join(videos[:3])}{more})"

@@ -12,6 +12,7 @@ from two_stream.commands.flags import parse
 from two_stream.commands.output import print_json
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.runtime.console import say
+from two_stream.runtime.text import byte_size, plural
 
 if TYPE_CHECKING:
     from two_stream.evaluation.runs.run import AnyRun
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify the file."
+EXAMPLES = ("export demo/runs/rgb --to onnx", "export demo/runs/rgb --to onnx --int8 --out rgb_int8.onnx")
 PROG = "two-stream export"
 
 
@@ -54,7 +56,7 @@ class _ExportFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_ExportFlags, args, PROG, SUMMARY)
+    flags = parse(_ExportFlags, args, PROG, SUMMARY, EXAMPLES)
     if flags.calibration_clips < 1:
         raise SettingsError(f"{PROG}: --calibration-clips is {flags.calibration_clips}: expected 1 or more")
     if flags.stream and flags.int8:
@@ -119,16 +121,17 @@ def _show(flags: _ExportFlags, path: Path, card: ExportCard) -> None:
         return
     assert card.verified is not None
     first, logits = card.inputs[0], card.outputs[0]
-    size, classes = path.stat().st_size / 1e6, len(card.class_names)
-    say(f"{path}: {size:.1f} MB, {card.to}, {card.precision}, {classes} classes")
+    size, classes = byte_size(path.stat().st_size), len(card.class_names)
+    say(f"{path}: {size}, {card.to}, {card.precision}, {plural(classes, 'class')}")
     say(f"  in   {first.name}: {first.dtype} {_shape(first.shape)}, {first.meaning}")
     say(f"  out  {logits.name}: {logits.dtype} {_shape(logits.shape)}, {logits.meaning}")
     if card.stream is not None:
         stream = card.stream
+        used = "all frames" if stream.receptive_field is None else plural(stream.receptive_field, "frame")
         say(
-            f"  and {len(stream.states)} states; a step takes {stream.frames_per_step} frames; the first prediction "
-            f"comes after {stream.delay} frames (ignore the logits of the {stream.warm_up} steps before it) and uses "
-            f"{'all' if stream.receptive_field is None else stream.receptive_field} frames"
+            f"  and {plural(len(stream.states), 'state')}; a step takes {plural(stream.frames_per_step, 'frame')}; the "
+            f"first prediction comes after {plural(stream.delay, 'frame')} (ignore the logits of the "
+            f"{plural(stream.warm_up, 'step')} before it) and uses {used}"
         )
     found = card.verified
     agreed = f"; same class on {100 * found.agreement:.0f} %" if found.limit is None else ""

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.runtime.text import duration, plural
 
 if TYPE_CHECKING:
     from two_stream.video.extraction.many_videos import ExtractSummary
     from two_stream.video.flow import FlowNetwork
 
-SUMMARY = "videos -> folders of frames and optical flow"
+SUMMARY = "Write folders of frames and optical flow from videos."
+EXAMPLES = ("extract videos --out frames", "extract videos --out frames --flow dis --processes 4")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def main(args: list[str]) -> int:
     Raises:
         TwoStreamError: A flag is wrong, there are no videos, or the output folder cannot be written.
     """
-    options = parse(Options, args, prog="two-stream extract", description=SUMMARY)
+    options = parse(Options, args, prog="two-stream extract", description=SUMMARY, examples=EXAMPLES)
 
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json
@@ -128,9 +130,9 @@ def _print_summary(summary: ExtractSummary, out: Path, ignored: int) -> None:
                 say(f"failed: {path}: {reason}")
     written = summary.by_status("written")
     frames = sum(outcome.frames for outcome in written)
-    parts = [f"{len(written)} written ({frames} frames, {summary.frames_per_second:.1f} frames/s)"]
+    parts = [f"{len(written)} written ({plural(frames, 'frame')}, {summary.frames_per_second:.1f} frames/s)"]
     parts.append(f"{len(summary.by_status('skipped'))} skipped (finished before)")
     parts.append(f"{len(summary.failed)} failed")
     if ignored:
-        parts.append(f"{ignored} other files ignored")
-    say(f"{out}: {', '.join(parts)}; {summary.backend_version}, {summary.seconds:.1f} s")
+        parts.append(f"{plural(ignored, 'other file')} ignored")
+    say(f"{out}: {', '.join(parts)}; {summary.backend_version}, {duration(summary.seconds)}")

@@ -15,16 +15,21 @@ from two_stream.config.load import load_experiment
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say
+from two_stream.runtime.text import byte_size, duration, plural
 
 if TYPE_CHECKING:
     from two_stream.evaluation.features.cache import FeatureFacts
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Store the features of a frozen backbone for all videos and views, so that heads train without the backbone."
+EXAMPLES = ("features demo/runs/rgb", "features demo/runs/rgb --train-views 4 --out features/rgb")
 PROG = "two-stream features SOURCE"
-DESCRIPTION = (
-    f"{SUMMARY} SOURCE is a run folder, an experiment file (its network before training) or the name of a model (see "
-    "`two-stream models`). Set `data.features` of a run to the folder to train on it."
+DESCRIPTION = f"{SUMMARY} To train a run on the features, set its `data.features` to the folder."
+_OWN = (
+    (
+        "SOURCE",
+        "run folder, experiment file (its network before training), or name of a model (see `two-stream models`)",
+    ),
 )
 
 
@@ -64,7 +69,7 @@ def main(args: list[str]) -> int:
         data=source.data.model_copy(update={"features": None}),
         evaluate=source.evaluate,
     )
-    flags = parse_over(default, rest, PROG, DESCRIPTION)
+    flags = parse_over(default, rest, PROG, DESCRIPTION, EXAMPLES, _OWN)
     from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import set_deterministic, set_threads
 
@@ -135,7 +140,9 @@ def _print_usage(name: str, out: Path, facts: FeatureFacts) -> None:
     videos = sum(len(part.videos) for part in facts.parts.values())
     views = sum(part.rows for part in facts.parts.values())
     size = sum(path.stat().st_size for path in out.iterdir())
-    say(f"{out}: {videos} videos, {views} views, {size / 1e6:.1f} MB, {facts.seconds:.1f} s")
+    say(
+        f"{out}: {plural(videos, 'video')}, {plural(views, 'view')}, {byte_size(size)}, {duration(facts.seconds)}"
+    )
     start = f", init: {name}, init_part: backbone" if Path(name).is_dir() else ""
     say(f"to use the features, set data: {{features: {out}}}, train: {{freeze_until: backbone{start}}}")
     given = shlex.quote(str(out))

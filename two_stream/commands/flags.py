@@ -8,12 +8,13 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
 
+from two_stream.commands.help import Page, Rows, flag_names, overview, show_help
 from two_stream.config.load import explain, nearest, union_members
 from two_stream.errors import SettingsError
 
@@ -33,19 +34,43 @@ _OPTIONAL = re.compile(
     r"\[(?P<value>[^]]+)\]"
 )
 """tyro's message for a wrong value of an optional flag"""
+_NUMBER = re.compile(
+    r"Error parsing (?P<flag>\S+): (?:(?P<int>invalid literal for int).*|could not convert string to float): "
+    r"'(?P<value>.*)'"
+)
+"""Python's messages for a wrong number"""
 
 
-def parse(options: type[T], args: list[str], prog: str, description: str) -> T:
-    """Parse flags into a dataclass. `--help` prints and exits 0.
+def parse(
+    options: type[T],
+    args: list[str],
+    prog: str,
+    description: str,
+    examples: Sequence[str] = (),
+    own: Rows = (),
+) -> T:
+    """Parse flags into a dataclass. `--help` prints the help page and exits 0.
+
+    Args:
+        options: The dataclass.
+        args: The command line.
+        prog: The command, for messages.
+        description: What the command does, for `--help`.
+        examples: Command lines at the end of the help page.
+        own: Arguments and flags that the command has read itself, with their descriptions, for `--help`.
 
     Raises:
         SettingsError: A flag is unknown (the message suggests the most similar one), or a value is missing or wrong.
     """
-    return _cli(options, None, args, prog, description)
+    if wants_help(args):
+        show_help(Page(prog, description, examples, own), options, None, args)
+    return _cli(options, None, args, prog)
 
 
-def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
-    """Parse flags that change loaded settings. `--help` shows the loaded values.
+def parse_over(
+    default: M, args: list[str], prog: str, description: str, examples: Sequence[str] = (), own: Rows = ()
+) -> M:
+    """Parse flags that change loaded settings; the arguments are those of `parse`. `--help` shows the loaded values.
 
     The flag `--a.b.kind x` changes the kind of the section `a.b`.
 
@@ -53,10 +78,9 @@ def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
         SettingsError: As for `parse`; or values contradict each other.
     """
     default, args = _apply_kinds(default, args)
-    kinds = [f"--{name}.kind {{{','.join(members)}}}" for name, members in _unions(type(default))]
-    if kinds:
-        description = f"{description} Sections with several kinds: {'; '.join(kinds)}."
-    parsed = _cli(type(default), default, args, prog, description)
+    if wants_help(args):
+        show_help(Page(prog, description, examples, own), type(default), default, args)
+    parsed = _cli(type(default), default, args, prog)
     try:  # tyro builds nested objects one by one: validate them together
         return type(default).model_validate(parsed.model_dump())
     except ValidationError as error:
@@ -84,7 +108,11 @@ def wants_help(args: list[str]) -> bool:
 
 
 def run_subcommand(
-    prog: str, summary: str, commands: Mapping[str, tuple[Callable[[list[str]], int], str]], args: list[str]
+    prog: str,
+    summary: str,
+    commands: Mapping[str, tuple[Callable[[list[str]], int], str]],
+    args: list[str],
+    examples: Mapping[str, Sequence[str]],
 ) -> int:
     """Run the sub-command that the first argument names, and return its exit code.
 
@@ -93,15 +121,14 @@ def run_subcommand(
         summary: What it does, for `--help`.
         commands: Function and description of each sub-command.
         args: The sub-command and its arguments.
+        examples: Command lines for each sub-command.
 
     Raises:
         SettingsError: The sub-command is unknown; the message suggests the most similar one.
     """
     if not args or args[0] in ("-h", "--help"):
-        width = max(map(len, commands))
-        lines = "".join(f"  {name:<{width}}  {text}\n" for name, (_, text) in commands.items())
-        sys.stdout.write(f"usage: {prog} SUB-COMMAND [ARGUMENTS]\n\n{summary}\n\n{lines}\n")
-        sys.stdout.write(f"`{prog} SUB-COMMAND --help` shows the flags of a sub-command.\n")
+        rows = [(name, text) for name, (_, text) in commands.items()]
+        sys.stdout.write(overview(prog, summary, rows, [lines[0] for lines in examples.values()]))
         return 0
     if args[0] not in commands:
         raise SettingsError(f"{prog}: unknown sub-command {args[0]!r}{nearest(args[0], list(commands))}")
@@ -130,30 +157,20 @@ def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[
     return None, args
 
 
-def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: str) -> T:
+def _cli(kind: type[T], default: Any, args: list[str], prog: str) -> T:
     complaint = io.StringIO()
     # without loaded settings, None is the default of optional flags and not accepted as a value
     config = (tyro.conf.AvoidSubcommands, *([tyro.conf.DisallowNone] if default is None else []))
-    given = {"config": config} | ({} if default is None else {"default": default})
-    shows_help = wants_help(args)
+    given = {} if default is None else {"default": default}
     columns = os.environ.get("COLUMNS")
-    if not shows_help:
-        os.environ["COLUMNS"] = "4000"  # tyro wraps messages at the terminal's width
+    os.environ["COLUMNS"] = "4000"  # tyro wraps messages at the terminal's width
     try:
-        with contextlib.nullcontext() if shows_help else contextlib.redirect_stderr(complaint):
-            parsed: T = tyro.cli(
-                kind,
-                args=args,
-                prog=prog,
-                description=description,
-                **given,
-            )
+        with contextlib.redirect_stderr(complaint):
+            parsed: T = tyro.cli(kind, args=args, prog=prog, add_help=False, config=config, **given)
             _refuse_repeated_lists(parsed, args, prog)
             return parsed
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        message = _one_line(_COLOUR.sub("", complaint.getvalue()), lambda: _flags(kind, description, given))
+    except SystemExit:
+        message = _one_line(_COLOUR.sub("", complaint.getvalue()), lambda: flag_names(kind, default))
         raise SettingsError(f"{prog}: {message}") from None
     finally:
         if columns is None:
@@ -174,13 +191,6 @@ def _refuse_repeated_lists(parsed: object, args: Sequence[str], prog: str) -> No
         appends = tyro.conf.UseAppendAction in get_args(hint)
         if isinstance(getattr(value, last, None), tuple | list) and not appends:
             raise SettingsError(f"{prog}: {name} is given twice; pass all its values after one {name}")
-
-
-def _flags(kind: type[Any], description: str, given: dict[str, Any]) -> list[str]:
-    help_text = io.StringIO()
-    with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
-        tyro.cli(kind, args=["--help"], description=description, **given)
-    return list(dict.fromkeys(re.findall(r"(?<![\w`-])--\w[\w.-]*\w", _COLOUR.sub("", help_text.getvalue()))))
 
 
 def _unknown(words: list[str], flags: list[str]) -> str:
@@ -220,6 +230,12 @@ def _one_line(box: str, flags: Callable[[], list[str]]) -> str:
         if what != wrong["what"]:  # the messages of our own validators are complete
             return f"`{key}`: {what}"
         return f"`{key}` is {wrong['value']}: {what[0].lower()}{what[1:]}"
+    text = _NUMBER.sub(
+        lambda found: (
+            f"{found['flag']} is {found['value']}: expected a {'whole ' * bool(found['int'])}number"
+        ),
+        text,
+    )
     optional = _OPTIONAL.match(text)
     if optional:
         return f"{optional['flag']} is {optional['value']}: expected {optional['kind']}"
@@ -242,16 +258,6 @@ def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
             value = waiting.pop(0)
         default = _with_kind(default, name[2:].replace("-", "_").split(".")[:-1], value)
     return default, rest
-
-
-def _unions(options: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield the flag and the kinds of every section that has several kinds."""
-    for name, field in options.model_fields.items():
-        members = union_members(field)
-        if members:
-            yield prefix + name, sorted(members)
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _unions(field.annotation, f"{prefix}{name}.")
 
 
 def _with_kind(options: M, path: list[str], kind: str) -> M:

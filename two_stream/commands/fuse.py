@@ -12,16 +12,21 @@ from two_stream.commands.flags import parse
 from two_stream.commands.output import print_json
 from two_stream.errors import ScoreError
 from two_stream.runtime.console import say, warn
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     from two_stream.types import ScoreTable
 
 SUMMARY = "Fuse the scores of two or more streams, and print the accuracy of each stream and of the fusion."
+EXAMPLES = (
+    "fuse demo/runs/rgb demo/runs/flow",
+    "fuse demo/runs/rgb demo/runs/flow --rule learned --out fused.npz",
+)
 
 
 @dataclass(frozen=True)
 class _FuseFlags:
-    scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
+    scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES …")]]
     """two or more score files or run folders; for a run folder, the newest scores of --part are used"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
     """which scores are summed; l2: L2-normalised logits (see the paper); learned: logistic stacking fitted on the
@@ -42,7 +47,7 @@ class _FuseFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_FuseFlags, args, "two-stream fuse", SUMMARY)
+    flags = parse(_FuseFlags, args, "two-stream fuse", SUMMARY, EXAMPLES)
     from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
     from two_stream.evaluation.scores.fusion import fuse
 
@@ -98,7 +103,9 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: _FuseFlags) -> Non
     if fused.meta.get("fitted_on"):
         heat = fused.meta.get("temperature")
         extra = f", temperature {heat:.3g}" if heat is not None else ""
-        say(f"weights {weights}{extra}, fitted on {fused.meta['fitted_videos']} videos of the holdout part")
+        say(
+            f"weights {weights}{extra}, fitted on {plural(fused.meta['fitted_videos'], 'video')} of the holdout part"
+        )
     elif len(set(fused.meta["weights"])) > 1:
         say(f"weights {weights}, set with --weights")
     say(sentence)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from two_stream.studies.leaderboard import Leaderboard
 
 SUMMARY = (
-    "Rank all score files in a folder, one table per data set, split and protocol. The sign = marks runs that are not "
+    "Rank all score files in a folder, one table per data set, split and protocol. The sign ≈ marks runs that are not "
     "significantly different from the best run."
 )
+EXAMPLES = ("leaderboard demo/runs", "leaderboard demo/runs --out leaderboard.md")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class _LeaderboardFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 if score files are damaged."""
-    flags = parse(_LeaderboardFlags, args, "two-stream leaderboard", SUMMARY)
+    flags = parse(_LeaderboardFlags, args, "two-stream leaderboard", SUMMARY, EXAMPLES)
     from two_stream.studies import leaderboard
 
     if flags.out is not None and flags.out.suffix.lower() not in (".csv", ".md"):
@@ -53,11 +54,17 @@ def main(args: list[str]) -> int:
     else:
         for board in found.boards:
             say(board.title)
-            print_table(f"{board.metric} in %", leaderboard.COLUMNS, leaderboard.rows(board))
+            print_table(
+                f"{board.metric} in %",
+                leaderboard.COLUMNS,
+                leaderboard.rows(board),
+                spare=("modality", "runs", "model", "date"),
+                constant=("modality", "model", "runs", "date"),
+            )
         if any(standing.level_with_best for board in found.boards for standing in board.standings):
             say(
-                "=: not significantly different from the best variant that has three or more training runs (paired "
-                "test, corrected over all pairs)"
+                "≈: not significantly different from the best variant that has three or more training runs, whose "
+                "place follows (paired test, corrected over all pairs)"
             )
     for line in found.damaged:
         warn(line)

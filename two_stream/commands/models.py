@@ -10,7 +10,8 @@ import tyro
 from two_stream.commands.flags import parse
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import TwoStreamError
-from two_stream.runtime.console import console, say
+from two_stream.runtime.console import say
+from two_stream.runtime.text import plural
 from two_stream.types import size_text
 
 if TYPE_CHECKING:
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
     from two_stream.zoo import ModelRecord
 
 SUMMARY = "List the named models with their cost, or show one model stage by stage."
+EXAMPLES = ("models", "models '*bert*' --num-classes 51")
 LIBRARY = "pretrained"
 """Shown for models whose library provides weights; `model.backbone.pretrained` loads them."""
-_WIDE = 100
-"""Smallest terminal width at which the table has the column `source`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Flags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    options = parse(_Flags, args, "two-stream models", SUMMARY)
+    options = parse(_Flags, args, "two-stream models", SUMMARY, EXAMPLES)
     from two_stream import zoo
 
     exact = not any(sign in options.pattern for sign in "*?[")
@@ -51,9 +51,8 @@ def main(args: list[str]) -> int:
         print_json(rows)
     else:
         columns = ("name", "M params", "G MACs", "input", "weights", "source")
-        shown = len(columns) - (console.width < _WIDE)  # the first part of a name is its source
-        title = f"{len(rows)} models ({options.num_classes} classes)"
-        print_table(title, columns[:shown], [_cells(row)[:shown] for row in rows])
+        title = f"{plural(len(rows), 'model')} ({plural(options.num_classes, 'class')})"
+        print_table(title, columns, [_cells(row) for row in rows], spare=("weights", "source"))
     return 0
 
 
@@ -135,7 +134,7 @@ def _show(record: ModelRecord, options: _Flags) -> None:
     say(f"  weights    {', '.join(_weights(record, _files())) or 'none'}")
     say(f"  input      {_describe(model)}")
     say(
-        f"  cost       {parameter_count(model) / 1e6:.2f} M parameters with {options.num_classes} classes, "
+        f"  cost       {parameter_count(model) / 1e6:.2f} M parameters with {plural(options.num_classes, 'class')}, "
         f"{whole / 1e9:.2f} G multiply-adds per clip"
     )
     say(f"  counting   {CONVENTION}")
@@ -164,10 +163,10 @@ def _describe(model: Recognizer) -> str:
     low, high = spec.value_range
     stride = f"with stride {spec.stride}"
     if spec.segments:
-        stride = f"from {spec.segments} segments of the video"
+        stride = f"from {plural(spec.segments, 'segment')} of the video"
         stride += f", stride {spec.stride}" if spec.clip_length > spec.segments else ""
-    stack = f" of {spec.stack} fields" if spec.stack > 1 else ""
+    stack = f" of {plural(spec.stack, 'field')}" if spec.stack > 1 else ""
     return (
-        f"{spec.modality}, {spec.clip_length} frames{stack} {stride}, {size_text(spec.crop)} cut from "
+        f"{spec.modality}, {plural(spec.clip_length, 'frame')}{stack} {stride}, {size_text(spec.crop)} cut from "
         f"{spec.resize[0]}×{spec.resize[1]}, values {low:g}..{high:g}, mean {spec.mean}, std {spec.std}"
     )

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from two_stream.runtime.console import console, say, table
+from two_stream.runtime.console import console, table
 from two_stream.runtime.files import write_json
 from two_stream.runtime.text import json_text
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; an empty title is omitted."""
-    console.print(table(title, columns, rows))
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], **options: Sequence[str]
+) -> None:
+    """Print a table; an empty title is omitted. The options are those of `console.table`."""
+    console.print(table(title, columns, rows, **options))
 
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
-    say(json_text(value, indent=2))
+    console.print(json_text(value, indent=2), markup=False, soft_wrap=True)
 
 
 def write_or_print_json(target: Path | str, value: Any) -> bool:

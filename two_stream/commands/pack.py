@@ -10,17 +10,20 @@ import tyro
 
 from two_stream.commands.flags import parse
 from two_stream.data.options import PackOptions
+from two_stream.runtime.text import byte_size, plural
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
     from two_stream.data.packing import PackSummary
     from two_stream.types import Modality
 
-SUMMARY = (
-    "frame folders or videos -> shards that are read several times as fast, from a disk or object storage"
+SUMMARY = "Pack frame folders or videos into shards, which are read several times as fast, also from object storage."
+EXAMPLES = (
+    "pack demo/data/dataset.yaml --out shards",
+    "pack demo/data/dataset.yaml --out shards --modality both",
 )
 DESCRIPTION = (
-    f"{SUMMARY}. Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "
+    f"{SUMMARY} Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "
     "OUT/flow. To train on the shards, use `--data.source shards --data.shards OUT` (or the URL of a copy); the "
     "batches "
     "for a seed stay the same. To continue after an interruption, run the same command again; finished shards are kept."
@@ -53,7 +56,7 @@ def main(args: list[str]) -> int:
     Raises:
         TwoStreamError: A flag is wrong, there is no such data set, or the output folder cannot be used.
     """
-    options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION)
+    options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION, examples=EXAMPLES)
 
     from two_stream.data.catalog import load_record
     from two_stream.data.packing import verify_shards
@@ -109,23 +112,17 @@ def _report(summary: PackSummary, how: PackOptions) -> None:
     from two_stream.runtime.console import say, warn
 
     for name, packed, listed in summary.short:
-        warn(f"{name}: packed {packed} frames, but the split list says {listed}")
+        warn(f"{name}: packed {plural(packed, 'frame')}, but the split list says {listed}")
     for name, reason in summary.failed:
         say(f"failed: {name}: {reason}")
     there = summary.shards - summary.written
-    parts = [f"{summary.videos} videos, {summary.frames} frames in {summary.shards} shards"]
-    parts.append(f"{_size(summary.bytes)}, {_size(summary.bytes / max(1, summary.frames))} per frame")
+    parts = [
+        f"{plural(summary.videos, 'video')}, {plural(summary.frames, 'frame')} in {plural(summary.shards, 'shard')}"
+    ]
+    parts.append(f"{byte_size(summary.bytes)}, {byte_size(summary.bytes / max(1, summary.frames))} per frame")
     parts.append(f"{summary.written} written, {there} existed")
     if summary.failed:
-        parts.append(f"{len(summary.failed)} videos failed (run again to retry their shards)")
+        parts.append(f"{plural(len(summary.failed), 'video')} failed (run again to retry their shards)")
     if how.encoding == "jpeg":
         parts.append("pixels differ from the source")
     say(f"{summary.folder}: {'; '.join(parts)}")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

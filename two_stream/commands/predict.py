@@ -17,6 +17,7 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.pretrained.kinds import refuse_checkpoint
 from two_stream.runtime.console import bar, note, say, warn
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
 SUMMARY = "Classify videos with RGB or flow networks, or with both; optical flow is computed from the video."
+EXAMPLES = (
+    "predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
+    "predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
+)
 
 
 @dataclass(frozen=True)
 class _PredictFlags:
-    videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="VIDEO [VIDEO ...]")]]
+    videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="VIDEO …")]]
     """video files"""
     rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """run folder or exported file of an RGB network; repeat the flag for several networks, which are fused"""
@@ -84,7 +89,7 @@ class _Stream:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 2 if a video could not be read."""
-    flags = parse(_PredictFlags, args, "two-stream predict", SUMMARY)
+    flags = parse(_PredictFlags, args, "two-stream predict", SUMMARY, EXAMPLES)
     if not flags.videos:
         raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
     for video in flags.videos:
@@ -230,8 +235,7 @@ def _draw_attention(streams: Sequence[_Stream], video: Path, out: Path, result: 
     best = result["top"][0]
     names = {"rgb": "RGB"}
     seen = [
-        f"{names.get(name, name)} ({one['views']} {'view' if one['views'] == 1 else 'views'})"
-        for name, one in result["streams"].items()
+        f"{names.get(name, name)} ({plural(one['views'], 'view')})" for name, one in result["streams"].items()
     ]
     fused = f", fused by {result['fusion']}" if result["fusion"] else ""
     whose = " and ".join(dict.fromkeys(one.whose for one in found))
@@ -261,9 +265,10 @@ def _draw_timeline(
     shown = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
     clips = {
-        f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)
+        f"{views.views} clips of {plural(run.model.spec.clip_length, 'frame')}"
+        for run, views in zip(runs, options)
     }
-    title = f"{video.name}: {shown}{fused}; {len(found)} windows, {' and '.join(sorted(clips))}"
+    title = f"{video.name}: {shown}{fused}; {plural(len(found), 'window')}, {' and '.join(sorted(clips))}"
     draw_timeline(picture, title, found, names)
 
 
@@ -302,9 +307,11 @@ def _show(result: dict[str, Any]) -> None:
         rows.append([place, guess["class"], f"{100 * share:5.1f} %  {bar(share, 20)}"])
     say(result["video"])
     print_table("", ["", "class", "probability"], rows)
-    parts = [f"{name}: {one['top'][0]['class']} ({one['views']} views)" for name, one in streams.items()]
+    parts = [
+        f"{name}: {one['top'][0]['class']} ({plural(one['views'], 'view')})" for name, one in streams.items()
+    ]
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
-    say(f"{result['frames']} frames · {' · '.join(parts)}{fusion}")
+    say(f"{plural(result['frames'], 'frame')} · {' · '.join(parts)}{fusion}")
     if result["damage"]:
         warn(f"{result['video']}: {result['damage']}; only the frames that could be decoded were used")
     for key in ("annotated", "attention"):

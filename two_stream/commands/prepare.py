@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.commands.help import overview
 from two_stream.config.load import nearest
 from two_stream.data.options import AnnotationOptions, FolderOptions
 from two_stream.errors import SettingsError
@@ -16,7 +18,13 @@ from two_stream.errors import SettingsError
 if TYPE_CHECKING:
     from two_stream.data.prepare.folders import Prepared
 
-SUMMARY = "videos or official split files -> a data set's record and split lists"
+SUMMARY = (
+    "Write a data set's record and split lists from videos in class folders or from official split files."
+)
+EXAMPLES = (
+    "prepare folder videos --name mine",
+    "prepare folder videos --name mine --splits 3 --test-fraction 0.2",
+)
 NAMED = 10
 """largest number of left-out videos to name; there may be thousands in a large data set"""
 
@@ -52,12 +60,15 @@ def main(args: list[str]) -> int:
 def _prepare(kind: str, args: list[str]) -> Prepared:
     prog = f"two-stream prepare {kind}"
     if kind == "folder":
-        flags = parse(FolderFlags, args, prog=prog, description=SUMMARY)
+        flags = parse(FolderFlags, args, prog=prog, description=SUMMARY, examples=EXAMPLES)
 
         from two_stream.data.prepare.folders import prepare_folder
 
         return prepare_folder(flags.videos, flags.name, flags.out, flags)
-    options = parse(AnnotationOptions, args, prog=prog, description=SUMMARY)
+    examples = [
+        f"prepare {kind} --annotations official --{source} {source}" for source in ("videos", "frames")
+    ]
+    options = parse(AnnotationOptions, args, prog=prog, description=SUMMARY, examples=examples)
 
     from two_stream.data.prepare.adapters.build import prepare_annotations
 
@@ -72,13 +83,19 @@ def _kinds() -> list[str]:
 
 def _usage() -> None:
     from two_stream.data.prepare.adapters import ADAPTERS
-    from two_stream.runtime.console import say
 
-    say(f"usage: two-stream prepare {{{','.join(_kinds())}}} …\n\n{SUMMARY}\n")
-    say("  folder VIDEOS --name NAME   class sub-folders -> stratified splits grouped by source video")
-    for kind, adapter in ADAPTERS.items():
-        say(f"  {kind:11s} --annotations {adapter.files}")
-    say("\n`two-stream prepare KIND --help` shows the flags of a kind.")
+    rows = [
+        (
+            "folder",
+            "a folder with one sub-folder of videos per class: stratified splits grouped by source video",
+        )
+    ]
+    rows += [(kind, f"--annotations: {adapter.files}") for kind, adapter in ADAPTERS.items()]
+    examples = [
+        EXAMPLES[0],
+        "prepare hmdb51 --annotations testTrainMulti_7030_splits --videos videos",
+    ]
+    sys.stdout.write(overview("two-stream prepare", SUMMARY, rows, examples, "KIND"))
 
 
 def _report(made: Prepared) -> int:

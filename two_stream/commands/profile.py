@@ -13,6 +13,7 @@ from two_stream.commands.output import print_table, write_or_print_json
 from two_stream.config.load import load_experiment
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say
+from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Measure the parameters, multiply-adds, speed and memory of a model, and its data loading."
+EXAMPLES = ("profile demo/runs/rgb", "profile rgb_r2plus1d_32f_34 --batch-size 1 4 16 --json speed.json")
 PROG = "two-stream profile"
 
 
@@ -54,13 +56,13 @@ class _Flags:
     json: Path | None = None
     """JSON file to write; - prints the JSON instead of tables"""
     plot: tuple[Path, ...] = ()
-    """figure to write: clips per second against batch size; if score files or runs follow, accuracy against
-    multiply-adds"""
+    """figure to write: each stage's share of the time, multiply-adds and parameters; for several batch sizes, clips
+    per second against batch size; if score files or runs follow, accuracy against multiply-adds"""
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    options = parse(_Flags, args, PROG, SUMMARY)
+    options = parse(_Flags, args, PROG, SUMMARY, EXAMPLES)
     if not options.batch_size or min(options.batch_size) < 1 or options.seconds <= 0:
         raise SettingsError(f"{PROG}: --batch-size must be 1 or more, and --seconds more than 0")
     if options.plot and options.plot[0].suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -104,7 +106,7 @@ def main(args: list[str]) -> int:
     if options.json is not None and write_or_print_json(options.json, found):
         note(f"wrote {options.json}")
     if options.plot:
-        _plot(options, points, speeds)
+        _plot(options, points, costs, speeds)
     return 0
 
 
@@ -217,7 +219,9 @@ def _print_loading(loading: LoadingCost, sentence: str) -> None:
         ("join to a batch", f"{loading.collate:.2f}"),
         ("copy to the device", f"{loading.copy:.2f}"),
     ]
-    say(f"data loading: {loading.dataset}, {loading.modality} from {loading.source}, {loading.clips} clips")
+    say(
+        f"data loading: {loading.dataset}, {loading.modality} from {loading.source}, {plural(loading.clips, 'clip')}"
+    )
     print_table("", ("part", "ms per clip"), rows)
     say(
         f"  one worker: {1e3 / max(loading.worker_milliseconds, 1e-9):.1f} clips/s; "
@@ -226,12 +230,27 @@ def _print_loading(loading: LoadingCost, sentence: str) -> None:
     say(f"  {sentence}")
 
 
-def _plot(options: _Flags, points: list[Any], speeds: list[Speed]) -> None:
+def _plot(options: _Flags, points: list[Any], costs: list[StageCost], speeds: list[Speed]) -> None:
     from two_stream.evaluation.pictures import cost_figure
 
     target = options.plot[0]
     if points:
         cost_figure.accuracy_against_cost(points, target)
+    elif len(set(options.batch_size)) == 1:
+        first = next(speed for speed in speeds if speed.work == "forward")
+        time = f"{first.milliseconds:.1f} ms per batch"
+        total, size = sum(cost.multiply_adds for cost in costs), sum(cost.parameters for cost in costs)
+        stages = {
+            cost.name: {
+                time: first.stages.get(cost.name, 0.0),
+                f"{total / 1e9:.2f} G multiply-adds": float(cost.multiply_adds),
+                f"{size / 1e6:.2f} M parameters": float(cost.parameters),
+            }
+            for cost in costs
+        }
+        stages["other"] = {time: first.stages["other"]}
+        title = f"{options.model}: {first.precision}, batch size {first.batch_size}, {first.device}"
+        cost_figure.stage_shares(title, stages, target)
     else:
         cost_figure.throughput(options.model, [speed.as_dict() for speed in speeds], target)
     note(f"wrote {target}")

@@ -12,11 +12,12 @@ from two_stream.commands.flags import parse
 from two_stream.runtime.console import say
 
 SUMMARY = "Write a report of runs or score files: a self-contained HTML page, JSON and Markdown."
+EXAMPLES = ("report demo/runs/rgb", "report demo/runs/rgb demo/runs/flow --out report.html")
 
 
 @dataclass(frozen=True)
 class _ReportFlags:
-    sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
+    sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES …")]]
     """score files, or run folders, whose newest test scores are used; several streams are also fused"""
     out: Path | None = None
     """page to write; if omitted, report.html in the run folder, or in the current folder for several streams"""
@@ -30,12 +31,13 @@ class _ReportFlags:
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(_ReportFlags, args, "two-stream report", SUMMARY)
+    flags = parse(_ReportFlags, args, "two-stream report", SUMMARY, EXAMPLES)
     from two_stream.evaluation.report.run_report import write_report
 
     written = write_report(
         flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes
     )
-    for path in written:
+    say(f"open {written[0]}")
+    for path in written[1:]:
         say(str(path))
     return 0

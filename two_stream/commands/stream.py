@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 _SEGMENT_DISTANCE = 4
 """default distance, in source frames, between segments of several frames"""
 SUMMARY = "Predict live, frame by frame: on a camera, an RTSP or HTTP stream, or a long file."
+EXAMPLES = (
+    "stream 0 --rgb demo/runs/rgb --window 8000",
+    "stream rtsp://camera/1 --rgb demo/runs/rgb --flow demo/runs/flow",
+)
 PROG = "two-stream stream"
 
 
@@ -92,7 +96,7 @@ class StreamFlags:
 
 def main(args: list[str]) -> int:
     """Run the command; return 0 at the end of the file or at --limit, 130 after Ctrl-C, 143 after SIGTERM."""
-    flags = parse(StreamFlags, args, PROG, SUMMARY)
+    flags = parse(StreamFlags, args, PROG, SUMMARY, EXAMPLES)
     _check(flags)
     from two_stream.video.decoding.live import open_source
 
@@ -264,9 +268,9 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             recording = Recording(flags.annotate, pipeline.source.fps)
             stack.callback(recording.close)
         if flags.window is not None:
-            window = BrowserWindow(flags.window)
-            stack.callback(window.close)
-            note(f"live image: {window.address}")
+            window = BrowserWindow(flags.window, watcher.status, lambda: pipeline.attempt)
+            stack.enter_context(window)
+            note(f"live page: {window.address}")
         if flags.limit is not None:
             # a timer, because a lost source sends no frame after which to check the time
             timer = threading.Timer(flags.limit, pipeline.stop)
@@ -284,9 +288,13 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             if recording is not None and not seen.ended:
                 for frame in (*seen.passed, seen.frame):
                     recording.add(frame.picture, frame.seconds, guesses)
-            if window is not None and not seen.ended:
-                window.show(seen.frame.picture, guesses)
+            if window is not None:
+                window.show(seen.frame.picture, watcher.status)
             screen.update()
+        if window is not None:
+            over = flags.limit is not None and time.monotonic() - begin >= flags.limit
+            ended = "--limit is reached" if over else "" if pipeline.source.live else "end of the file"
+            window.close("stopped in the terminal" if stop.received is not None else ended)
     _print_summary(flags, watcher, time.monotonic() - begin)
     return 0 if stop.received is None else 128 + stop.received
 

@@ -13,6 +13,7 @@ from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
+from two_stream.runtime.text import per_cent
 
 if TYPE_CHECKING:
     from two_stream.late_temporal.training import PublishedTraining
@@ -22,16 +23,29 @@ Action = Callable[[], int]
 SUMMARY = "Train one stream (RGB or flow) on one split."
 PROG = "two-stream train FILE.yaml"
 DESCRIPTION = (
-    f"{SUMMARY} Every setting of the file can be changed with a flag; the defaults below are the values of the file. "
-    "--resume: continue an interrupted run, with bit-identical results. --overwrite: start over in an existing run "
-    "folder. --recipe late-temporal instead of a file: use the flags of the published trainers (add --help to list "
-    "them)."
+    f"{SUMMARY} Every setting of the file can be changed with a flag; --help shows the file's values."
+)
+EXAMPLES = (
+    "train demo/rgb.yaml --name rgb_lstm --model.head.kind lstm",
+    "train demo/rgb.yaml --help train.optimizer",
+)
+RECIPE_EXAMPLES = (
+    "train --recipe late-temporal --dataset hmdb51 --split 2 --runs runs",
+    "train --recipe late-temporal --arch rgb_r2plus1d_32f_34_bert10 --evaluate",
+)
+_OWN = (
+    ("FILE.yaml", "experiment file, see settings/experiments"),
+    ("--resume", "continue an interrupted run, with bit-identical results"),
+    ("--overwrite", "start over in an existing run folder"),
+    (
+        "--recipe late-temporal",
+        "instead of a file: the flags of the published trainers (--recipe late-temporal --help shows them)",
+    ),
 )
 RECIPE_DESCRIPTION = (
     f"{SUMMARY} These are the flags and defaults of the published trainers: the optimizer depends on the architecture, "
     "the learning rate drops when the validation loss stagnates, and sampling and crops are the published ones. The "
-    "best "
-    "epoch is selected on the test list, and all score files say so. Flags of `two-stream train FILE`, such as "
+    "best epoch is selected on the test list, and all score files say so. Flags of `two-stream train FILE`, such as "
     "--train.precision bf16, --runs DIR or --device cuda:1, override these flags; --overwrite starts over."
 )
 
@@ -55,7 +69,7 @@ def _read(args: list[str]) -> Action:
     example = "settings/experiments/own_videos_rgb.yaml"
     name, rest = split_positional(args, "two-stream train", "the experiment file", example)
     default = load_experiment(name) if name else Experiment()
-    experiment = parse_over(default, rest, PROG, DESCRIPTION)
+    experiment = parse_over(default, rest, PROG, DESCRIPTION, EXAMPLES, _OWN)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 
 
@@ -73,7 +87,7 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
 
     check_recipe(recipe)
     published, ours = split_flags(args)
-    flags = parse(PublishedTraining, published, SOURCE, RECIPE_DESCRIPTION)
+    flags = parse(PublishedTraining, published, SOURCE, RECIPE_DESCRIPTION, RECIPE_EXAMPLES)
     record = zoo.find(flags.arch)
     bare = record.name.partition("/")[2]
 
@@ -194,7 +208,7 @@ def _summary(result: TrainResult) -> None:
     label = labels.get(result.selection, result.selection)
     say(
         f"best epoch {result.best_epoch} of {result.epochs}: "
-        f"validation {result.metric} {100 * result.best_top1:.1f} %, loss {result.best_loss:.4f} "
+        f"validation {result.metric} {per_cent(result.best_top1)}, loss {result.best_loss:.4f} "
         f"(single centred clip, {label})"
     )
     say(f"next: two-stream evaluate {shlex.quote(str(result.run.root))}")

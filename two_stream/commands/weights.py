@@ -21,7 +21,8 @@ from two_stream.pretrained.files.manifest import (
     local_file,
     read_manifest,
 )
-from two_stream.runtime.console import note, say
+from two_stream.runtime.console import console, note, say
+from two_stream.runtime.text import plural
 
 SUMMARY = "List, download, verify and convert published checkpoints."
 _PROG = "two-stream weights"
@@ -29,6 +30,22 @@ _LIST = "list the published weights that models can start from"
 _FETCH = "download published files and check them"
 _VERIFY = "compare files with their published hashes, or describe the content of any checkpoint"
 _CONVERT = "convert a published checkpoint to a run folder, or a run to the published format"
+
+EXAMPLES = {
+    "list": ("weights list", "weights list '*flow*' --json"),
+    "fetch": (
+        "weights fetch i3d-rgb-imagenet-kinetics",
+        "weights fetch i3d-rgb-imagenet-kinetics --from downloads",
+    ),
+    "verify": ("weights verify", "weights verify weights/rgb_imagenet.pt"),
+    "convert": (
+        "weights convert i3d-rgb-imagenet-kinetics --out runs/i3d",
+        "weights convert runs/rgb --out rgb.pth --to published",
+    ),
+}
+
+_WIDE = 120
+"""smallest terminal width at which the table shows hashes and links"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +70,7 @@ class _ListFlags(_Local):
 
 @dataclass(frozen=True, kw_only=True)
 class _FetchFlags(_ListFile):
-    names: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]]
+    names: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …")]]
     """names or patterns, as shown by `two-stream weights list`"""
     to: Path = Path("weights")
     """folder to download to"""
@@ -70,7 +87,7 @@ class _FetchFlags(_ListFile):
 
 @dataclass(frozen=True, kw_only=True)
 class _VerifyFlags(_Local):
-    targets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME|FILE ...]")]] = ()
+    targets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME|FILE …]")]] = ()
     """names of published files, or paths; if omitted, all downloaded published files"""
 
 
@@ -96,18 +113,24 @@ class _ConvertFlags(_Local):
 
 def main(args: list[str]) -> int:
     """Run a sub-command; return 0 if it succeeds, 2 if a file, a link or a flag is wrong."""
-    return run_subcommand(_PROG, SUMMARY, _COMMANDS, args)
+    return run_subcommand(_PROG, SUMMARY, _COMMANDS, args, EXAMPLES)
 
 
 def _list(args: list[str]) -> int:
-    options = parse(_ListFlags, args, f"{_PROG} list", _LIST)
+    options = parse(_ListFlags, args, f"{_PROG} list", _LIST, EXAMPLES["list"])
     entries = _manifest(options).matching(options.pattern)
     if options.json:
         print_json([_row(entry, options.folder) for entry in entries])
         return 0
     columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
     rows = [_cells(entry, options.folder) for entry in entries]
-    print_table(f"{len(rows)} published files (--json prints all details)", columns, rows)
+    title = f"{plural(len(rows), 'published file')} (--json prints all details)"
+    print_table(title, columns, rows, spare=("here", "licence", "link", "hash"))
+    if console.width >= _WIDE:
+        say(
+            "hash: what the publisher states: the file's sha256, a part of it, the hash of its git object, or nothing. "
+            f"link: direct: `{_PROG} fetch` downloads it; pip: in a Python package; page: download it in a browser."
+        )
     for entry in entries:
         if entry.package:
             file = local_file(entry, options.folder)
@@ -133,7 +156,7 @@ def _cells(entry: PublishedFile, folder: Path) -> tuple[str, ...]:
         (entry.model or "–").removeprefix("late_temporal/"),
         str(entry.classes.count),
         f"{size / 2**20:.0f}" if size else "–",
-        entry.published_hash,
+        "part" if entry.published_hash.endswith("digits") else entry.published_hash,
         entry.licence,
         _here(entry, folder),
         "direct" if entry.url or entry.mirrors else "pip" if entry.package else "page",
@@ -148,7 +171,7 @@ def _here(entry: PublishedFile, folder: Path) -> str:
 
 
 def _fetch(args: list[str]) -> int:
-    options = parse(_FetchFlags, args, f"{_PROG} fetch", _FETCH)
+    options = parse(_FetchFlags, args, f"{_PROG} fetch", _FETCH, EXAMPLES["fetch"])
     if not options.names:
         raise SettingsError(f"{_PROG} fetch: no file given; `{_PROG} list` shows the names")
     manifest = _manifest(options)
@@ -195,7 +218,7 @@ def _named(manifest: Manifest, name: str) -> list[PublishedFile]:
 
 
 def _verify(args: list[str]) -> int:
-    options = parse(_VerifyFlags, args, f"{_PROG} verify", _VERIFY)
+    options = parse(_VerifyFlags, args, f"{_PROG} verify", _VERIFY, EXAMPLES["verify"])
     manifest = _manifest(options)
     targets = options.targets or tuple(
         entry.name for entry in manifest.entries if local_file(entry, options.folder).is_file()
@@ -245,7 +268,7 @@ def _described(path: Path) -> str:
 
 
 def _convert(args: list[str]) -> int:
-    options = parse(_ConvertFlags, args, f"{_PROG} convert", _CONVERT)
+    options = parse(_ConvertFlags, args, f"{_PROG} convert", _CONVERT, EXAMPLES["convert"])
     from two_stream.pretrained.converting import export_checkpoint, import_checkpoint
 
     if options.to == "published":

@@ -13,7 +13,7 @@ from two_stream.config.compress import Prune
 from two_stream.config.load import nearest
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.text import parse_json
+from two_stream.runtime.text import parse_json, plural
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -51,7 +51,7 @@ def chosen_layers(model: Recognizer, options: Prune) -> dict[str, Layer]:
         shown = ", ".join(list(found)[:4])
         raise SettingsError(
             f"`compress.layers` is {options.layers!r}, which leaves no layer to prune; expected a pattern for "
-            f"some of the network's {len(found)} layers: {shown}, …"
+            f"some of the network's {plural(len(found), 'layer')}: {shown}, …"
         )
     return kept
 
@@ -113,7 +113,7 @@ def _matched(path: Path, levels: Mapping[str, float], names: Sequence[str]) -> d
         raise SettingsError(
             f"{path}: {unknown[0]!r} is not a layer of the network{nearest(unknown[0], list(names))}; unknown "
             "names are assigned by position only if there are as many as unmatched layers: the file has "
-            f"{len(unknown)} unknown names for {len(free)} layers"
+            f"{plural(len(unknown), 'unknown name')} for {plural(len(free), 'layer')}"
         )
     found |= dict(zip(unknown, free))
     return {str(found[theirs]): level for theirs, level in levels.items()}

@@ -24,6 +24,7 @@ from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress
 from two_stream.runtime.device import rng
 from two_stream.runtime.files import complete_folder, replaced_folder, sha256
+from two_stream.runtime.text import plural
 from two_stream.surgery import alter
 from two_stream.surgery.int8 import Int8, check_torch_ao
 from two_stream.training.run_folder import begin_run, check_run, record_environment
@@ -104,7 +105,7 @@ def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths
     clips = open_clips(experiment.data, run.model.spec, records, run.record)
     loader = clip_loader(clips, experiment.train.batch_size)
     digest = run.model_sha256
-    note(f"measuring the ranges of activations on {len(records)} clips of the training part")
+    note(f"measuring the ranges of activations on {plural(len(records), 'clip')} of the training part")
     with progress("calibrate", len(records)) as advance:
         quantise(run.model, options, _counted(loader, advance))
     begin_run(paths, experiment, overwrite=overwrite)

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from two_stream.compression.channels import remove_channels
@@ -27,7 +26,7 @@ from two_stream.config.compress import Prune
 from two_stream.data.clips.dataset import open_clips
 from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
-from two_stream.errors import DataError, SettingsError
+from two_stream.errors import DataError, SettingsError, printable
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scores import metrics
 from two_stream.profiling.costs import multiply_adds
@@ -35,8 +34,8 @@ from two_stream.profiling.timing import forward_of, nonzero_parameters, time_in_
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import progress
 from two_stream.runtime.device import rng
-from two_stream.runtime.files import atomic_path
-from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime.plotting import MUTED, SERIES, SURFACE, plain_figures, save_figure, shades, text_on
+from two_stream.runtime.text import signed_number
 from two_stream.training.losses import evaluation_loss
 from two_stream.types import Batch, Part
 
@@ -45,9 +44,8 @@ Levels = dict[str, float]
 _LATENCY_SECONDS = 0.3
 _LEAST_LOSS = 1e-6
 """Smallest loss that a step is assumed to add, because an improvement of the loss is due to chance."""
-_LEGEND = 30
-"""largest number of layers that a legend lists"""
-_DPI = 150
+_ROWS = 40
+"""largest number of layers for which the rows of the figure are high"""
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,26 @@ class Sensitivity:
     """`{layer: measured layer}` for layers that share their channels with a measured layer and have the same results"""
     fixed: list[str] = field(default_factory=list)
     """layers that cannot lose channels, because they belong to the last feature map"""
+
+    @property
+    def metric(self) -> str:
+        """Name of the accuracy: mAP for a multi-label data set, otherwise top-1."""
+        return "top-1" if self.base.map is None else "mAP"
+
+    @property
+    def reference(self) -> str:
+        """The results of the unpruned network and the number of clips, in words."""
+        accuracy = self.base.top1 if self.base.map is None else self.base.map
+        one = f" (one clip = {100 / self.clips:.3g} points)" if self.base.map is None else ""
+        return (
+            f"unpruned network: {self.metric} {100 * accuracy:.1f} %, loss {self.base.loss:.3f}; {self.clips} clips of "
+            f"the {self.part} part{one}"
+        )
+
+    def change_of(self, point: SensitivityPoint) -> tuple[float, float]:
+        """Return the changes of the accuracy, in points, and of the loss against the unpruned network."""
+        new, old = (point.top1, self.base.top1) if point.map is None else (point.map, self.base.map or 0.0)
+        return 100 * (new - old), point.loss - self.base.loss
 
     @property
     def layers(self) -> list[str]:
@@ -351,28 +369,47 @@ def _applied(model: Recognizer, options: Prune, levels: Levels) -> Recognizer:
 
 @plain_figures()
 def draw_sensitivity(found: Sensitivity, target: Path) -> None:
-    """Draw top-1 accuracy and loss against the pruned fraction, with a curve for each layer, to a PNG, SVG or PDF file.
+    """Draw a row for each layer and a column for each level: the changes of the accuracy and of the loss.
 
-    Early layers have dark curves, late layers have light ones.
+    Dark cells are worse than the unpruned network. `target` is the PNG, SVG or PDF file to write.
     """
-    layers = found.layers
-    shown = len(layers) <= _LEGEND
-    figure = Figure(figsize=(10 if shown else 7, max(4.0, 0.17 * len(layers) if shown else 4)))
-    figure.set_layout_engine("constrained")
-    axes = figure.subplots(1, 2)
-    colours = colormaps["viridis"]
-    for place, layer in enumerate(layers):
-        rows = [found.base, *(point for point in found.points if point.layer == layer)]
-        colour = colours(place / max(1, len(layers) - 1))
-        share = [100 * point.level for point in rows]
-        axes[0].plot(share, [100 * p.top1 for p in rows], "o-", ms=3, lw=1, color=colour, label=layer)
-        axes[1].plot(share, [p.loss for p in rows], "o-", ms=3, lw=1, color=colour)
-    for axis, title in zip(axes, ("top-1 accuracy in %", "loss"), strict=True):
-        axis.set_xlabel(f"{found.what} removed from the layer (%)")
-        axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
-    figure.suptitle(f"{found.run}: {found.clips} clips of the {found.part} part", fontsize=10)
-    if shown:
-        figure.legend(loc="outside right upper", fontsize=6)
-    with atomic_path(target) as part:
-        figure.savefig(part, format=target.suffix[1:].lower(), dpi=_DPI)
+    layers, levels = found.layers, sorted({point.level for point in found.points})
+    changes = np.full((2, len(layers), len(levels)), np.nan)
+    for point in found.points:
+        place = layers.index(point.layer), levels.index(point.level)
+        changes[(slice(None), *place)] = found.change_of(point)
+    row = 0.22 if len(layers) <= _ROWS else 0.15
+    size = max(7.5, 3.8 + 1.1 * len(levels)), 1.3 + row * len(layers)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    colours = shades(SERIES[0])
+    # a change of the accuracy by one clip stays pale
+    parts = (f"{found.metric} in points", -1, 1, 300 / found.clips), ("the loss", 1, 2, 0.3)
+    for axis, change, (title, sign, digits, least) in zip(axes, changes, parts):
+        harm = np.maximum(0.0, sign * change)
+        worst = float(np.nanmax(harm, initial=least))
+        axis.pcolormesh(harm, cmap=colours, vmin=0.0, vmax=worst, edgecolors=SURFACE, linewidth=1.0)
+        for place in np.ndindex(change.shape):
+            style: Any = {"ha": "center", "va": "center", "size": 34 * row, "color": MUTED}
+            text = "–"
+            if not np.isnan(change[place]):
+                text, style["color"] = (
+                    signed_number(change[place], digits),
+                    text_on(colours(harm[place] / worst)),
+                )
+            axis.text(place[1] + 0.5, place[0] + 0.5, text, **style)
+        axis.set_xticks(np.arange(len(levels)) + 0.5, [f"{100 * level:g} %" for level in levels])
+        axis.set(title=f"change of {title}", xlabel=f"removed share of the layer's {found.what}")
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+    axis.set_yticks(np.arange(len(layers)) + 0.5, [_end(name, 38) for name in layers], fontsize=36 * row)
+    axis.invert_yaxis()
+    title = f"{_end(found.run, 50)}: one layer pruned at a time; light: harmless, dark: harmful\n{found.reference}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    save_figure(figure, target)
+
+
+def _end(name: str, limit: int) -> str:
+    """Return the last characters of a name."""
+    text = printable(name)
+    return text if len(text) <= limit else f"…{text[1 - limit :]}"

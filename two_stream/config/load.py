@@ -211,9 +211,9 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _similar_file(path: Path) -> str:
-    names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
+    names = {p.stem: p for p in path.parent.glob("*.y*ml")} if path.parent.is_dir() else {}
+    close = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.6)
+    return f"; did you mean {names[close[0]]}?" if close else ""
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str], set[str]]:

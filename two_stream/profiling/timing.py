@@ -31,6 +31,7 @@ from two_stream.profiling.costs import callables, clip_shape, meta_twin, multipl
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast, pick_device
 from two_stream.runtime.files import complete_folder
+from two_stream.runtime.text import plural
 
 _STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -283,7 +284,7 @@ def device_name(device: torch.device) -> str:
     """Return the name of a device for display, with the model of a GPU or the number of threads of a CPU."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    return f"{device} ({plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)
 
 
 Forward = Callable[[], None]

@@ -5,10 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from two_stream.errors import printable
+
+NO_BREAK = "\xa0"
+"""a space at which `hanging` breaks no line"""
 
 
 def shown_lines(text: str) -> str:
@@ -20,6 +25,66 @@ def plural(count: int, what: str, one: str = "", many: str = "") -> str:
     """Return a count with its noun, and a verb if given: `1 class has`, `3 classes have`."""
     noun = what if count == 1 else f"{what}es" if what.endswith("s") else f"{what}s"
     return f"{count} {noun} {one if count == 1 else many}".rstrip()
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes as `12 B`, `3.4 KiB`, `5.6 MiB` and so on."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as `4.3 s`, `12 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def per_cent(share: float) -> str:
+    """Return a fraction as `62.5 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def learning_rate(value: float) -> str:
+    """Return a learning rate with three significant digits, such as `0.00150`."""
+    return f"{value:#.3g}"
+
+
+def hanging(rows: Sequence[tuple[str, str]], width: int, most: int = 26, least: int = 2) -> str:
+    """Return lines of a name and an indented description, which is wrapped at words to `width` columns.
+
+    Descriptions begin in the same column, right of the names of up to `most` columns and below longer names. `least`
+    is the smallest width of the names.
+    """
+    left = 4 + max([least, *(len(name) for name, _ in rows if len(name) <= most)])
+    found = []
+    for name, text in rows:
+        lines = textwrap.wrap(text, max(20, width - left), break_long_words=False, break_on_hyphens=False)
+        if len(name) > left - 4 or not lines:
+            spaced = name if len(name) <= width - 2 else re.sub(r",(?=\S)", ", ", name)
+            found.append(
+                textwrap.fill(
+                    spaced, width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+                )
+            )
+        else:
+            found.append(f"  {name:<{left - 4}}  {lines.pop(0)}")
+        found += [" " * left + line for line in lines]
+    return "".join(f"{line}\n" for line in found).replace(NO_BREAK, " ")
+
+
+def signed_number(value: float, digits: int = 1) -> str:
+    """Return a number with its sign (a true minus) and `digits` decimals; zero has no sign."""
+    rounded = round(value, digits)
+    return f"{rounded:+,.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -13,7 +13,8 @@ from pathlib import Path
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
-from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
+from two_stream.evaluation.scores.words import DASH, percent, protocol_line
+from two_stream.runtime.text import plural
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, Panel, main_test, p_text, panel_of
 from two_stream.studies.statistics.scored import ScoredRun, group_variants, read_scored, stated_fact
 
@@ -210,9 +211,9 @@ def _title(panel: Panel) -> str:
         key: value for key, value in panel.first.meta.items() if key not in ("seed", "skipped", "sources")
     }
     meta |= {"split": splits, "kind": None}
-    sources = f" of {count_sources(panel.groups)}" if panel.groups is not None else ""
+    sources = f" of {plural(panel.groups, 'source')}" if panel.groups is not None else ""
     precision = stated_fact(panel.first.meta, "precision").replace("None", "unknown precision")
-    return f"{protocol_line(meta)} · {precision} · {round(panel.videos)} videos{sources}"
+    return f"{protocol_line(meta)} · {precision} · {plural(round(panel.videos), 'video')}{sources}"
 
 
 def _model(item: ScoredRun) -> str:
@@ -231,15 +232,18 @@ def model_of(experiment: Experiment) -> str:
 def _runs(standing: Standing) -> str:
     """Return the number of runs. The word "run" is added if there are too few training runs for a test."""
     number = len(standing.seeds) * len(standing.splits)
-    few = len(standing.seeds) < ENOUGH_TRAININGS
-    return f"{number} run{'s' if number > 1 else ''}" if few else str(number)
+    return plural(number, "run") if len(standing.seeds) < ENOUGH_TRAININGS else str(number)
 
 
 def rows(board: RankedTable) -> list[list[str]]:
-    """Return the cells of a board's table in the order of `COLUMNS`, with accuracies in per cent."""
+    """Return the cells of a board's table in the order of `COLUMNS`, with accuracies in per cent.
+
+    `2 ≈1`: in place 2, and not significantly different from place 1, the best variant with enough training runs.
+    """
+    best = next((one.place for one in board.standings if len(one.seeds) >= ENOUGH_TRAININGS), 0)
     return [
         [
-            f"{standing.place}" + ("=" if standing.level_with_best else ""),
+            f"{standing.place}" + (f" ≈{best}" if standing.level_with_best else ""),
             standing.name,
             percent(standing.accuracy),
             percent(standing.behind),

@@ -28,6 +28,7 @@ from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device, set_threads
 from two_stream.runtime.files import write_json
 from two_stream.runtime.provenance import environment
+from two_stream.runtime.text import plural
 from two_stream.studies.running.ablation import Ran
 from two_stream.studies.running.cells import StudyJob, StudyOutcome
 from two_stream.studies.running.plan import Cell, Variant, digest_of, folder_of, pairs_of, variants_of
@@ -232,13 +233,14 @@ def _notes(ran: Ran) -> list[str]:
     )
     if older:
         notes.append(
-            f"{older} of {len(ran.cells)} runs were trained with a different version of the code (--any-code)."
+            f"{older} of {plural(len(ran.cells), 'run', 'was', 'were')} trained with a different version of the "
+            "code (--any-code)."
         )
     if study.features is None:
         return notes
     notes += [
         "Heads are trained on the stored features of a frozen backbone. Every epoch uses the same "
-        f"{study.features.train_views} clip(s) of each training video."
+        f"{plural(study.features.train_views, 'clip')} of each training video."
     ]
     if study.features.backbone is None and any(_has_random_backbone(job.settings()) for job in ran.jobs):
         notes.append(

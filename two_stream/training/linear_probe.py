@@ -28,6 +28,7 @@ from two_stream.runtime.console import note, progress
 from two_stream.runtime.device import autocast
 from two_stream.runtime.distributed import StopRequest
 from two_stream.runtime.provenance import code_version
+from two_stream.runtime.text import per_cent, plural
 from two_stream.training.data import TrainingData, with_progress
 from two_stream.training.regression import Chosen, Vectors, choose, fit_regression, held_out_logits
 from two_stream.training.run_folder import WriteModel, load_newest, save_checkpoint
@@ -207,12 +208,14 @@ class Probe:
         if chosen.table:
             row = next(row for row in chosen.table if row["c"] == chosen.c)
             how = (
-                f"held-out loss {row['loss']:.4f}, top-1 {100 * row['top1']:.1f} % in {self.options.repeats} × "
-                f"{chosen.folds} folds of source videos"
+                f"held-out loss {row['loss']:.4f}, top-1 {per_cent(row['top1'])} in {self.options.repeats} × "
+                f"{plural(chosen.folds, 'fold')} of source videos"
             )
             if chosen.c in (chosen.table[0]["c"], chosen.table[-1]["c"]):
                 how += "; this is the smallest or largest value in `train.optimizer.cs`, so try a wider range"
-        note(f"logistic regression on {count} vectors of {width} features with C = {chosen.c:g} ({how})")
+        note(
+            f"logistic regression on {plural(count, 'vector')} of {width} features with C = {chosen.c:g} ({how})"
+        )
 
     def _line(self, vectors: Vectors, chosen: Chosen, validation: Validation) -> dict[str, Any]:
         """Return the line of `metrics.jsonl`.

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
-from two_stream.errors import printable
 from two_stream.runtime.console import say
 from two_stream.runtime.files import checked_line, write_text
-from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime.plotting import SERIES, plain_figures, shades, shorten, text_on
+from two_stream.runtime.text import duration, learning_rate, per_cent, plural
 from two_stream.types import Batch, RunPaths
 
 if TYPE_CHECKING:
@@ -42,16 +42,6 @@ def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
     """Write all lines of `metrics.jsonl` atomically. Numbers that are not finite become `null`."""
     lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
-
-
-def clock(seconds: float) -> str:
-    """Return a duration as `12 s`, `3 min 20 s` or `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Tracker:
@@ -98,7 +88,7 @@ class Tracker:
         if "lr" in line:
             self.writer.add_scalar("learning_rate", line["lr"], line["step"])
         if self.images and confusion is not None:
-            title = f"epoch {line['epoch']}, top-1 {100 * line['val_top1']:.1f} %"
+            title = f"epoch {line['epoch']}, top-1 {per_cent(line['val_top1'])}"
             with plain_figures():
                 figure = confusion_figure(confusion, class_names, title)
                 self.writer.add_figure("validation/confusion", figure, line["step"], close=False)
@@ -130,17 +120,17 @@ class Tracker:
     def _sentence(self, line: dict[str, Any], seconds_left: float) -> str:
         solved = "lr" not in line
         epochs = 1 if solved else self.experiment.train.epochs
-        rate = f"C {line['c']:g}" if solved else f"lr {line['lr']:.3g}"
-        skipped = f"  {line['skipped']} clips skipped" if line["skipped"] else ""
-        precision = f"  val mAP {100 * line['val_map']:.1f} %" if "val_map" in line else ""
+        rate = f"C {line['c']:g}" if solved else f"lr {learning_rate(line['lr'])}"
+        skipped = f"  {plural(line['skipped'], 'clip')} skipped" if line["skipped"] else ""
+        precision = f"  val mAP {per_cent(line['val_map'])}" if "val_map" in line else ""
         return (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
-            f"  loss {line['train_loss']:.4f}  top-1 {100 * line['train_top1']:.1f} %"
-            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {100 * line['val_top1']:.1f} %"
-            f"  top-5 {100 * line['val_top5']:.1f} %"
+            f"  train loss {line['train_loss']:.4f}  train top-1 {per_cent(line['train_top1'])}"
+            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {per_cent(line['val_top1'])}"
+            f"  val top-5 {per_cent(line['val_top5'])}"
             f"  {rate}"
-            f"  {line['seconds']:.1f} s  {line['clips_per_second']:.1f} clips/s"
-            f"{f'  {clock(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
+            f"  {duration(line['seconds'])}  {line['clips_per_second']:.1f} clips/s"
+            f"{f'  {duration(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
         )
 
 
@@ -187,21 +177,22 @@ def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], ti
     """
     from matplotlib.figure import Figure
 
-    class_names = [printable(name) for name in class_names]
+    class_names = [shorten(name) for name in class_names]
     count = len(class_names)
     side = float(np.clip(2.5 + 0.32 * count, 4.0, 16.0))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     axes = figure.subplots()
     shares = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues")
+    image = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap=shades(SERIES[2]))
     figure.colorbar(image, ax=axes, fraction=0.046)
     axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.grid(visible=False)
     if count <= MAX_CLASSES_WITH_NAMES:
         axes.set_xticks(range(count), class_names, rotation=90, fontsize=7)
         axes.set_yticks(range(count), class_names, fontsize=7)
     if count <= 20:
         for row, column in zip(*np.nonzero(confusion_KK), strict=True):
-            color = "white" if shares[row, column] > 0.5 else "black"
+            color = text_on(image.to_rgba(shares[row, column]))
             axes.text(
                 column, row, str(confusion_KK[row, column]), ha="center", va="center", fontsize=7, color=color
             )

@@ -28,6 +28,7 @@ from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.device import autocast, rng_state, set_rng_state
 from two_stream.runtime.distributed import StopRequest
 from two_stream.runtime.provenance import code_version
+from two_stream.runtime.text import learning_rate, plural
 from two_stream.training.data import EpochLoader, TrainingData
 from two_stream.training.losses import Labels, evaluation_loss
 from two_stream.training.optim import Schedule, build_optimizer, restore_optimizer, update_rule
@@ -683,7 +684,7 @@ class Trainer:
                     advance(
                         count,
                         loss=f"{at.loss / max(1, at.clips):.4f}",
-                        lr=f"{result.lr:.3g}",
+                        lr=learning_rate(result.lr),
                         speed=f"{at.clips / at.seconds:.1f} clips/s",
                     )
                     every = self.options.checkpoint_every
@@ -735,7 +736,7 @@ class Trainer:
         at.finished = at.epoch >= self.options.epochs
         if not at.finished and at.stale >= (self.options.early_stopping or math.inf):
             at.finished = True
-            note(f"early stopping: the validation loss has not decreased for {at.stale} epochs")
+            note(f"early stopping: the validation loss has not decreased for {plural(at.stale, 'epoch')}")
         left = 0.0
         if not at.finished:
             left = sum(past["seconds"] for past in at.history) / at.epoch * (self.options.epochs - at.epoch)

@@ -185,7 +185,7 @@ def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
         of = f" of the header's {announced}" if announced else ""
         findings.append(Finding("damaged", "warning", subject, f"{frames}{of} frames decode; {damage}"))
     elif announced and announced != frames:
-        detail = f"{frames} frames decode, the header states {announced}"
+        detail = f"{plural(frames, 'frame', 'decodes', 'decode')}, the header states {announced}"
         findings.append(Finding("header_mismatch", "info", subject, detail))
     if job.listed and (frames < job.listed.frames or (job.listed.more and frames > job.listed.frames)):
         severity = job.listed.fewer if frames < job.listed.frames else "warning"
@@ -320,6 +320,6 @@ def _check_counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:
     elif x == 0 and rgb != 1:
         findings.append(Finding("missing", "error", subject, f"no flow ({patterns.flow_x})"))
     elif rgb and x not in (rgb, rgb - 1):
-        detail = f"{rgb} RGB frames, but {x} flow frames (expected {rgb - 1})"
+        detail = f"{plural(rgb, 'RGB frame')}, but {plural(x, 'flow frame')} (expected {rgb - 1})"
         findings.append(Finding("rgb_flow_mismatch", "error", subject, detail))
     return findings

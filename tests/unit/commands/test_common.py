@@ -37,7 +37,8 @@ def test_kind_changes_the_part_and_its_flags() -> None:
     ("args", "expected"),
     [
         (["--model.hed.layers", "3"], "unknown flag --model.hed.layers; did you mean `--model.head.layers`?"),
-        (["--model.head.layers", "x"], "--model.head.layers: invalid literal for int"),
+        (["--model.head.layers", "x"], "--model.head.layers is x: expected a whole number"),
+        (["--model.dropout", "x"], "--model.dropout is x: expected a number"),
         (
             ["--model.head.layers", "0"],
             "`model.head.layers` is 0: input should be greater than or equal to 1",
@@ -67,9 +68,11 @@ def test_help_shows_the_loaded_values(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     assert "(default: mine)" in shown
     assert "(default: 7)" in shown
-    kinds = re.search(r"--model\.backbone\.kind \{([\w,]+)\}", " ".join(shown.split()))
+    with pytest.raises(SystemExit):
+        over("--help", "model.backbone")
+    kinds = re.search(r"--model\.backbone\.kind \{([\w, ]+)\}", " ".join(capsys.readouterr().out.split()))
     assert kinds is not None
-    assert {"mobilenetv2_3d", "resnet3d", "resnext3d"} <= set(kinds[1].split(","))
+    assert {"mobilenetv2_3d", "resnet3d", "resnext3d"} <= set(kinds[1].split(", "))
 
 
 def test_dataclass_flags() -> None:

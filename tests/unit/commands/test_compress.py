@@ -18,7 +18,7 @@ def test_help_begins_with_the_flags_of_the_method(
     method: str, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["compress", method, "--help"])
+        main(["compress", method, "--help", "all"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert shown.index(flag) < shown.index("--part") < shown.index("--model.modality")

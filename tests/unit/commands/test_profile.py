@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -64,7 +65,9 @@ def dataset(folder):
 def test_one_row_per_precision_and_batch_size(run, tmp_path, capsys):
     found = tmp_path / "found.json"
     args = [str(run), "--device", "cpu", "--seconds", "0.02", "--batch-size", "1", "3"]
-    assert profile.main([*args, "--precision", "fp32", "bf16", "--json", str(found)]) == 0
+    more = ["--json", str(found), "--plot", str(tmp_path / "p.svg")]
+    assert profile.main([*args, "--precision", "fp32", "bf16", *more]) == 0
+    assert "clips per second" in (tmp_path / "p.svg").read_text(), "over the batch size"
     text = capsys.readouterr().out
     assert "layer4" in text
     assert "peak: matrix products on this machine" in text
@@ -138,9 +141,16 @@ def test_accuracy_against_cost(run, tmp_path, capsys):
     assert (width, height) == (960, 630)
 
 
-def test_plot_without_scores_is_throughput(run, tmp_path):
+def test_plot_of_one_batch_size_shows_the_stages(run, tmp_path):
     assert profile.main(quick(run, "--precision", "fp32", "--plot", str(tmp_path / "p.svg"))) == 0
-    assert "clips per second" in (tmp_path / "p.svg").read_text()
+    text = (tmp_path / "p.svg").read_text()
+    shown = re.findall(r">([^<\n]+)</text", text)
+    assert {"stem", "layer4", "classifier", "other"} <= set(shown)
+    titles = r"\d+\.\d ms per batch", r"\d+\.\d\d G multiply-adds", r"\d+\.\d\d M parameters"
+    assert all(any(re.fullmatch(title, one) for one in shown) for title in titles)
+    shares = [float(one[:-2]) for one in shown if re.fullmatch(r"[\d.]+ %", one)]
+    assert len(shares) == 8 + 7 + 7, "other has only a time"
+    assert sum(shares) == pytest.approx(300, abs=1.5)
 
 
 def test_wrong_flags_cost_no_time(run, tmp_path):

@@ -96,7 +96,7 @@ def test_list_as_table_and_as_json(here, capsys):
     assert "2 published files" in shown
     row = next(line for line in shown.splitlines() if " tiny " in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "tiny", NAME, "3", "–", "sha256", "MIT", "no", "page",
+        "tiny", NAME, "3", "sha256", "MIT", "no", "page",
     ]  # fmt: skip
     (here / "weights" / "other.pkl.part").touch()
     assert run("list", "flow", "--json") == 0

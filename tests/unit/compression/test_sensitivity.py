@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from tests.helpers.datasets import SmallWorld
 from two_stream.cli import main
+from two_stream.commands import compress
+from two_stream.compression import sensitivity
 from two_stream.compression.channels import narrow_channels
 from two_stream.compression.layers import layers_of, read_levels
 from two_stream.compression.pruning import keep_mask, level_threshold
@@ -19,6 +24,7 @@ from two_stream.compression.sensitivity import (
     Sensitivity,
     SensitivityPoint,
     choose_levels,
+    draw_sensitivity,
     fixed_clips,
     measure_sensitivity,
 )
@@ -27,6 +33,7 @@ from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.profiling.costs import multiply_adds
 from two_stream.profiling.timing import nonzero_parameters
+from two_stream.runtime.plotting import contrast
 
 INSIDE = r"layer[12]\.0\.conv"
 
@@ -158,6 +165,62 @@ def test_the_command_writes_levels_that_prune_takes(
     whole = multiply_adds(model)
     narrow_channels(model, Prune(what="channels", by_layer=levels))
     assert multiply_adds(model) / whole == pytest.approx(told["reached"])
+
+
+@pytest.fixture
+def changes() -> Sensitivity:
+    """Two layers; the second tolerates pruning, and its higher level is unknown."""
+    rows = [
+        ("backbone.bad", 0.5, 0.5, 1.5),
+        ("backbone.bad", 0.8, 0.25, 2.5),
+        ("backbone.good", 0.5, 0.8125, 0.99),
+    ]
+    points = [SensitivityPoint(name, level, top1, 1.0, loss, 1, 1) for name, level, top1, loss in rows]
+    base = SensitivityPoint("", 0.0, 0.75, 1.0, 1.0, 1, 1)
+    return Sensitivity("run", "channels", "val", 16, 0, base, points)
+
+
+def test_the_table_shows_changes_and_the_worst_layer_last(
+    changes: Sensitivity, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compress._show_sensitivity(changes, None, tmp_path, "run", as_json=False)
+    shown = capsys.readouterr().out
+    assert "change of top-1 in points" in shown
+    cells = [re.findall(r"[^│ ]+", line) for line in shown.splitlines() if "│" in line]
+    assert cells == [
+        ["backbone.good", "+6.2", "–", "−0.010"],
+        ["backbone.bad", "−25.0", "−50.0", "+1.500"],
+    ]
+    assert "│     – │" in shown, "aligned to the right, like the numbers below"
+    assert "top-1 75.0 %, loss 1.000; 16 clips of the val part (one clip = 6.25 points)" in shown
+
+
+def test_the_figure_is_darker_where_the_network_is_worse(
+    changes: Sensitivity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Figure] = []
+    monkeypatch.setattr(sensitivity, "save_figure", lambda figure, path: saved.append(figure))
+    draw_sensitivity(changes, tmp_path / "s.png")
+    (figure,) = saved
+    accuracy, loss = figure.axes
+    assert [text.get_text() for text in accuracy.texts] == ["−25.0", "−50.0", "+6.2", "–"]
+    assert [text.get_text() for text in loss.texts] == ["+0.50", "+1.50", "−0.01", "–"]
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == ["backbone.bad", "backbone.good"]
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        half, worst, better, _ = axis.collections[0].get_facecolors()
+        assert half[0] > worst[0]
+        assert better[0] > half[0]
+        for text, cell in zip(axis.texts, (half, worst, better), strict=False):
+            assert contrast(text.get_color(), cell) >= 4.5
+    assert "one clip = 6.25 points" in figure.get_suptitle()
+
+
+def test_a_data_set_of_several_labels_is_judged_by_its_map(changes: Sensitivity) -> None:
+    base, (point, *_) = replace(changes.base, map=0.4), changes.points
+    several = replace(changes, base=base, points=[replace(point, map=0.3)])
+    assert several.change_of(several.points[0]) == (pytest.approx(-10), 0.5)
+    assert several.reference == "unpruned network: mAP 40.0 %, loss 1.000; 16 clips of the val part"
 
 
 @pytest.mark.parametrize(

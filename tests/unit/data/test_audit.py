@@ -152,7 +152,7 @@ def test_short_videos_and_imbalance(sound: Record) -> None:
     path = sound.list_path("train", "rgb", 1)
     edit(path, lambda old: [*old, *(f"more_{n} 6 0" for n in range(9)), "short 1 1"])
     findings = audit(sound, QUICK)
-    assert any(f.kind == "too_short" and "'short' has 1 frames" in f.detail for f in findings)
+    assert any(f.kind == "too_short" and "'short' has 1 frame," in f.detail for f in findings)
     assert any(f.kind == "imbalance" and "'jump' has 13 videos" in f.detail for f in findings)
 
 

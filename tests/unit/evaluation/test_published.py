@@ -113,7 +113,7 @@ def test_single_clip_script_gives_the_published_scores(repository, checkout, dem
     assert "Sample 1/1: GT: 11, Prediction: 11" in done.stdout
     assert "Accuracy with mean calculation is 1.0000" in done.stdout
     assert "one clips\nsingle crop\n" in done.stdout
-    assert "test-selected: the checkpoint was picked on the test split" in done.stdout
+    assert "note: Test-selected: the checkpoint was picked on the test split" in done.stdout
     assert table.meta["selection"] == "paper"
     assert table.meta["evaluator"] == "spatial_demo_bert"
     assert table.class_names[11] == "eat"

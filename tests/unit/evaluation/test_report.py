@@ -290,7 +290,10 @@ def test_fuse_command_warns_when_streams_were_scored_unalike(two, capsys):
 def test_report_command_prints_what_it_wrote(two, tmp_path, capsys):
     out = tmp_path / "r.html"
     assert report_command.main([*map(str, two), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.split() == [str(out.with_suffix(end)) for end in (".html", ".json", ".md")]
+    assert capsys.readouterr().out.split() == [
+        "open",
+        *(str(out.with_suffix(e)) for e in (".html", ".json", ".md")),
+    ]
 
 
 def test_verdict_says_how_sure_it_is(two):

@@ -86,7 +86,7 @@ def test_the_command_counts_the_videos_without_result(tmp_path, capsys):
     assert cli([*command, "--top", "1"]) == 1, "a listed video has no result"
     shown = capsys.readouterr()
     assert "50.0" in shown.out
-    assert "2 of the 2 videos listed" in shown.out
+    assert "2 of 2 videos listed" in shown.out
     assert "no result for 1 video (a/v2): counted as wrong" in shown.err
     assert "not counted: 1 video (a/v9) with a result but not in the list" in shown.err
     assert cli([*command, "--ignore-unseen", "--json"]) == 1

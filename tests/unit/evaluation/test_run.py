@@ -86,7 +86,7 @@ def test_broken_videos_are_counted_and_named(world, tmp_path, capsys):
         assert len(table.ids) == 3
         assert "1 of 4 videos could not be read" in capsys.readouterr().err
         path.write_text("left/gone_g4 20 0\n")
-        with pytest.raises(ScoreError, match="none of 1 videos could be read"):
+        with pytest.raises(ScoreError, match="none of 1 video could be read"):
             evaluate_run(folder, device="cpu")
         strict = write_run(tmp_path / "strict", "rgb", settings_root=world / "settings")
         with pytest.raises(TwoStreamError, match="gone_g4"):

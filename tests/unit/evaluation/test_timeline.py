@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from scipy.special import softmax
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.evaluation.pictures import timeline
 from two_stream.evaluation.pictures.timeline import (
     TimelineWindow,
     _edges,
@@ -19,6 +21,7 @@ from two_stream.evaluation.pictures.timeline import (
     write_csv,
 )
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results
+from two_stream.runtime.plotting import contrast
 from two_stream.types import InputSpec
 
 OPTIONS = EvaluateOptions(views="sliding", step=4, crops="three")
@@ -91,4 +94,46 @@ def test_the_picture_divides_the_video_among_its_windows(tmp_path):
     assert _stretches(np.asarray([1])) == [(0, 1)]
     draw_timeline(tmp_path / "t.svg", "a walk", found, NAMES)
     text = (tmp_path / "t.svg").read_text()
-    assert "<svg" in text
+    assert {"a walk", "most likely", "jump", "run", "1  jump", "2  run"} <= set(
+        re.findall(r">([^<\n]+)</t", text)
+    )
+
+
+@pytest.fixture
+def figure(monkeypatch, tmp_path):
+    """Ten classes, the first of which lead for longest; the last names are long."""
+    names = ["a", "b", *(f"{k} {'long' * 9}" for k in range(2, 10))]
+    leading = np.repeat(np.arange(10), [20, 9, 8, 7, 6, 5, 4, 3, 2, 1])
+    found = [
+        TimelineWindow(n + 1, n + 1, np.where(np.arange(10) == k, 0.55, 0.05)) for n, k in enumerate(leading)
+    ]
+    saved = []
+    monkeypatch.setattr(timeline, "save_figure", lambda made, path: saved.append(made))
+    draw_timeline(tmp_path / "t.png", "title " * 90, found, names)
+    return saved[0]
+
+
+def test_classes_differ_in_colour_style_and_number(figure):
+    upper, _ = figure.axes
+    lines = [(line.get_edgecolor(), line.get_linestyle()) for line in upper.patches]
+    assert len(set(lines)) == len({color for color, _ in lines}) == 8
+    assert len({style for _, style in lines}) == 4
+    named = [text.get_text() for text in upper.get_legend().get_texts()]
+    assert [name[:3] for name in named] == [*(f"{n}  " for n in range(1, 9)), "oth"]
+    assert max(map(len, named)) == 3 + 22
+
+
+def test_text_on_the_time_line_fits_and_can_be_read(figure):
+    lower = figure.axes[1]
+    shown = [text.get_text() for text in lower.texts]
+    assert shown[:2] == ["a", "b"]
+    assert shown[2].endswith("…")
+    assert shown[7] == "8", "too narrow for four letters"
+    assert shown[8:] == ["", ""], "grey: a class without a number"
+    for label, patch in zip(lower.texts, lower.patches, strict=True):
+        assert contrast(label.get_color(), patch.get_facecolor()) >= 4.5
+        span, box = patch.get_window_extent(), label.get_window_extent()
+        assert not label.get_text() or span.x0 <= box.x0 <= box.x1 <= span.x1
+    assert figure.get_suptitle().count("\n") == 1
+    assert figure.get_suptitle().endswith("…")
+    assert max(text.get_window_extent().x1 for text in figure.texts) <= figure.bbox.x1

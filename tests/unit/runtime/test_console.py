@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,8 +10,11 @@ import sys
 
 import pytest
 
+from tests.helpers.runs import Runs
+from two_stream.cli import main
 from two_stream.commands import models
-from two_stream.runtime.console import console, table
+from two_stream.commands.output import print_json
+from two_stream.runtime.console import _bar, console, err, note, say, table, warn
 
 TABLES = {
     "accuracy": (
@@ -93,14 +97,149 @@ def terminal(*args: str) -> str:
     ("args", "said"),
     [
         (["models", "--num-clases", "3"], "unknown flag --num-clases; did you mean `--num-classes`?"),
-        (["models", "--num-classes", "x"], "two-stream models: --num-classes: invalid literal for int"),
+        (["models", "--num-classes", "x"], "two-stream models: --num-classes is x: expected a whole number"),
         (["fuse", "a", "--rool", "l2", "--owt=x"], "unknown flag --rool; did you mean `--rule`?; unknown flag --owt;"),
         (["models", "--zzzz"], "two-stream models: unknown flag --zzzz; nearest: --"),
         (["models", "a", "b"], "two-stream models: unexpected argument 'b'"),
     ],
 )  # fmt: skip
-def test_a_wrong_flag_is_one_line_under_a_terminal(args, said):
-    line = terminal(*args)
-    assert said in line
-    assert len(line.splitlines()) == 1
-    assert line.isprintable()
+def test_a_wrong_flag_is_one_sentence_under_a_terminal(args, said):
+    lines = terminal(*args).splitlines()
+    assert said in " ".join(lines)
+    assert max(map(len, lines)) <= 80
+    assert all(map(str.isprintable, lines))
+    assert not re.search("[╭│─]", "".join(lines))
+
+
+def on_terminal(monkeypatch, width):
+    for one in (console, err):
+        monkeypatch.setattr(one, "_width", width)
+        monkeypatch.setattr(one, "_force_terminal", True)
+        monkeypatch.setattr(one, "_color_system", None)
+
+
+def test_messages_end_lines_at_words_on_a_terminal_only(monkeypatch, capsys):
+    text = "the stored features require 12.0 GiB, but only 3.0 GiB are free; choose another --out, or about 95 % fewer"
+    say(text)
+    assert capsys.readouterr().out == f"{text}\n"  # a pipe
+    on_terminal(monkeypatch, 40)
+    say(text)
+    note(text)
+    warn(text)
+    shown = capsys.readouterr()
+    for part in (shown.out, shown.err):
+        lines = part.splitlines()
+        assert len(lines) > 2
+        assert max(map(len, lines)) <= 40
+        assert {word for line in lines for word in line.split()} <= {*text.split(), "warning:"}
+        assert not any(line.startswith("%") for line in lines)
+
+
+def test_what_is_copied_stays_in_one_piece(monkeypatch, capsys):
+    on_terminal(monkeypatch, 40)
+    command = "two-stream evaluate '/a/very long/path/to a/run' --views uniform --num-clips 5"
+    say(f"the run is saved after epoch 3 of 20; next: {command}")
+    say(f"  $ {command}")
+    say(f"written to /a/folder/with/a/name/longer/than/the/line/{'x' * 30}.npz and more")
+    say("  input      rgb, 64 frames with stride 1 cut from 128×170")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == ["the run is saved after epoch 3 of 20;", "next:", command, f"  $ {command}"]
+    assert f"/a/folder/with/a/name/longer/than/the/line/{'x' * 30}.npz" in lines
+    assert lines[-2:] == ["  input      rgb, 64 frames with stride", "             1 cut from 128×170"]
+
+
+def test_a_name_is_not_parted_from_its_number(monkeypatch, capsys):
+    on_terminal(monkeypatch, 40)
+    say("epoch 1/1  train loss 2.1566  train top-1 17.2 %  val loss 2.2426  val top-1 18.8 %  best")
+    lines = ["epoch 1/1  train loss 2.1566", "train top-1 17.2 %  val loss 2.2426", "val top-1 18.8 %  best"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_the_progress_of_an_epoch_cuts_no_number(monkeypatch, capsys):
+    on_terminal(monkeypatch, 80)
+    shown = _bar()
+    shown.add_task(
+        "epoch 10/12", total=400, completed=123, fields="loss 2.0375  lr 0.000750  speed 123.6 clips/s"
+    )
+    err.print(shown.get_renderable())
+    shown = capsys.readouterr().err
+    assert "123/400" in shown
+    assert "123.6 clips/s" in shown
+    assert not re.search(r"\d…|…\d", shown)
+
+
+def test_json_is_not_wrapped(monkeypatch, capsys):
+    on_terminal(monkeypatch, 40)
+    print_json({"text": "word " * 30})
+    assert json.loads(capsys.readouterr().out) == {"text": "word " * 30}
+
+
+def test_columns_that_say_nothing_are_left_out(monkeypatch, capsys):
+    rows = [["a", "1.5", "", "rgb", "2026"], ["b", "2.5", "–", "rgb", "2026"]]
+    columns = ("name", "value", "nothing", "modality", "date")
+    console.print(table("scores", columns, rows, constant=("modality",)))
+    shown = capsys.readouterr().out
+    assert shown.startswith("scores; for all: modality rgb\n")
+    assert "nothing" not in shown
+    assert "│ a    │   1.5 │ 2026 │" in shown
+    console.print(table("", columns, rows[:1], constant=("modality",)))
+    assert "rgb" in capsys.readouterr().out  # one row is not constant
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80])
+def test_a_narrow_table_shows_fewer_columns_then_shorter_words(width, monkeypatch, capsys):
+    name = "a_network_with_a_long_name"
+    on_terminal(monkeypatch, width)
+    row = [name, "12.5", "two words", "2026-11-30"]
+    console.print(table("", ("name", "score", "model", "date"), [row], spare=("model", "date")))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    assert "12.5" in shown
+    assert (name in shown) == (width > 40)
+    if width == 30:
+        assert re.search(r"│ a_netw\w*…\w*g_name │", shown)
+    assert ("2026-11-30" in shown) == (width > 60)
+    noted = "not shown at this width: date" in " ".join(shown.split())
+    assert noted == (width < 80)
+
+
+WORDS = re.compile(r"[^\s┃│━─┏┓┡┩┗┛└┘┳╇┴]+")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["leaderboard ROOT", "compare RGB FLOW LONG", "fuse RGB FLOW", "models *bert*",
+     "models rgb_r2plus1d_32f_34", "weights list --manifest MANIFEST", "check WORLD", "evaluate WORLDRUN --device cpu",
+     "predict VIDEO --rgb WORLDRUN --device cpu"],
+)  # fmt: skip
+def test_every_table_fits_a_terminal(command, exported_world, repository, tmp_path, monkeypatch, capsys):
+    """No line is wider than the terminal, and no word of a table is broken; those of a wide one are the measure."""
+    runs = Runs(tmp_path)
+    names = {
+        "RGB": runs.make("rgb"),
+        "FLOW": runs.make("flow"),
+        "LONG": runs.make("rgb", name="a run of a long name"),
+    }
+    names |= {
+        "ROOT": tmp_path,
+        "OUT": tmp_path / "r.html",
+        "MANIFEST": repository / "weights" / "manifest.yaml",
+    }
+    names |= {
+        "WORLD": exported_world / "settings" / "toy" / "dataset.yaml",
+        "WORLDRUN": exported_world / "rgb",
+    }
+    names |= {"VIDEO": exported_world / "videos" / "left" / "v_g3.mp4"}
+    args = [str(names.get(word, word)) for word in command.split(" ")]
+    monkeypatch.chdir(tmp_path)
+    on_terminal(monkeypatch, 250)
+    assert main(args) == 0
+    whole = set(WORDS.findall(capsys.readouterr().out))
+    for width in (80, 100, 120):
+        on_terminal(monkeypatch, width)
+        assert main(args) == 0
+        lines = capsys.readouterr().out.splitlines()
+        paths = [line for line in lines if len(line) > width]
+        assert all("/" in line or "pip install" in line for line in paths), paths  # in one piece, to copy
+        cells = [line for line in lines if line[:1] in "│┃"]
+        assert {word for line in cells for word in WORDS.findall(line) if "…" not in word} <= whole

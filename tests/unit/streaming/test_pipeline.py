@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.streaming.live.networks import NetworkTrack
 from two_stream.streaming.live.pipeline import FrameResult, Pipeline
+from two_stream.streaming.live.watcher import Watcher
 from two_stream.video.decoding.base import Image
 from two_stream.video.decoding.live import LiveSource
 
@@ -137,13 +139,13 @@ def test_a_live_source_drops_late_frames_and_the_count_adds_up() -> None:
 
 
 def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> None:
-    network, told = Summing(delay=2), []
+    network, told, attempts = Summing(delay=2), [], []
     pipeline = Pipeline(
         Script([5, 0, 4], pause=0.001),
         [NetworkTrack("rgb", network, present)],
         queue=50,
         patience=1.2,
-        notify=told.append,
+        notify=lambda text: (told.append(text), attempts.append(pipeline.attempt)),
     )
     seen: list[FrameResult] = []
     with pytest.raises(VideoError, match=r"script: was lost for \d+ seconds \(connection refused\)"):
@@ -157,6 +159,18 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
     assert times[5] - times[4] > 0.4  # the gap counts
     assert len(told) == 3  # gone, back, gone
     assert "are reset" in told[1]
+    assert attempts == [1, 2, 1]
+
+
+def test_predictions_from_before_a_gap_are_not_shown_after_it() -> None:
+    pipeline = Pipeline(
+        Script([4, 4], pause=0.001), [NetworkTrack("rgb", Summing(delay=2), present)], queue=50, patience=0.1
+    )
+    watcher = Watcher(pipeline, [SimpleNamespace(multi_label=False, class_names=["wave"])])
+    shown = []
+    with pytest.raises(VideoError):
+        shown.extend(len(watcher.status.guesses) for _ in watcher.run(1))
+    assert shown == [0, 0, 1, 1] * 2
 
 
 def test_a_source_that_was_never_there_is_one_error_at_once() -> None:

@@ -120,7 +120,7 @@ def test_the_board_counts_and_foretells(job: StudyJob, tmp_path: Path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "metrics.jsonl").write_text("{}\n{}\n{}\n")
     assert board.left() == pytest.approx((25 + 100) / 2)
-    assert board.line(0) == "[2/4] a: 25.0 %, 100 s; about 62 s left"
+    assert board.line(0) == "[2/4] a: 25.0 %, 1 min 40 s; about 1 min 02 s left"
     assert board.line(1) == "[2/4] b: failed: too hot"
     columns = [list(column.cells) for column in board.table().columns]
     assert columns == [["x", "y"], ["1/2", "0/2"], ["", "75 %"], ["1", ""], ["25.0 %", ""]]

@@ -35,7 +35,7 @@ def test_counts_are_those_of_the_model_before_folding():
     assert cost.views == 20.0
     assert 0.1 < cost.latency_ms < 5000
     assert 0 <= cost.memory_mib < 2000
-    assert cost.device == "cpu (1 threads), fp32"
+    assert cost.device == "cpu (1 thread), fp32"
 
 
 def test_a_larger_clip_takes_longer_and_more_memory():

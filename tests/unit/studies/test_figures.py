@@ -6,11 +6,19 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tests.helpers.studies import HEADS, made_result
-from two_stream.evaluation.pictures.cost_figure import CostPoint, front, spread_apart
+from two_stream.evaluation.pictures.cost_figure import (
+    CostPoint,
+    _chosen_places,
+    draw_costs,
+    front,
+    spread_apart,
+)
 from two_stream.evaluation.report.page import IntervalRow
 from two_stream.evaluation.scores.statistics import Interval
+from two_stream.runtime.plotting import INK, MUTED, SERIES
 from two_stream.studies.report import study_report as figures
 from two_stream.studies.report.study_report import cost_axes, pareto
 from two_stream.studies.statistics.results import VariantCost
@@ -59,6 +67,42 @@ def test_places_are_moved_apart_as_little_as_possible():
         assert min(np.diff(moved)) > 0.06 - 1e-12
         assert np.mean(moved) == pytest.approx(np.mean(places))  # pushed both ways alike
     assert spread_apart([], 0.1) == []
+
+
+def axes_with(points):
+    axis = Figure(figsize=(6, 4)).subplots()
+    draw_costs(axis, points, 4.0, (SERIES[2], MUTED, INK))
+    return axis
+
+
+def test_a_small_difference_of_cost_looks_small():
+    assert axes_with([point("a", 117, 0.5), point("b", 119, 0.6)]).get_xlim()[0] == 0
+    assert axes_with([point("a", 80, 0.5), point("b", 119, 0.6)]).get_xlim()[0] > 70
+
+
+def test_numbers_of_a_logarithmic_axis_are_plain():
+    axis = axes_with([point("a", 2, 0.5), point("b", 18, 0.6)])
+    axis.figure.draw_without_rendering()
+    shown = {label.get_text() for label in axis.get_xticklabels(which="both")}
+    assert {"2", "5", "10", "20"} <= shown
+    assert not any("$" in text for text in shown)
+
+
+def test_names_lie_beside_the_axes_and_their_lines_avoid_points():
+    points = [point("far", 10, 0.8), point("near", 100, 0.8), point("low", 60, 0.2)]
+    axis = axes_with(points)
+    places = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert places["far"] != places["near"]
+    assert all(0 <= place <= 1 for place in places.values())
+    dots, slots = np.array([[0.1, 0.5], [0.6, 0.55], [0.3, 0.1]]), np.array([0.1, 0.5, 0.6])
+    np.testing.assert_allclose(_chosen_places(dots, slots, 3.5), [0.5, 0.6, 0.1])
+    aside = np.array([[0.1, 0.5], [0.55, 0.5], [0.3, 0.1]])  # the line of the first would pass the second
+    np.testing.assert_allclose(_chosen_places(aside, slots, 3.5), [0.6, 0.5, 0.1])
+    crowd = [point(f"p{n}", 10 + n, float(n > 0)) for n in range(12)]
+    places = sorted(text.get_position()[1] for text in axes_with(crowd).texts)
+    assert min(places) >= 0
+    assert max(places) <= 1
+    assert min(np.diff(places)) > 0.04
 
 
 def texts(svg):

@@ -253,7 +253,7 @@ def test_fusion_matrix_has_every_pair(tmp_path):
     for row in page.tables["Fusion matrix"][1:]:
         for column, shown in zip(("flow a", "flow b"), row[1:]):
             pair = next(one for one in fusion.pairs if (one.first, one.second) == (row[0], column))
-            assert shown == f"{100 * pair.accuracy.value:.1f} (+{100 * pair.gain.value:.1f})"
+            assert shown == f"{100 * pair.accuracy.value:.1f} ({tables.signed_number(100 * pair.gain.value)})"
             assert (shown in page.bold) == (pair.gain.low > 0)
             assert shown in markdown
     assert [row[0] for row in page.tables["Contributions of streams"][1:]] == fusion.streams
@@ -385,8 +385,8 @@ def test_latex_text():
 
 
 def test_numbers_as_they_are_shown():
-    assert tables.signed_text(-0.04) == "+0.0"
-    assert tables.signed_text(-1234.56) == "−1,234.6"
+    assert tables.signed_number(-0.04) == "0.0"
+    assert tables.signed_number(-1234.56) == "−1,234.6"
     assert p_text(0.00099) == "< 0.001"
     assert p_text(0.001) == "0.001"
     assert tables.number(None) == tables.TableCell("–")
@@ -402,5 +402,5 @@ def test_of_several_comparisons_the_variants_table_names_the_first_and_counts_th
     table = tables.variants_table(replace(made, comparisons=[first, other]))
     row = next(row for row in table.rows if row[0].text == first.first)
     texts = [cell.text for cell in row]
-    assert f"{tables.signed_text(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
+    assert f"{tables.signed_number(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
     assert tables.short_verdict(first) in texts

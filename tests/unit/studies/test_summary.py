@@ -142,7 +142,7 @@ def test_caveats(studio) -> None:
     mixed = notes_of(studio, cells(), cells(code_version="0.2.0", precision="bf16"))
     assert "different versions of the code: 0.1.0; 0.2.0." in mixed
     assert "different precision: fp32; bf16." in mixed
-    assert "1 videos could not be read" in notes_of(studio, cells(skipped=["x"]), cells(skipped=["x"]))
+    assert "1 video not counted" in notes_of(studio, cells(skipped=["x"]), cells(skipped=["x"]))
     other = {(1, seed): studio.table(seed=seed, stream=1) for seed in (5, 6)}
     assert "training runs are paired in order: bert – average" in notes_of(studio, cells(), other)
     splits = cells() | {(2, seed): studio.table(split=2, seed=seed) for seed in (1, 2)}
@@ -226,3 +226,23 @@ def test_fusion_is_part_of_the_study(studio) -> None:
     alone = study_result(asked, [rgb], [])
     assert alone.fusion is None
     assert "The study requests a fusion, but only one variant has scores." in alone.notes
+
+
+def test_values_of_sources_average_to_those_of_variants_and_differences(studio) -> None:
+    variants = [
+        variant(name, studio.tables(skill, stream=n))
+        for n, (name, skill) in enumerate({"a": 1, "b": 2}.items())
+    ]
+    result = study_result(ASKED, variants, [("f", "b", "a")])
+    (compared,) = result.comparisons
+    for found, wanted in [(one.sources, one.accuracy) for one in result.variants] + [
+        (compared.sources, compared.difference)
+    ]:
+        assert len(found) == result.groups == 60
+        assert np.mean(found) == pytest.approx(wanted.value)
+    blind = [
+        replace(one, tables={cell: replace(t, groups=None) for cell, t in one.tables.items()})
+        for one in variants
+    ]
+    unknown = study_result(ASKED, blind, [("f", "b", "a")])
+    assert unknown.variants[0].sources == unknown.comparisons[0].sources == []

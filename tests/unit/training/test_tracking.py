@@ -17,7 +17,9 @@ from torch import nn
 from two_stream.config.load import flatten
 from two_stream.errors import DataError
 from two_stream.evaluation.runs.lookup import history
-from two_stream.training.tracking import clip_grid, clock, confusion_figure, flow_to_rgb, write_metrics
+from two_stream.runtime.plotting import contrast
+from two_stream.runtime.text import duration
+from two_stream.training.tracking import clip_grid, confusion_figure, flow_to_rgb, write_metrics
 from two_stream.training.trainer import validate
 from two_stream.types import Batch, RunPaths
 
@@ -113,6 +115,8 @@ def test_confusion_figure_shows_shares_of_the_true_class() -> None:
     (image,) = figure.axes[0].images
     assert image.get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
     assert [text.get_text() for text in figure.axes[0].texts] == ["3", "1"]
+    for text, share in zip(figure.axes[0].texts, (0.75, 0.25), strict=True):
+        assert contrast(text.get_color(), image.to_rgba(share)) >= 4.5
 
 
 class _Fixed(nn.Module):
@@ -139,4 +143,4 @@ def test_validation_equals_numbers_by_hand() -> None:
 
 def test_flatten_and_clock() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
-    assert [clock(s) for s in (4.4, 75, 7500)] == ["4 s", "1 min 15 s", "2 h 05 min"]
+    assert [duration(s) for s in (4.4, 75, 7500)] == ["4.4 s", "1 min 15 s", "2 h 05 min"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
@@ -20,16 +19,17 @@ from two_stream.commands.flags import (
     take_value,
     wants_help,
 )
+from two_stream.commands.help import Page, show_help
 from two_stream.commands.networks import run_settings
 from two_stream.commands.output import print_json, print_table
-from two_stream.config.compress import Distill, NoCompression, Prune, Quantize
+from two_stream.config.compress import Distill, Prune, Quantize
 from two_stream.config.load import load_experiment, nearest
 from two_stream.config.schema import Experiment, Logistic, Sgd
 from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.text import csv_text
+from two_stream.runtime.text import csv_text, per_cent, plural, signed_number
 
 if TYPE_CHECKING:
     from two_stream.compression.sensitivity import LevelChoice, Sensitivity
@@ -41,10 +41,25 @@ SUMMARY = (
     "evaluate, fuse, compare and studies accept it."
 )
 PROG = "two-stream compress"
-_PRUNE = (
-    "Remove weights or channels from a trained run, train the remaining network, and compare it with the original. "
-    "For example: --what channels --target-macs 0.5"
-)
+EXAMPLES = {
+    "prune": (
+        "compress prune demo/runs/rgb --what channels --target-macs 0.5",
+        "compress prune demo/runs/rgb --amount 0.6 --train.epochs 4",
+    ),
+    "sensitivity": (
+        "compress sensitivity demo/runs/rgb",
+        "compress sensitivity demo/runs/rgb --what channels --macs 0.5",
+    ),
+    "quantize": (
+        "compress quantize demo/runs/rgb --clips 128 --keep stem classifier",
+        "compress quantize demo/runs/rgb --method qat",
+    ),
+    "distill": (
+        "compress distill demo/runs/flow --student demo/runs/rgb",
+        "compress distill demo/runs/rgb --student demo/rgb.yaml --temperature 4",
+    ),
+}
+_PRUNE = "Remove weights or channels from a trained run, train the remaining network, and compare it with the original."
 _SENSITIVITY = (
     "Prune one layer at a time to several levels, score the same clips each time, and write a table and a figure to "
     "RUN/sensitivity. With a budget, also choose a level for each layer; `two-stream compress prune RUN --levels "
@@ -53,7 +68,7 @@ _SENSITIVITY = (
 _QUANTIZE = (
     "Convert a trained run to one that computes in int8 on the CPU, and compare it with the original. --method static "
     "(the default) calibrates ranges on clips of the training part; --method qat first continues the training with "
-    "rounded values. For example: --clips 128 --keep stem classifier"
+    "rounded values."
 )
 _DISTILL = (
     "Train a network, the student, on its labels and on the outputs of trained runs, the teachers, and report it "
@@ -102,7 +117,7 @@ S = TypeVar("S", bound=BaseModel)
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    return run_subcommand(PROG, SUMMARY, _METHODS, args)
+    return run_subcommand(PROG, SUMMARY, _METHODS, args, EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -290,15 +305,14 @@ def _derive(
     prog, own = f"{call.prog} RUN", {**(own or {}), **_OWN}
     kind = type(section)
     if wants_help(args):
-        shown: dict[str, Any] = dict(own)
-        for name in _GIVEN:
-            if name in kind.model_fields:
-                annotation: Any = kind.model_fields[name].annotation
-                shown[name] = (Annotated[annotation, tyro.conf.Suppress], getattr(section, name))
-        with suppress(SystemExit):
-            parse(create_model("Flags", __base__=kind, **shown), ["--help"], prog, description)
-        default = default.model_copy(update={"compress": NoCompression()})
-        parse_over(default, ["--help"], prog, "All settings of the new run, as for `two-stream train`.")
+        hidden = dict.fromkeys((*_GIVEN, "compress"), (Annotated[Any, tyro.conf.Suppress], None))
+        shown: dict[str, Any] = {"__base__": (Experiment, kind), **own, **hidden}
+        flags = create_model("Flags", **shown)
+        values = {**dict(default), **dict(section)}
+        examples = EXAMPLES[call.prog.rpartition(" ")[2]]
+        run = "TEACHER …" if kind is Distill else "RUN"
+        page = Page(f"{call.prog} {run}", description, examples, [(run, "run folder")])
+        show_help(page, flags, flags.model_construct(**values), args)
     known = [name.replace("_", "-") for name in (*kind.model_fields, *own, *Experiment.model_fields)]
     for arg in args:
         name = arg.partition("=")[0].removeprefix("--").replace("_", "-")
@@ -388,7 +402,9 @@ class _SensitivityFlags:
 def _sensitivity(args: list[str]) -> int:
     prog = f"{PROG} sensitivity"
     name, rest = split_positional(args, prog, "the run folder", "demo/runs/rgb --parameters 0.5")
-    flags = parse(_SensitivityFlags, rest, f"{prog} RUN", _SENSITIVITY)
+    flags = parse(
+        _SensitivityFlags, rest, f"{prog} RUN", _SENSITIVITY, EXAMPLES["sensitivity"], [("RUN", "run folder")]
+    )
     budget = _budget(flags, prog)
     _check_sensitivity(flags, prog)
     from two_stream.compression.channels import check_narrowable
@@ -478,28 +494,30 @@ def _show_sensitivity(
         print_json({"sensitivity": asdict(found), "choice": None if choice is None else asdict(choice)})
         return
     levels = sorted({point.level for point in found.points})
-    columns = ["layer", *(f"{100 * level:g} %" for level in levels)]
+    columns = ["layer", *(f"{100 * level:g} %" for level in levels), "loss"]
     rows = []
     for layer, points in found.by_robustness:
-        cells = {point.level: f"{point.loss:.3f} ({100 * point.top1:.1f})" for point in points}
-        rows.append([layer, *(cells.get(level, "–") for level in levels)])
-    print_table(f"loss (top-1 in %) after pruning {found.what} of one layer", columns, rows)
+        cells = {point.level: signed_number(found.change_of(point)[0]) for point in points}
+        loss = max(found.change_of(point)[1] for point in points)
+        rows.append([layer, *(cells.get(level, "–") for level in levels), signed_number(loss, 3)])
+    print_table(f"change of {found.metric} in points after pruning {found.what} of one layer", columns, rows)
     say(
-        f"unpruned network: loss {found.base.loss:.3f}, top-1 {100 * found.base.top1:.1f} %; {found.clips} clips of "
-        f"the {found.part} part, the least sensitive layers first"
+        "loss: the layer's largest change of the loss; the layers are sorted by it, the least sensitive first"
     )
+    say(found.reference)
     if found.fixed:
         say(
-            f"{len(found.fixed)} layers keep all channels, because their outputs form the last feature map: "
+            f"{plural(len(found.fixed), 'layer', 'keeps', 'keep')} all channels, as part of the last feature map: "
             f"{found.fixed[0]}, …"
         )
     if found.shared:
         one, other = next(iter(found.shared.items()))
-        say(f"{len(found.shared)} layers share channels with others, for example {one} with {other}")
+        sharing = plural(len(found.shared), "layer", "shares", "share")
+        say(f"{sharing} channels with others, for example {one} with {other}")
     say(f"table and figure: {folder / found.what}.csv, .json, .png, .svg")
     if choice is not None:
         say(
-            f"pruning {len(choice.levels)} layers leaves {100 * choice.reached:.1f} % of the {choice.measure} "
+            f"pruning {plural(len(choice.levels), 'layer')} leaves {per_cent(choice.reached)} of the {choice.measure} "
             f"(budget {100 * choice.budget:g} %): {file}"
         )
         what = "" if found.what == "weights" else " --what channels"

@@ -89,7 +89,6 @@ class CompressionReport:
     layers: list[LayerChange] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     """values of the run's `compress` section"""
-    notes: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     created: str = ""
@@ -165,7 +164,6 @@ def write_compression(
     device: str | None = None,
     seconds: float = 1.0,
     layers: list[LayerChange] | None = None,
-    notes: list[str] | None = None,
     command: str = "",
 ) -> CompressionReport:
     """Compare a run with its source; write `compression.html`, `.md` and `.json` into its folder.
@@ -181,7 +179,6 @@ def write_compression(
         device: Device to score and measure on; default: that of `made`.
         seconds: Time to spend on timing each network.
         layers: Changes of each layer.
-        notes: Caveats to show.
         command: Command line that made the run.
 
     Raises:
@@ -212,7 +209,6 @@ def write_compression(
         comparison=comparison,
         layers=layers or [],
         settings=_settings(given.compress),
-        notes=notes or [],
         environment=environment(),
         code_version=code_version(),
         created=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
@@ -261,8 +257,6 @@ def show_compression(report: CompressionReport, made: Path) -> None:
     console.print(table(title, COLUMNS, report.rows))
     say(report.protocol)
     say(f"costs measured alternately on {report.device}; {report.comparison.test}")
-    for text in report.notes:
-        say(f"note: {text}")
     say(report.claim)
     say(f"report: {made / NAME}.html")
 
@@ -317,7 +311,7 @@ def write_pages(report: CompressionReport, folder: Path) -> Path:
         report.claim,
         report.protocol,
         more_data(needed, what, gap.groups) if needed > 1 else "",
-        [*few_sources(units, gap.groups), *report.notes],
+        few_sources(units, gap.groups),
         figure=accuracy_rows(rows, report.metric),
         figure_note=dots_note(rows),
         code_version=report.code_version,

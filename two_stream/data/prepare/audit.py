@@ -94,7 +94,7 @@ def _of_videos(
     listed = {name for records in used.values() for name in records}
     unused = sorted(set(segments) - listed)
     if unused:
-        detail = f"{len(unused)} segments are in no list: {_some(unused)}"
+        detail = f"{plural(len(unused), 'segment', 'is', 'are')} in no list: {_some(unused)}"
         findings.append(Finding("missing", "warning", subject, detail))
     return {modality: _whole(records, segments) for modality, records in used.items()}
 
@@ -134,7 +134,11 @@ def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) 
             detail = f"line {number}: label {_labels(r)} of {r.id!r}: expected 0 to {record.num_classes - 1}"
             add("label", "error", detail)
         if r.num_frames < min_frames:
-            add("too_short", "warning", f"{r.id!r} has {r.num_frames} frames, expected at least {min_frames}")
+            add(
+                "too_short",
+                "warning",
+                f"{r.id!r} has {plural(r.num_frames, 'frame')}, expected at least {min_frames}",
+            )
         try:
             records.append(replace(r, group=record.group_of(r.id)))
         except DataError as error:
@@ -197,12 +201,12 @@ def _balance(record: Record, subject: str, records: Sequence[VideoRecord]) -> li
     empty = [name for label, name in enumerate(record.classes) if not counts[label]]
     findings = []
     if empty:
-        detail = f"{len(empty)} of {record.num_classes} classes have no video: {_some(empty)}"
+        detail = f"{len(empty)} of {plural(record.num_classes, 'class')} have no video: {_some(empty)}"
         findings.append(Finding("imbalance", "warning", subject, detail))
     if counts and max(counts.values()) > IMBALANCE * min(counts.values()):
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         detail = (
-            f"{_name(record, most)!r} has {counts[most]} videos, {_name(record, least)!r} {counts[least]}; "
+            f"{_name(record, most)!r} has {plural(counts[most], 'video')}, {_name(record, least)!r} {counts[least]}; "
             "report mean-class accuracy as well as top-1"
         )
         findings.append(Finding("imbalance", "warning", subject, detail))
@@ -229,7 +233,7 @@ def _streams(record: Record, split: int, lists: Lists) -> list[Finding]:
                 detail = f"{name!r} has label {_labels(a)} in the RGB list, {_labels(b)} in the flow list"
                 findings.append(Finding("label", "error", subject, detail))
             if abs(a.num_frames - b.num_frames) > 1:
-                detail = f"{name!r} has {a.num_frames} RGB and {b.num_frames} flow frames"
+                detail = f"{name!r} has {a.num_frames} RGB and {plural(b.num_frames, 'flow frame')}"
                 findings.append(Finding("rgb_flow_mismatch", "warning", subject, detail))
     return sorted(findings, key=lambda f: (f.subject, f.kind, f.detail))
 

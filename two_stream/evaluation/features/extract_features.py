@@ -49,6 +49,7 @@ from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.device import autocast
 from two_stream.runtime.files import replaced_folder, write_json
 from two_stream.runtime.provenance import code_version, environment
+from two_stream.runtime.text import byte_size, plural
 from two_stream.types import FeatureLayout, VideoRecord, VideoViews
 
 PARTS: tuple[FeaturePart, ...] = ("train", "test")
@@ -147,18 +148,16 @@ def _check_room(plans: Sequence[_Plan], layout: FeatureLayout, out: Path) -> Non
     views = sum(plan.rows for plan in plans)
     needed = views * layout.width * 4
     videos = sum(len(plan.videos) for plan in plans)
-    note(f"storing {videos} videos as {views} views of {layout}: {_size(needed)} in {out}")
+    note(
+        f"storing {plural(videos, 'video')} as {plural(views, 'view')} of {layout}: {byte_size(needed)} in {out}"
+    )
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free - _SPARE
     if needed > free:
         raise SettingsError(
-            f"{out}: the stored features require {_size(needed)}, but only {_size(max(0, free))} are free; choose "
-            "another --out, store tokens instead of maps, or use fewer views"
+            f"{out}: the stored features require {byte_size(needed)}, but only {byte_size(max(0, free))} are free; "
+            "choose another --out, store tokens instead of maps, or use fewer views"
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -255,7 +254,7 @@ class _Writer:
         skipped = {name: reason for name, reason in loader.skipped if name not in whole}
         if skipped:
             warn(
-                f"{plan.part} part: {len(skipped)} videos could not be read and are left out; the first is "
+                f"{plan.part} part: {plural(len(skipped), 'video')} could not be read and are left out; the first is "
                 f"{next(iter(skipped))}"
             )
         return PartFacts(

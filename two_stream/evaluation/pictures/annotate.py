@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from two_stream.errors import VideoError, printable
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import DARK
 from two_stream.video.decoding.reader import open_video
 
 CODECS = ("libx264", "mpeg4")
@@ -26,7 +27,8 @@ CODECS = ("libx264", "mpeg4")
 DEFAULT_FPS = 25.0
 """frame rate for a video whose file contains no frame rate"""
 _SHOWN = 3
-_BAR = (79, 191, 174)
+_BAR: Any = tuple(bytes.fromhex(DARK["s3"][1:]))
+_OTHERS: Any = tuple(bytes.fromhex(DARK["ink"][1:]))
 _FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
 """font of OpenCV 5 with the letters of most scripts; missing letters are drawn as `?`"""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -87,7 +89,7 @@ def panel(
         baseline = line * (row + 1) - line // 6
         end = (round(share * (width - 1)), baseline + max(3, line // 7))
         cv2.rectangle(color, (0, baseline + 2), end, _BAR, -1)
-        tint = (255, 255, 255) if row == 0 else (190, 196, 204)
+        tint = (255, 255, 255) if row == 0 else _OTHERS
         draw_text(color, f"{label} {100 * share:.0f} %", (3, baseline - 1), line, tint)
     opacity[color.max(axis=2) > 0] = 1.0
     return color, opacity

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -28,8 +29,16 @@ from two_stream.evaluation.scoring.network import evaluation_mode
 from two_stream.evaluation.scoring.video import VideoInput, read_clip
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.files import atomic_path
-from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime.plotting import (
+    INK,
+    MUTED,
+    SERIES,
+    plain_figures,
+    save_figure,
+    shades,
+    shorten,
+    text_on,
+)
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video
 
@@ -39,20 +48,9 @@ _THUMBNAIL = 288
 """Longer side of a thumbnail in pixels; half of it if there are many thumbnails."""
 _LOUDEST = 4.0
 """Largest factor by which small movements are amplified; larger factors would show rounding errors."""
-_INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
-_STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
-"""Name, bar colour (as in the report) and colour map of each stream."""
-_STYLE: Any = {
-    "font.size": 8.5,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 0.0,
-    "ytick.major.size": 0.0,
-    "svg.hashsalt": "attention",
-}
+_STREAM = {"rgb": ("RGB", SERIES[0]), "flow": ("flow", SERIES[1])}
+"""Name and colour (as in the report) of each stream."""
+_STYLE: Any = {"font.size": 8.5, "axes.grid": False}
 _LEFT, _RIGHT, _TOP = 0.72, 0.78, 0.66
 """Margins in inches for the names of the heads, the colour bar and the title."""
 _HEADING, _BARS, _LABELS, _GAP = 0.52, 0.62, 0.66, 0.07
@@ -268,17 +266,15 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
     width = float(np.clip(1.65 * max(pathway.weights.shape[1] for _, pathway in panels), *_WIDTHS))
     sizes = [_heights(stream, pathway, width) for stream, pathway in panels]
     height = _TOP + sum(_HEADING + film + heat + _BARS + 2 * _GAP + _LABELS for film, heat in sizes)
-    suffix = out.suffix.lower().lstrip(".")
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    with plain_figures(_STYLE), atomic_path(out) as part:
+    with plain_figures(_STYLE):
         full = _LEFT + width + _RIGHT, height
-        column = _Column(Figure(figsize=full, facecolor="white"), full, width)
-        column.text(0.32, _short(title, round(width * 8)), size=13, weight="bold")
-        column.text(0.22, subtitle, color=_MUTED)
+        column = _Column(Figure(figsize=full), full, width)
+        column.text(0.32, shorten(title, round(width * 8)), size=13, weight="bold")
+        column.text(0.22, subtitle, color=MUTED)
         column.used = _TOP
         for (stream, pathway), (film, heat) in zip(panels, sizes):
             _panel(column, stream, pathway, film, heat)
-        column.figure.savefig(part, format=suffix, dpi=_DPI, metadata=metadata)
+        save_figure(column.figure, out, _DPI)
 
 
 @dataclass
@@ -324,14 +320,14 @@ def _panel(column: _Column, stream: StreamAttention, pathway: Pathway, film: flo
     first, second = _headings(stream, pathway)
     start = column.used
     column.text(0.24, first, size=10, weight="bold")
-    column.text(0.18, second, color=_MUTED)
+    column.text(0.18, second, color=MUTED)
     column.used = start + _HEADING
     _film(column.axes(film, steps), stream, pathway, film / step_width)
     column.used += _GAP
-    image = _heat(column.axes(heat, steps), pathway, _STREAM[stream.modality][2], step_width)
+    image = _heat(column.axes(heat, steps), pathway, shades(_STREAM[stream.modality][1]), step_width)
     scale = column.figure.colorbar(image, cax=column.narrow(heat))
     scale.outline.set_visible(False)
-    scale.ax.set_title("%", size=7.5, color=_MUTED, pad=3)
+    scale.ax.set_title("%", size=7.5, color=MUTED, pad=3)
     column.used += _GAP
     bars = column.axes(_BARS, steps)
     _bars(bars, stream, pathway, step_width)
@@ -354,7 +350,7 @@ def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
     note = "; hue: direction, brightness: length" if stream.modality == "flow" else ""
     view = "whole frame" if stream.whole_frame else "centre crop"
     return (
-        f"{name}{part}: this view alone says {_short(label, 40)}, {100 * share:.0f} %",
+        f"{name}{part}: this view alone says {shorten(label, 40)}, {100 * share:.0f} %",
         f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}",
     )
 
@@ -379,7 +375,7 @@ def _film(axis: Axes, stream: StreamAttention, pathway: Pathway, ratio: float) -
     axis.axis("off")
 
 
-def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> AxesImage:
+def _heat(axis: Axes, pathway: Pathway, colours: Colormap, step_width: float) -> AxesImage:
     """Draw the heat map of heads and time steps, with percentages in the cells."""
     percent_HT = 100 * pathway.weights
     heads, steps = percent_HT.shape
@@ -389,7 +385,7 @@ def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> Axes
     )
     for head, step in np.ndindex(heads, steps):
         value = float(percent_HT[head, step])
-        tint = "white" if value > 0.6 * top else _INK
+        tint = text_on(colours(value / top))
         _number(axis, (step, head), value, step_width, color=tint, va="center")
     axis.set_yticks(range(heads), [f"head {head + 1}" for head in range(heads)])
     axis.set_xticks([])
@@ -411,11 +407,11 @@ def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: flo
     tints = [colour if step == most else f"{colour}66" for step in range(len(mean))]
     axis.bar(range(len(mean)), mean, width=0.8, color=tints)
     for step, value in enumerate(mean):
-        tint = "white" if step == most else _INK
+        tint = text_on(colour) if step == most else INK
         _number(axis, (step, 0.05 * top), float(value), step_width, color=tint, va="bottom")
-    axis.axhline(even, color=_MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
+    axis.axhline(even, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
     where = ((1, even), (4, 0), axis.get_yaxis_transform(), "offset points")
-    axis.annotate("even share", *where, va="center", size=7.5, color=_MUTED)
+    axis.annotate("even share", *where, va="center", size=7.5, color=MUTED)
     axis.set_ylim(0, top)
     axis.set_yticks([top / 2], ["mean"])
     axis.spines[["top", "left", "right"]].set_visible(False)
@@ -461,7 +457,3 @@ def _spans(numbers: Sequence[int]) -> str:
     spans = [(numbers[a], numbers[b - 1]) for a, b in itertools.pairwise(starts)]
     text = ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in spans[:2])
     return text if len(spans) <= 2 else f"{text}, …"
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

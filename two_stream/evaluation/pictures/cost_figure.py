@@ -1,4 +1,4 @@
-"""Figures of accuracy against cost, with one point for each score file."""
+"""Figures of costs: accuracy against cost, throughput, and the shares of stages."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
 from two_stream.evaluation.scores import metrics
-from two_stream.runtime.files import atomic_path
-from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime.plotting import INK, MORE, MUTED, SERIES, plain_figures, save_figure, shorten
 from two_stream.types import ScoreTable
 
 _SIZE = (6.4, 4.2)
 """width and height of the figure, in inches"""
-_DPI = 150
 _LINE = 0.17
 """smallest distance between the names of two points, in inches"""
+_SMALL = 0.1
+"""difference of the costs, as a fraction of the highest, below which their axis begins at 0"""
+_NEAR = 0.06
+"""distance in inches at which the line of a name counts as passing through a point"""
 _WITH_INTERVALS = 8
 """largest number of points for which the intervals are drawn"""
 
@@ -77,48 +80,70 @@ def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
 
     If the number of views is unknown for a score file, the horizontal axis shows multiply-adds per view.
     """
-    figure, axes = _figure()
     counted = all(point.views for point in points)
+    tests = [", ".join(filter(None, (point.protocol, f"{point.videos} videos"))) for point in points]
+    equal = len(set(tests)) == 1
     shown = []
-    for point in points:
+    for point, test in zip(points, tests):
         cost = (point.cost if counted else point.multiply_adds) / 1e9
-        name = f"{point.name}\n{', '.join(filter(None, (point.protocol, f'{point.videos} videos')))}"
+        name = shorten(point.name) if equal else f"{shorten(point.name)}\n{shorten(test, 30)}"
         shown.append(CostPoint(name, cost, point.accuracy, point.low, point.high))
-    draw_costs(axes, shown, _SIZE[1], ("tab:blue", "tab:gray", "black"))
+    height = max(_SIZE[1], (1 if equal else 2) * _LINE * len(points) + 1.0)
+    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
+    axes = figure.add_subplot()
+    draw_costs(axes, shown, height, (SERIES[2], MUTED, INK))
+    title = "The line shows the best accuracy at each cost"
+    axes.set_title(f"{title}\n{shorten(tests[0], 90)}" if equal else title)
     axes.set_xlabel(f"G multiply-adds per {'video' if counted else 'view'}")
     axes.set_ylabel("top-1 accuracy in %, 95 % interval")
-    _save(figure, target)
+    save_figure(figure, target)
 
 
 @plain_figures()
 def throughput(name: str, speeds: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Draw clips per second against the batch size, with one line for each pass and precision."""
-    figure, axes = _figure()
-    for key in dict.fromkeys((speed["work"], speed["precision"]) for speed in speeds):
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.add_subplot()
+    lines = dict.fromkeys((speed["work"], speed["precision"]) for speed in speeds)
+    for key, color, mark in zip(lines, SERIES + MORE, "osD^vP*X"):
         chosen = sorted(
             (speed["batch_size"], speed["clips_per_second"])
             for speed in speeds
             if (speed["work"], speed["precision"]) == key
         )
-        axes.plot([one[0] for one in chosen], [one[1] for one in chosen], "o-", label=" ".join(key))
-    axes.set_ylim(bottom=0)
+        axes.plot(*zip(*chosen), marker=mark, color=color, label=" ".join(key))
+    axes.set(ylim=(0, None), xlim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("clips per batch")
     axes.set_ylabel("clips per second")
-    axes.set_title(f"{name} on {speeds[0]['device']}", fontsize=9)
-    axes.legend(fontsize=8)
-    _save(figure, target)
+    axes.set_title(shorten(f"{name} on {speeds[0]['device']}", 80))
+    axes.legend()
+    save_figure(figure, target)
 
 
-def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.3)
-    return figure, axes
+@plain_figures()
+def stage_shares(title: str, stages: Mapping[str, Mapping[str, float]], target: Path) -> None:
+    """Draw a bar for each stage and measure: the stage's share of the network's total.
 
-
-def _save(figure: Figure, target: Path) -> None:
-    with atomic_path(target) as part:
-        figure.savefig(part, format=target.suffix[1:].lower(), dpi=_DPI)
+    `stages` contains the values of the stages in order, for example `{"layer1": {"time": 3.2, "parameters": 1000}}`.
+    The names of the measures are drawn as titles. A stage can lack some of them.
+    """
+    measures = list(dict.fromkeys(measure for values in stages.values() for measure in values))
+    figure = Figure(figsize=(_SIZE[0] + 1, 1.2 + 0.26 * len(stages)), layout="constrained")
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    table = np.array([[values.get(measure, 0.0) for values in stages.values()] for measure in measures])
+    shares = 100 * table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)
+    for axes, measure, row, color in zip(panels, measures, shares, SERIES):
+        bars = axes.barh(range(len(stages)), row, height=0.7, color=color)
+        known = [measure in values for values in stages.values()]
+        labels = [f"{share:.1f} %" if there else "" for share, there in zip(row, known)]
+        axes.bar_label(bars, labels, padding=3, fontsize=8)
+        axes.set(xlim=(0, 1.35 * shares.max()), title=measure, xticks=[])
+        axes.grid(visible=False)
+    axes.set_yticks(range(len(stages)), [shorten(stage) for stage in stages])
+    axes.invert_yaxis()
+    figure.suptitle(shorten(title, 100), x=0.01, ha="left", fontsize=10)
+    save_figure(figure, target)
 
 
 @dataclass(frozen=True)
@@ -174,23 +199,29 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
     low, high = min(point.cost for point in points), max(point.cost for point in points)
     if high > 8 * low > 0:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         # the default labels contain `$`, which is drawn as plain text here
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlim(low / 1.2, high * 1.2)
     else:
-        spread = (high - low) or abs(high) or 1.0
-        axis.set_xlim(low - 0.08 * spread, high + 0.08 * spread)
+        start = 0.0 if high - low < _SMALL * high else low  # a small difference must not look large
+        spread = (high - start) or 1.0
+        axis.set_xlim(start - 0.08 * spread * (start > 0), high + 0.08 * spread)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.ticklabel_format(useOffset=False)
     axis.margins(y=0.06)
     axis.xaxis.labelpad = 3
     # names are in a column next to the axes, and thin lines connect them to their points
-    bottom, top = axis.get_ylim()
-    rising = sorted(points, key=lambda point: point.accuracy)
-    wanted = [(100 * point.accuracy - bottom) / (top - bottom) for point in rising]
+    dots = axis.transAxes.inverted().transform(
+        axis.transData.transform([(point.cost, 100 * point.accuracy) for point in points])
+    )
     line = {"arrowstyle": "-", "color": other_colour, "linewidth": 0.5, "alpha": 0.6}
     lines = 1 + max(point.name.count("\n") for point in points)
-    for place, point in zip(spread_apart(wanted, lines * _LINE / (height - 0.5)), rising, strict=True):
+    gap = lines * _LINE / (height - 0.5)
+    ranks = gap * np.arange(len(points))
+    places = np.clip(spread_apart(sorted(dots[:, 1]), gap), ranks, max(1.0, ranks[-1]) - ranks[::-1])
+    for point, place in zip(points, _chosen_places(dots, places, height - 0.5), strict=True):
         axis.annotate(
             point.name,
             (point.cost, 100 * point.accuracy),
@@ -202,6 +233,27 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
             weight="bold" if point in best else "normal",
             arrowprops={**line, "relpos": (0.0, 0.5), "shrinkA": 1, "shrinkB": 3},
         )
+
+
+def _chosen_places(
+    dots: NDArray[np.float64], places: NDArray[np.float64], height: float
+) -> NDArray[np.float64]:
+    """Return for each point the place of its name, so that few lines pass through other points.
+
+    `dots` `(N, 2)` and the N `places` are fractions of axes that are `height` inches high. The lines are also short.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    dots = dots * (3.5, height)  # the width is known only when the figure is drawn
+    ends = np.stack([np.full(len(places), 1.05), places], axis=1) * (3.5, height)
+    line = ends[:, None] - dots[:, None, None]  # from point i to place j
+    away = dots - dots[:, None, None]  # from point i to point k
+    along = np.clip((away * line).sum(-1) / (line**2).sum(-1), 0, 1)
+    passed = np.linalg.norm(away - along[..., None] * line, axis=-1) < _NEAR
+    passed &= np.linalg.norm(away, axis=-1) >= _NEAR
+    costs = 0.05 * passed.sum(-1) + (line[:, :, 0, 1] / height) ** 2
+    chosen: NDArray[np.intp] = linear_sum_assignment(costs)[1]
+    return places[chosen]
 
 
 def spread_apart(places: Sequence[float], gap: float) -> list[float]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
@@ -18,15 +20,22 @@ from two_stream.errors import printable
 from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.score import aggregate_views
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
-from two_stream.runtime.files import atomic_path, write_text
-from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime.files import write_text
+from two_stream.runtime.plotting import (
+    GRID,
+    MORE,
+    SERIES,
+    SURFACE,
+    plain_figures,
+    save_figure,
+    shorten,
+    text_on,
+)
 from two_stream.runtime.text import csv_text
 
 _MOST = 8
 """largest number of classes that are drawn as lines"""
-_GREY = "#b8b8b8"
-_SHORTEST = 0.06
-"""smallest length of a section with a label, as a fraction of the width"""
+_DASHES: Any = ("-", (0, (6, 1.5)), (0, (1.5, 1.0)), (0, (6, 1.2, 1.2, 1.2)))
 
 
 @dataclass(frozen=True)
@@ -99,11 +108,10 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
     """Draw the class probabilities over time, and below them the most likely class.
 
     The horizontal axis shows seconds, or frame numbers if the file has no times. Because windows overlap, the border
-    between two windows is drawn halfway between their middles.
+    between two windows is drawn halfway between their middles. Classes differ in colour, line style and number.
 
     `path` is the PNG, PDF or SVG file to write.
     """
-    title, names = printable(title), [printable(name) for name in names]
     shares = np.stack([window.probabilities for window in found])
     edges = _edges(found)
     best = shares.argmax(axis=1)
@@ -111,32 +119,48 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
     leading = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]][:_MOST]
     others = [int(k) for k in np.argsort(-shares.max(axis=0), kind="stable") if k not in leading]
     drawn = leading + others[: max(0, min(3, len(names)) - len(leading))]
-    palette = colormaps["tab10"]
-    colours = {k: palette(place % 10) for place, k in enumerate(drawn)}
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    numbers = {k: number for number, k in enumerate(drawn, start=1)}
+    colours = dict(zip(drawn, SERIES + MORE))
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-    for k in drawn:
-        upper.stairs(
-            100 * shares[:, k], edges, baseline=None, color=colours[k], linewidth=1.6, label=names[k]
-        )
-    upper.set_ylim(0, 103)
-    upper.set_ylabel("probability in %")
-    upper.grid(alpha=0.3)
-    upper.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
-    upper.set_title(title, fontsize=10, loc="left")
+    for k, dashes in zip(drawn, _DASHES + _DASHES):
+        label = f"{numbers[k]}  {shorten(names[k])}"
+        line = {"baseline": None, "color": colours[k], "linestyle": dashes, "linewidth": 1.8}
+        upper.stairs(100 * shares[:, k], edges, label=label, **line)
+    upper.set(ylim=(0, 103), ylabel="probability in %")
+    lines = textwrap.wrap(printable(title), 105, max_lines=2, placeholder=" …")
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
+    labels = []
     for start, stop in _stretches(best):
-        k = int(best[start])
-        left, right = edges[start], edges[stop]
-        lower.axvspan(left, right, color=colours.get(k, _GREY), linewidth=0)
-        if (right - left) >= _SHORTEST * (edges[-1] - edges[0]):
-            style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white", "clip_on": True}
-            lower.text((left + right) / 2, 0.5, names[k], **style)
-    lower.set_yticks([])
-    lower.set_ylabel("likeliest", fontsize=8)
-    lower.set_xlim(edges[0], edges[-1])
+        k, left, right = int(best[start]), edges[start], edges[stop]
+        colour = colours.get(k, GRID)
+        lower.axvspan(left, right, facecolor=colour, edgecolor=SURFACE, linewidth=0.8)
+        label = lower.text((left + right) / 2, 0.5, shorten(names[k]), ha="center", va="center", fontsize=8)
+        label.set(color=text_on(colour), in_layout=False)
+        labels.append((label, str(numbers.get(k, "")), left, right))
+    handles = upper.get_legend_handles_labels()[0]
+    if len(leading) < np.count_nonzero(counts):
+        handles.append(Patch(color=GRID, label="other classes"))
+    upper.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=3)
+    lower.set(ylim=(0, 1), xlim=(edges[0], edges[-1]))
     lower.set_xlabel("frame" if found[0].start is None else "seconds")
-    with atomic_path(path) as part:
-        figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
+    lower.set_yticks([0.5], ["most likely\nclass"])
+    lower.grid(visible=False)
+    figure.draw_without_rendering()
+    for label, number, left, right in labels:
+        room = np.diff(lower.transData.transform([(left, 0), (right, 0)])[:, 0])[0] - 3
+        _fit(label, number, room)
+    save_figure(figure, path)
+
+
+def _fit(label: Text, number: str, room: float) -> None:
+    """Shorten a name to a width in pixels; if fewer than four letters fit, show the number of the class or nothing."""
+    name = label.get_text()
+    choices = [name, *(f"{name[:keep]}…" for keep in range(len(name) - 1, 3, -1)), number]
+    while choices and label.get_window_extent().width > room:
+        label.set_text(choices.pop(0))
+    if label.get_window_extent().width > room:
+        label.set_text("")
 
 
 def _edges(found: Sequence[TimelineWindow]) -> np.ndarray:

@@ -34,7 +34,7 @@ from two_stream.evaluation.scores.metrics import ClassRow
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import Table, minus, percent, sentence, text_table
 from two_stream.runtime import plotting
-from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, plain_figures
+from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, plain_figures, shorten
 from two_stream.runtime.text import shown_lines
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -219,7 +219,7 @@ def draw_intervals(
     """
     for place, row in enumerate(rows):
         axis.annotate(
-            short(row.name, _LETTERS),
+            shorten(row.name, _LETTERS),
             (0.0, place),
             xycoords=axis.get_yaxis_transform(),
             xytext=(2, 6),
@@ -407,8 +407,8 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
         axis.grid(visible=False)
         if classes <= _LABELLED:
             size = 8.0 if classes <= 20 else 4.5
-            axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
-            axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
+            axis.set_xticks(range(classes), [shorten(name) for name in names], rotation=90, fontsize=size)
+            axis.set_yticks(range(classes), [shorten(name) for name in names], fontsize=size)
         return to_svg(figure, "confusion matrix")
 
 
@@ -459,7 +459,7 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
         for at, index in zip(place, order):
             add_value(axis, values[at], float(at), _class_text(name, rows[index], measure))
         size = 8.5 if len(order) <= 30 else 6.0
-        labels = [f"{short(rows[index].name)} ({rows[index].videos})" for index in order]
+        labels = [f"{shorten(rows[index].name)} ({rows[index].videos})" for index in order]
         axis.set_yticks(place, labels, fontsize=size)
         axis.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel=f"{measure} (%), videos in brackets")
         axis.grid(visible=False, axis="y")
@@ -495,9 +495,3 @@ def fusion_curve(curve: Curve) -> str:
         axis.set_title(f"{curve.metric} (%) on the holdout part, {curve.videos} videos, rule {curve.rule}")
         axis.margins(y=0.12)
         return to_svg(figure, "accuracy over the fusion weight")
-
-
-def short(name: str, limit: int = 22) -> str:
-    """Shorten a name to `limit` characters for a label in a figure."""
-    text = printable(name)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

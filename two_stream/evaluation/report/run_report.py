@@ -35,6 +35,7 @@ from two_stream.evaluation.scores.fusion import Curve, fuse, weight_curve
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.plotting import SERIES
 from two_stream.runtime.provenance import code_version
+from two_stream.runtime.text import plural
 from two_stream.types import RunPaths, ScoreTable
 
 _PROVENANCE = (
@@ -375,9 +376,9 @@ def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
 
 def _headline(line: words.Line) -> dict[str, str]:
     top, summary = line.summary.main, line.summary
-    correct = f"{round(top.value * summary.videos)} of {summary.videos} videos"
+    correct = f"{round(top.value * summary.videos)} of {plural(summary.videos, 'video')}"
     if summary.map is not None:
-        correct = f"mean over {summary.map_classes} of {len(line.table.class_names)} classes"
+        correct = f"mean over {summary.map_classes} of {plural(len(line.table.class_names), 'class')}"
     return {
         "metric": "top-1" if summary.map is None else "mAP",
         "name": line.name,

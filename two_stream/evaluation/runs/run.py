@@ -48,6 +48,7 @@ from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device, precision_reason
 from two_stream.runtime.files import check_writable, complete_folder, sha256
 from two_stream.runtime.provenance import code_version, environment
+from two_stream.runtime.text import plural
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
 from two_stream.video.decoding.reader import backend_version
 from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, choose_flow_algorithm
@@ -508,7 +509,7 @@ def score_table(
         warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
     if not scored and distributed.is_main():
         raise ScoreError(
-            f"{run.source}: none of {len(records)} videos could be read; run `two-stream check` on "
+            f"{run.source}: none of {plural(len(records), 'video')} could be read; run `two-stream check` on "
             "the data set"
         )
     groups = {record.id: record.group for record in records}

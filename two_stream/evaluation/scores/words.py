@@ -18,6 +18,7 @@ from two_stream.evaluation.scores.fusion import stream_name
 from two_stream.evaluation.scores.metrics import Summary, difference, gain, summarise
 from two_stream.evaluation.scores.statistics import LEAST_UNITS, LEVEL, Interval, expected_interval
 from two_stream.runtime.console import console, say, table
+from two_stream.runtime.text import plural
 from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
@@ -130,8 +131,10 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
         names = {"paper": "test-selected", "folds": "selection by folds of the training list"}
         parts.append(names.get(str(selection), f"selection {selection}"))
     if summary is not None:
-        videos = f"{summary.videos} videos"
-        parts.append(videos + (f" of {count_sources(summary.groups)}" if summary.groups is not None else ""))
+        videos = plural(summary.videos, "video")
+        parts.append(
+            videos + (f" of {plural(summary.groups, 'source')}" if summary.groups is not None else "")
+        )
     skipped = skipped_videos(meta)
     if skipped:
         parts.append(f"{len(skipped)} skipped")
@@ -149,17 +152,12 @@ def interval_words(
 ) -> str:
     """Return a description of an interval, or the reason why there is no interval."""
     if not found.known:
-        number = "videos of unknown source" if groups is None else count_sources(groups)
+        number = "videos of unknown source" if groups is None else plural(groups, "source")
         return f"no interval: too few independent sources ({number})"
     over = "" if groups is None else " over sources"
     over += f"{' over' if groups is None else ' and'} training runs" if trainings else ""
     unknown = "; sources unknown: videos counted as independent" if groups is None else ""
     return f"{100 * level:g} % intervals{over}{unknown}"
-
-
-def count_sources(number: int) -> str:
-    """Return a number of sources with its unit, such as `2 sources`."""
-    return f"{number} source{'' if number == 1 else 's'}"
 
 
 FEW_SOURCES = 20
@@ -223,8 +221,9 @@ def expected_words(record: Record, modality: Modality, split: int) -> str:
         half = 50 * (found.high - found.low)
         known = f"the 95 % interval of an accuracy of 75 % will be about ±{half:.0f} points"
     return (
-        f"{len(train)} training videos of {count_sources(len({source_of(video) for video in train}))}, {len(test)} "
-        f"test videos of {count_sources(sources)}, {record.num_classes} classes: {known}."
+        f"{plural(len(train), 'training video')} of {plural(len({source_of(video) for video in train}), 'source')}, "
+        f"{plural(len(test), 'test video')} of {plural(sources, 'source')}, "
+        f"{plural(record.num_classes, 'class')}: {known}."
     )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import secrets
 import socket
+import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import cv2
@@ -18,7 +23,10 @@ import numpy as np
 from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.pictures.annotate import Encoder, blend, panel
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import DARK, LIGHT
+from two_stream.runtime.text import json_text
 from two_stream.streaming.live.pipeline import Inbox
+from two_stream.streaming.live.screen import Status, hide_password
 from two_stream.video.decoding.base import Image
 
 Guesses = Sequence[tuple[str, float]]
@@ -105,12 +113,19 @@ class Recording:
                 file.add(annotated, seconds)
 
 
-_PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>two-stream</title>
-<style>body{margin:0;background:#111;height:100vh;display:grid;place-items:center}img{max-width:100vw;max-height:100vh}</style>
-<img src="/pictures" alt="the stream with its likeliest classes"></html>"""
+_PAGE = Path(__file__).parent / "templates" / "live.html"
 
 
-_BETWEEN = "two-stream-picture"
+SPAN = 120.0
+"""number of seconds of the page's time line"""
+
+
+_BETWEEN = 0.25
+"""smallest number of seconds between two points of the time line, and between two messages to a browser"""
+
+
+_LAST = 1.0
+"""number of seconds that a browser has to fetch the last image after the stream has ended"""
 
 
 MOST_CONNECTIONS = 16
@@ -129,6 +144,11 @@ class _Server(ThreadingHTTPServer):
         self._free = threading.Semaphore(MOST_CONNECTIONS)
         super().__init__(address, handler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore that a browser has disconnected; otherwise print the error."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for a connection, unless the limit is reached."""
         if self._free.acquire(blocking=False):
@@ -145,22 +165,33 @@ class _Server(ThreadingHTTPServer):
 
 
 class BrowserWindow:
-    """Serves the latest image as a web page to one or more browsers. Slow browsers miss images.
+    """Serves a web page with the latest image and the state of the stream. Slow browsers miss images and messages.
 
-    The machine does not need a screen. By default, only browsers on this machine can connect.
+    The machine does not need a screen. By default, only browsers on this machine can connect. As a context manager, the
+    window ends with the error that is raised, which the page then shows.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, port: int, status: Status, attempt: Callable[[], int] = lambda: 0, host: str = "127.0.0.1"
+    ) -> None:
         """Start serving at the address `host`; port 0 selects a free port.
+
+        `attempt` returns the number of attempts to open a lost source, and 0 while the source is available.
 
         Raises:
             SettingsError: The port is in use or not allowed.
         """
-        self._newest: bytes = b""
-        self._number = 0
+        self._facts = status.facts()
+        self._attempt = attempt
+        self._run = secrets.token_hex(8)
+        self._picture: Image | None = None
+        self._shown, self._number = 0.0, 0
+        self._encoded = (0, b"")
+        self._encoding = threading.Lock()
+        self._points: deque[tuple[int, float, Guesses]] = deque(maxlen=round(SPAN / _BETWEEN))
         self._changed = threading.Condition()
         self._watchers = 0
-        self._closed = False
+        self._reason: str | None = None
         try:
             self._server = _Server((host, port), self._handler())
         except OSError as error:
@@ -169,28 +200,38 @@ class BrowserWindow:
             ) from None
         self._hosts = {host, "localhost", socket.gethostname()}
         self.address = f"http://{host}:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name="window").start()
 
-    def show(self, picture: Image, guesses: Guesses) -> None:
-        """Show an image `(H, W, 3)` if a browser is connected."""
-        if not self._watchers:
-            return
-        is_encoded, jpeg = cv2.imencode(
-            ".jpg", cv2.cvtColor(draw_guesses(picture, guesses), cv2.COLOR_RGB2BGR)
-        )
-        if is_encoded:
-            with self._changed:
-                self._newest = jpeg.tobytes()
-                self._number += 1
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        """Stop serving."""
+    def show(self, picture: Image, status: Status) -> None:
+        """Show an image `(H, W, 3)` and the state of the stream. The image must not be changed afterwards."""
         with self._changed:
-            self._closed = True
+            before, self._facts = self._facts, status.facts()
+            self._picture, self._shown, self._number = picture, time.monotonic(), self._number + 1
+            last = self._points[-1][1] if self._points else -math.inf
+            if before["guesses"] and not status.guesses:  # the source was lost after the last image
+                self._points.append((self._number, before["seconds"], []))
+            elif (
+                status.predictions.total > before["predictions"]["total"]
+                and status.seconds - last >= _BETWEEN
+            ):
+                self._points.append((self._number, status.seconds, self._facts["guesses"]))
             self._changed.notify_all()
+
+    def close(self, reason: str = "") -> None:
+        """Tell the browsers that the stream has ended and why, and stop serving once they have the last image."""
+        with self._changed:
+            if self._reason is None:
+                self._reason = reason
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._watchers, timeout=2 * _LAST)
         self._server.shutdown()
         self._server.server_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(str(error) if error is not None else "")
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         window = self
@@ -199,18 +240,39 @@ class BrowserWindow:
             timeout = SILENCE
 
             def do_GET(self) -> None:
+                path, _, query = self.path.partition("?after=")
                 if not window.answers(self.headers.get("Host", ""), self.headers.get("Sec-Fetch-Site", "")):
                     self.send_error(403, "this page is available only at its own address")
-                elif self.path == "/pictures":
-                    window.pictures(self)
-                elif self.path == "/":
-                    self.send_response(200)
-                    self.send_header("Content-Type", "text/html; charset=utf-8")
-                    self.send_header("Content-Length", str(len(_PAGE)))
-                    self.end_headers()
-                    self.wfile.write(_PAGE)
+                elif path == "/state":
+                    window.send_states(self)
+                elif path == "/picture":
+                    number, jpeg = window.next_picture(int(query[:18]) if query.isdecimal() else 0)
+                    self.reply(
+                        200 if jpeg else 204, jpeg, **{"Content-Type": "image/jpeg", "X-Number": str(number)}
+                    )
+                elif path == "/":
+                    nonce = secrets.token_urlsafe(16)
+                    policy = (
+                        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+                        "connect-src 'self'; img-src blob: data:; base-uri 'none'; form-action 'none'; "
+                        "frame-ancestors 'none'"
+                    )
+                    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy}
+                    self.reply(200, live_page(nonce), **headers)
                 else:
                     self.send_error(404)
+
+            def reply(self, status: int, body: bytes | None, **headers: str) -> None:
+                """Send a response. If `body` is None, its length is unknown and the caller writes it."""
+                self.send_response(status)
+                headers |= {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+                headers |= {"Cross-Origin-Resource-Policy": "same-origin", "Referrer-Policy": "no-referrer"}
+                if body is not None:
+                    headers["Content-Length"] = str(len(body))
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body or b"")
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Log nothing, because the terminal displays the stream."""
@@ -233,28 +295,69 @@ class BrowserWindow:
             return name in {one.lower() for one in self._hosts}
         return True
 
-    def pictures(self, request: BaseHTTPRequestHandler) -> None:
-        """Send images to one browser until it disconnects."""
-        request.send_response(200)
-        request.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={_BETWEEN}")
-        request.send_header("Cache-Control", "no-store")
-        request.send_header("Cross-Origin-Resource-Policy", "same-origin")
-        request.end_headers()
+    def next_picture(self, after: int) -> tuple[int, bytes]:
+        """Wait for an image whose number is larger than `after`, and return its number and the newest image as JPEG.
+
+        The JPEG is empty if no image arrives. An image is encoded once, by the first browser that asks for it.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._number > after or self._reason is not None, timeout=SILENCE / 2
+            )
+            number, picture = self._number, self._picture
+        if picture is None or number <= after:
+            return number, b""
+        with self._encoding:
+            if self._encoded[0] < number:
+                _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+                self._encoded = (number, jpeg.tobytes())
+            return self._encoded
+
+    def state(self, after: int = -1) -> dict[str, Any]:
+        """Return the state of the stream as values for JSON, with the time line's points of images after `after`."""
+        with self._changed:
+            attempt = self._attempt()
+            running = "lost" if attempt else "live" if self._number else "connecting"
+            return self._facts | {
+                "run": self._run,
+                "state": running if self._reason is None else "ended",
+                "reason": hide_password(self._reason or ""),
+                "attempt": attempt,
+                "age": round(time.monotonic() - self._shown, 3) if self._number else None,
+                "number": self._number,
+                "all": after < 0,
+                "points": [[seconds, guesses] for number, seconds, guesses in self._points if number > after],
+            }
+
+    def send_states(self, request: Any) -> None:
+        """Send the state to one browser as server-sent events, until it disconnects or the stream has ended."""
         with self._changed:
             self._watchers += 1
-        number = 0
+        sent, is_over = -1, False
         try:
-            while True:
+            request.reply(200, None, **{"Content-Type": "text/event-stream"})
+            while not is_over:
+                state = self.state(sent)
+                sent, is_over = state["number"], state["state"] == "ended"
+                request.wfile.write(f"data: {json_text(state)}\n\n".encode())
                 with self._changed:
-                    while not self._closed and self._number == number:
-                        self._changed.wait()
-                    if self._closed:
-                        return
-                    number, jpeg = self._number, self._newest
-                head = f"--{_BETWEEN}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                request.wfile.write(head.encode() + jpeg + b"\r\n")
+                    self._changed.wait_for(lambda: self._reason is not None, timeout=_BETWEEN)
+            request.connection.settimeout(_LAST)
+            request.rfile.read(1)  # the browser disconnects when it has the last image
         except OSError:  # the browser has disconnected
             pass
         finally:
             with self._changed:
                 self._watchers -= 1
+                self._changed.notify_all()
+
+
+def live_page(nonce: str) -> bytes:
+    """Return the live page; its style and script are marked with `nonce`."""
+    text = _PAGE.read_text("utf-8")
+    values: dict[str, object] = {"nonce": nonce, "span": SPAN}
+    for name, colors in (("light", LIGHT), ("dark", DARK)):
+        values[name] = " ".join(f"--{key}: {color};" for key, color in colors.items())
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", str(value))
+    return text.encode()

@@ -129,6 +129,7 @@ class Pipeline:
 
     Attributes:
         interruptions: Number of interruptions of the source.
+        attempt: Number of attempts to open the source since it was lost; 0 while it is available.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class Pipeline:
         self.keep_passed = keep_passed
         self.notify = notify
         self.interruptions = 0
+        self.attempt = 0
         self._read: Inbox[_Item] = Inbox(queue, drop=source.live or paced)
         self._ready: Inbox[_Item] = Inbox(4, drop=False)
         self._stop = threading.Event()
@@ -229,7 +231,7 @@ class Pipeline:
                         self.notify(
                             f"{self.source.name}: available again after {gap:.1f} s; the networks are reset"
                         )
-                        lost = None
+                        lost, self.attempt = None, 0
                     if self.paced and self._stop.wait(max(0.0, opened + frame.seconds - time.monotonic())):
                         return
                     if any(stream.wants(index) for stream in self.streams):
@@ -266,6 +268,7 @@ class Pipeline:
                 error.path,
                 f"was lost for {gone:.0f} seconds ({error.reason}); check the source, or set a larger `--patience`",
             ) from None
+        self.attempt += 1
         if first:
             self.interruptions += 1
             self.notify(f"{error}; waiting up to {self.patience:g} s until the source is available again")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from two_stream.errors import printable
 from two_stream.runtime.console import bar, err, note
 
 _BAR = 30
@@ -30,6 +32,8 @@ class Status:
     guesses: Sequence[tuple[str, float]] = ()
     dropped: int = 0
     interruptions: int = 0
+    networks: str = ""
+    """names of the networks"""
 
     def __post_init__(self) -> None:
         self.latency, self.frames, self.predictions = Latency(), Rate(), Rate()
@@ -44,6 +48,27 @@ class Status:
         counts = f"{self.frames.total} frames, {self.predictions.total} predictions in {elapsed:.1f} s"
         return " · ".join([f"{self.source}: {counts}", *self._losses()])
 
+    def facts(self) -> dict[str, Any]:
+        """Return the state as values for JSON, with printable names and without the user and password of an address."""
+        median, late = self.latency.percentile(0.5), self.latency.percentile(0.99)
+        rates = {"frames": self.frames, "predictions": self.predictions}
+        return {
+            "source": f"camera {self.source}"
+            if self.source.isdigit()
+            else hide_password(printable(self.source)),
+            "networks": self.networks,
+            "delay": self.delay,
+            "seconds": round(self.seconds, 3),
+            "guesses": [
+                (printable(name), round(share, 4) if math.isfinite(share) else None)
+                for name, share in self.guesses
+            ],
+            "latency": None if median is None or late is None else [round(1000 * median), round(1000 * late)],
+            "dropped": self.dropped,
+            "interruptions": self.interruptions,
+            **{name: {"rate": one.per_second(), "total": one.total} for name, one in rates.items()},
+        }
+
     def _losses(self) -> list[str]:
         parts = []
         median, late = self.latency.percentile(0.5), self.latency.percentile(0.99)
@@ -53,6 +78,11 @@ class Status:
         if self.interruptions:
             parts.append(f"{self.interruptions} interruptions")
         return parts
+
+
+def hide_password(text: str) -> str:
+    """Return text without the user names and passwords of addresses."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 class Screen:

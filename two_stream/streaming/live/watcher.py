@@ -53,7 +53,11 @@ class Watcher:
         self.rule, self.weights = rule, weights
         self.multi_label = runs[0].multi_label
         self.class_names = runs[0].class_names
-        self.status = Status(pipeline.source.name, describe_delay(pipeline.streams, pipeline.source))
+        delay, names = (
+            describe_delay(pipeline.streams, pipeline.source),
+            (one.name for one in pipeline.streams),
+        )
+        self.status = Status(pipeline.source.name, delay, networks=" + ".join(names))
         self._newest: dict[str, NDArray[np.float64]] = {}
         slowest = max(pipeline.streams, key=lambda one: (one.network.stride * one.every, one.pairs))
         self._slowest = slowest.name
@@ -71,6 +75,7 @@ class Watcher:
             status.dropped, status.interruptions = self.pipeline.dropped, self.pipeline.interruptions
             if seen.begins:
                 self._newest.clear()
+                status.guesses = ()  # those from before the interruption
                 status.delay = describe_delay(self.pipeline.streams, self.pipeline.source)
             prediction = self._predict(seen)
             if prediction is not None:

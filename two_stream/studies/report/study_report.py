@@ -34,12 +34,11 @@ from two_stream.evaluation.report.page import (
     drawing,
     intervals_height,
     page_templates,
-    short,
     to_svg,
 )
 from two_stream.evaluation.scores.words import Table, TableCell
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.plotting import INK, MUTED, SERIES
+from two_stream.runtime.plotting import INK, MUTED, SERIES, shorten
 from two_stream.studies.report import tables
 from two_stream.studies.report.tables import number
 from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult
@@ -114,7 +113,7 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
         axis.axvline(0, color=INK, linewidth=1.0)
         for at, (value, place) in enumerate(order):
             add_value(axis, 100 * value, at, f"{names[place]}: {100 * value:+.1f} points")
-        axis.set_yticks(range(len(order)), [short(names[place]) for _, place in order], fontsize=8.0)
+        axis.set_yticks(range(len(order)), [shorten(names[place]) for _, place in order], fontsize=8.0)
         axis.set(ylim=(len(order) - 0.4, -0.6), xlabel="difference in points")
         reach = 1.05 * max(1.0, *(abs(value) for value in values))
         axis.set_xlim(-reach, reach)
@@ -151,8 +150,8 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
         axis.set_aspect("equal")
         axis.grid(visible=False)
         size = 8.0 if classes <= _NUMBERED else 6.5
-        axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
-        axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
+        axis.set_xticks(range(classes), [shorten(name) for name in names], rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), [shorten(name) for name in names], fontsize=size)
         return to_svg(figure, label)
 
 
@@ -197,7 +196,7 @@ def _small_multiples(
         axes,
     ):
         for axis, (name, runs) in zip(axes, histories.items()):
-            axis.set_title(short(name, 30), fontsize=8.5)
+            axis.set_title(shorten(name, 30), fontsize=8.5)
             for other in histories.values():
                 epochs, means = _mean(other, key)
                 axis.plot(epochs, means, color=MUTED, linewidth=0.7, alpha=0.45)
@@ -219,7 +218,7 @@ def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, c
     for epoch, mean in zip(epochs, means):
         unit = "" if key.endswith("loss") else " %"
         add_value(axis, epoch, mean, f"{name}, epoch {epoch:g}: {mean:.4g}{unit}")
-    axis.plot(epochs, means, color=color, linewidth=2.0, marker=mark, markersize=4, label=short(name, 32))
+    axis.plot(epochs, means, color=color, linewidth=2.0, marker=mark, markersize=4, label=shorten(name, 32))
 
 
 def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
@@ -250,7 +249,7 @@ def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoi
             if value is not None:
                 accuracy = variant.accuracy
                 found[label].append(
-                    CostPoint(short(variant.name), value, accuracy.value, accuracy.low, accuracy.high)
+                    CostPoint(shorten(variant.name), value, accuracy.value, accuracy.low, accuracy.high)
                 )
     return [(label, points) for label, points in found.items() if len(points) > 1]
 

@@ -13,7 +13,7 @@ from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import DASH, Table, TableCell, difference_in_points, percent
 from two_stream.runtime.console import console, say, table
-from two_stream.runtime.text import csv_text
+from two_stream.runtime.text import csv_text, signed_number
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, p_text
 from two_stream.studies.statistics.results import (
     Comparison,
@@ -50,12 +50,9 @@ def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: 
     """Return a cell with a number; a dash for None."""
     if value is None:
         return TableCell(DASH)
-    return TableCell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
-
-
-def signed_text(value: float, digits: int = 1) -> str:
-    """Return a number with its sign, as a typographic minus or a plus; values that round to 0 get a plus."""
-    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
+    return TableCell(
+        signed_number(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value
+    )
 
 
 def _p(p: float, strong: bool = False) -> TableCell:
@@ -64,8 +61,8 @@ def _p(p: float, strong: bool = False) -> TableCell:
 
 def _points(gap: Interval, strong: bool) -> TableCell:
     """Return a cell with a difference of fractions and its interval, in percentage points."""
-    ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
-    return TableCell(f"{signed_text(100 * gap.value)} [{ends}]", gap.value, strong)
+    ends = f"{signed_number(100 * gap.low)}, {signed_number(100 * gap.high)}" if gap.known else "unknown"
+    return TableCell(f"{signed_number(100 * gap.value)} [{ends}]", gap.value, strong)
 
 
 def better_variants(result: StudyResult) -> set[str]:
@@ -98,14 +95,18 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
             return cell
         return replace(cell, text=f"{cell.text} ({one.published.source})")
 
+    def differing(key: Literal["seeds", "splits"]) -> Collection[str]:
+        """Return the forms with a column that the line of the protocol replaces if all variants agree."""
+        return ("terminal",) if len({len(getattr(one, key)) for one in result.variants}) > 1 else ()
+
     on_page, on_both, everywhere = ("page",), ("page", "paper"), ("page", "paper", "terminal")
     columns: list[tuple[Collection[str], Column]] = [
         (everywhere, ("variant", False, lambda one: _text(one.name, one.name in better))),
         (on_both, ("verdict", False, lambda one: _verdict(one.name, result.comparisons))),
         (everywhere, (f"{result.metric} (%) [{level}]", True, accuracy)),
         (everywhere, ("sd over seeds", True, lambda one: number(one.sd, 1, 100))),
-        (("terminal",), ("seeds", True, lambda one: number(len(one.seeds), 0))),
-        (("terminal",), ("splits", True, lambda one: _text(", ".join(map(str, one.splits))))),
+        (differing("seeds"), ("seeds", True, lambda one: number(len(one.seeds), 0))),
+        (differing("splits"), ("splits", True, lambda one: _text(", ".join(map(str, one.splits))))),
         (on_both, (against, True, lambda one: _against(one.name, result.comparisons, seconds))),
         (everywhere, ("published (%)", True, published)),
         *[(on_page, (key if "(" in key else f"{key} (%)", True, _other(key))) for key in more],
@@ -188,7 +189,7 @@ def _against(name: str, comparisons: Sequence[Comparison], seconds: Collection[s
     if not own:
         return TableCell("baseline", 0.0) if name in seconds else TableCell(DASH)
     first = own[0]
-    text = signed_text(100 * first.difference.value) + (f" to {first.second}" if len(seconds) > 1 else "")
+    text = signed_number(100 * first.difference.value) + (f" to {first.second}" if len(seconds) > 1 else "")
     more = f" (+ {len(own) - 1} below)" if len(own) > 1 else ""
     return TableCell(text + more, first.difference.value, _is_better(first))
 
@@ -214,7 +215,8 @@ def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
     counted = result.metric == "top-1"  # a difference of mAP is not a number of clips
 
     def p_values(one: Comparison) -> TableCell:
-        text = p_text(one.p) if one.p == one.p_holm else f"{p_text(one.p)} ({p_text(one.p_holm)})"
+        plain, corrected = p_text(one.p), p_text(one.p_holm)
+        text = plain if plain == corrected else f"{plain} ({corrected})"
         return TableCell(text, one.p_holm, one.significant)
 
     def detectable(one: Comparison) -> TableCell:
@@ -272,7 +274,7 @@ def fusion_matrix(fusion: FusionResult) -> Table:
     def fused(pair: FusedPair | None) -> TableCell:
         if pair is None:
             return TableCell(DASH)
-        text = f"{percent(pair.accuracy.value)} ({signed_text(100 * pair.gain.value)})"
+        text = f"{percent(pair.accuracy.value)} ({signed_number(100 * pair.gain.value)})"
         shade = (pair.accuracy.value - low) / (high - low) if high > low else 0.0
         return TableCell(text, pair.accuracy.value, pair.gain.low > 0, shade)
 
@@ -487,7 +489,7 @@ _NAMES = 8
 
 
 def print_study(result: StudyResult) -> None:
-    """Print the tables, protocol, notes and verdicts of a study."""
+    """Print the tables, protocol, notes and answer of a study."""
     _print(f"{result.metric} in %", variants_table(result, "terminal"))
     if result.comparisons:
         _print("differences in points", comparisons_table(result, "terminal"))
@@ -498,8 +500,8 @@ def print_study(result: StudyResult) -> None:
     say(result.protocol)
     for text in result.notes:
         say(f"note: {text}")
-    for comparison in result.comparisons:
-        say(comparison.verdict)
+    for text in filter(None, (result.answer, result.outlook)):
+        say(text)
 
 
 def settings_line(result: StudyResult) -> str:
@@ -510,7 +512,8 @@ def settings_line(result: StudyResult) -> str:
 
 
 def _print(title: str, shown: Table) -> None:
-    console.print(table(title, shown.columns, shown.texts))
+    spare = ("clips", "p", "splits", "seeds")
+    console.print(table(title, shown.columns, shown.texts, spare=spare))
 
 
 def _fusion_lines(fusion: FusionResult) -> list[str]:

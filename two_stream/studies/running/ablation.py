@@ -21,7 +21,7 @@ from two_stream.profiling.costs import meta_model
 from two_stream.runtime.console import err, note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import study_lock
-from two_stream.runtime.text import parse_json
+from two_stream.runtime.text import duration, parse_json, per_cent
 from two_stream.runtime.workers import usable_processes
 from two_stream.studies.running.cells import (
     StudyJob,
@@ -312,16 +312,16 @@ class LiveTable:
         count = f"[{len(self.ended)}/{len(self.jobs)}]"
         if not outcome.done:
             return f"{count} {job.title}: failed: {outcome.reason}"
-        accuracy = "" if outcome.accuracy is None else f"{100 * outcome.accuracy:.1f} %, "
+        accuracy = "" if outcome.accuracy is None else f"{per_cent(outcome.accuracy)}, "
         left = self.left()
-        rest = f"; about {_span(left)} left" if left and len(self.ended) < len(self.jobs) else ""
-        return f"{count} {job.title}: {accuracy}{outcome.seconds:.0f} s{rest}"
+        rest = f"; about {duration(left)} left" if left and len(self.ended) < len(self.jobs) else ""
+        return f"{count} {job.title}: {accuracy}{duration(outcome.seconds)}{rest}"
 
     def table(self) -> Table:
         """Return the table to display."""
         left = self.left()
-        rest = f", about {_span(left)} left" if left else ""
-        passed = _span(time.monotonic() - self._begin)
+        rest = f", about {duration(left)} left" if left else ""
+        passed = duration(time.monotonic() - self._begin)
         title = f"{self.what}: {len(self.ended)} of {len(self.jobs)} done, {passed} passed{rest}"
         table = Table(title=title.replace("[", r"\["), title_justify="left", header_style="bold")
         for column in ("", "done", "running", "failed", "mean so far"):
@@ -341,16 +341,8 @@ class LiveTable:
             f"{len(done)}/{len(own)}",
             "  ".join(f"{100 * self._progress(index):.0f} %" for index in running),
             str(failed) if failed else "",
-            f"{100 * mean(found):.1f} %" if found else "",
+            per_cent(mean(found)) if found else "",
         ]
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.files import join, name_of, reorder
 from two_stream.evaluation.scores.metrics import main_value, per_class, source_units, table_ranks
 from two_stream.evaluation.scores.statistics import LEVEL, Estimate, Interval, Sample, estimate_mean
+from two_stream.runtime.text import plural
 from two_stream.studies.statistics.results import Comparison, McNemar
 from two_stream.types import ScoreTable
 
@@ -373,7 +374,7 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
         if gap.value < 0:
             winner, loser, sign = loser, winner, -1.0
         low, high = sorted((sign * gap.low, sign * gap.high))
-        clips = f" ({_count(abs(comparison.clips))} of {comparison.videos} clips)" if top1 else ""
+        clips = f" ({_count(abs(comparison.clips))} of {plural(comparison.videos, 'clip')})" if top1 else ""
         size_ = f"by {100 * abs(gap.value):.1f} {unit} [{100 * low:.1f}, {100 * high:.1f}]{clips}, {p}"
         if few:
             return (
@@ -389,7 +390,7 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     if comparison.detectable >= 1:
         return f"{start}: {found}; with these data, not even a large difference could have been detected"
     missed = f"{100 * comparison.detectable:.1f} {unit}"
-    missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
+    missed += f" ({plural(comparison.detectable_clips, 'clip')})" if top1 else ""
     return f"{start}: {found}; a difference below about {missed} would be missed here"
 
 
@@ -407,9 +408,9 @@ def _count(clips: float) -> str:
 def _test_name(panel: Panel, exact: bool) -> str:
     if exact:
         return "McNemar's exact test over videos"
-    unit = f"{panel.units} source videos" if panel.groups is not None else f"{panel.units} videos"
+    unit = plural(panel.units, "source video" if panel.groups is not None else "video")
     if len(panel.seeds) > 1:
-        return f"t test over {unit} and {len(panel.seeds)} training runs, both random"
+        return f"t test over {unit} and {plural(len(panel.seeds), 'training run')}, both random"
     return f"t test over {unit} (one training run)"
 
 

@@ -14,8 +14,9 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import environment_of
 from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.statistics import LEVEL
-from two_stream.evaluation.scores.words import count_sources, few_sources, interval_words, listed, more_data
+from two_stream.evaluation.scores.words import few_sources, interval_words, listed, more_data
 from two_stream.runtime.provenance import code_version, environment
+from two_stream.runtime.text import plural
 from two_stream.studies.statistics.comparison import (
     ENOUGH_TRAININGS,
     Cell,
@@ -197,6 +198,7 @@ def _variant(variant: VariantRuns, panel: Panel, level: float) -> VariantResult:
         histories=variant.histories,
         cost=variant.cost,
         published=variant.published,
+        sources=panel.by_source(panel.hits),
     )
 
 
@@ -241,8 +243,8 @@ def _protocol(panels: Mapping[str, Panel], level: float) -> str:
     selections = " / ".join(_distinct(panels, "selection"))
     if selections:
         parts.append("test-selected" if selections == "paper" else f"selection {selections}")
-    videos = f"{round(lead.videos)} videos" + (" per split" if several else "")
-    parts.append(videos + (f" of {count_sources(lead.groups)}" if lead.groups is not None else ""))
+    videos = plural(round(lead.videos), "video") + (" per split" if several else "")
+    parts.append(videos + (f" of {plural(lead.groups, 'source')}" if lead.groups is not None else ""))
     counts = sorted({len(panel.seeds) for panel in panels.values()})
     trainings = counts[-1] > 1
     parts.append(f"{'–'.join(map(str, counts))} training run{'s' if trainings else ''} each")
@@ -354,7 +356,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
     if skipped:
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         found.append(
-            f"{len(skipped)} videos could not be read and are not counted: {', '.join(skipped[:3])}{more}."
+            f"{plural(len(skipped), 'video')} not counted, because of read errors: {', '.join(skipped[:3])}{more}."
         )
     return found
 
@@ -451,7 +453,7 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
         other = [variant.name for variant in variants if variant.name not in compared and not variant.best]
         sentences += [f"Not compared with the highest: {listed(other)}."] if other else []
         rest = sum({one.first, one.second}.isdisjoint(best) for one in shown)
-        sentences += [f"{_count(rest, 'further difference')} shown."] if rest else []
+        sentences += [f"{plural(rest, 'further difference')} shown."] if rest else []
     return " ".join([*sentences, *_cheapest(variants, [*higher] if against else [*best, *equal])])
 
 
@@ -482,7 +484,3 @@ def _sentence(verdict: str) -> str:
     """Return a verdict as a sentence; variant names keep their case."""
     starts_plain = verdict.startswith("no difference")
     return (verdict[0].upper() + verdict[1:] if starts_plain else verdict) + "."
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" + ("s" if number != 1 else "")

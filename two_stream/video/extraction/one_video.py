@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.files import fsync_dir, unfinished, write_json
+from two_stream.runtime.text import plural
 from two_stream.runtime.workers import Beat
 from two_stream.video.decoding.base import uneven_times
 from two_stream.video.decoding.reader import backend_version, open_video
@@ -199,7 +200,7 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
         reason = f"{final} contains a file that is not a frame ({others[0]}); move this file or choose another --out"
         raise VideoError(final, reason)
     if names and manifest is None:
-        outcome.warnings.append(f"replaced {len(names)} files of an unfinished folder")
+        outcome.warnings.append(f"replaced {plural(len(names), 'file')} of an unfinished folder")
     return False
 
 
@@ -245,7 +246,9 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
         if video.damage:
             outcome.warnings.append(f"damaged: {video.damage}")
         elif (video.header_frames or 0) - frames > 1:
-            outcome.warnings.append(f"{frames} frames decode, the header states {video.header_frames}")
+            outcome.warnings.append(
+                f"{plural(frames, 'frame', 'decodes', 'decode')}, the header states {video.header_frames}"
+            )
         if frames == 1 and maker is not None:
             outcome.warnings.append("too short for flow: one frame")
         manifest = {

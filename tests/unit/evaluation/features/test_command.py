@@ -25,7 +25,7 @@ def test_run_to_features_to_run(world: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["features", str(run), "--out", str(out), "--train-views", "2", *SMALL]) == 0
     said = capsys.readouterr()
     assert "12 videos as 30 views of tokens (T, D) 2×1280" in said.err
-    assert f"{out}: 12 videos, 30 views, 0.3 MB" in said.out
+    assert f"{out}: 12 videos, 30 views, 304.2 KiB" in said.out
     flags = said.out.splitlines()[-1].partition("`two-stream train`: ")[2].split()
     settings = tmp_path / "bert.yaml"
     settings.write_text(dump(experiment_of(world, name="bert", runs=tmp_path)))

@@ -298,7 +298,7 @@ def test_full_disk_is_told_before_anything_is_written(
         free = writing._SPARE + 4000
 
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: Full)
-    with pytest.raises(SettingsError, match=r"stored features require .* only 0\.0 MB are free"):
+    with pytest.raises(SettingsError, match=r"stored features require .* only 3\.9 KiB are free"):
         write_features(model, experiment, tmp_path / "deep" / "cache")
     assert not (tmp_path / "deep").exists()
 
