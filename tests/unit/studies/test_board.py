@@ -274,4 +274,4 @@ def test_torch_is_not_imported(tmp_path) -> None:
     code = "import sys\nfrom two_stream import cli\ncli.main(sys.argv[1:])\nprint({'torch', 'cv2'} & set(sys.modules))"
     command = [sys.executable, "-c", code, "board", str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{tmp_path / 'runs' / 'board.html'}\nset()\n"
+    assert done.stdout == f"open {tmp_path / 'runs' / 'board.html'}\nset()\n"
