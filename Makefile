@@ -22,7 +22,7 @@ test: lint  ## linters, types, import rules and the default tests
 	$(BIN)/pytest -n 2 --dist loadgroup tests
 
 test-integration: $(STAMP)  ## torchrun, Ray, killed processes and the browser
-	$(BIN)/pytest -n 2 --dist loadgroup -m integration tests
+	$(BIN)/pytest -n 3 --dist loadgroup -m integration tests  # these tests often wait
 
 cover: $(STAMP)  ## line coverage of the default and integration tests (twice as slow)
 	$(BIN)/coverage erase

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_study_page_browser import CONTRAST, OPEN
-from tests.helpers.browser import NAMES, Browser, browser, find_chromium
+from tests.e2e.test_pages_browser import OPEN
+from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium
 from tests.helpers.studies import Studio
 from two_stream.studies.report.board import write_board
 

@@ -172,6 +172,7 @@ def test_a_wrong_call_is_one_line(tmp_path: Path, monkeypatch, capsys, args, wor
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_on_ray_the_numbers_are_the_same(whole: Path, tmp_path: Path, monkeypatch):
     pytest.importorskip("ray")
     (tmp_path / "data").symlink_to(whole / "data")

@@ -175,7 +175,7 @@ def test_the_doctor_looks_at_videos_not_at_segments(untrimmed: Record) -> None:
     segments = read_segments(path)
     write_segments(path, {**segments, "steady#9": Segment("steady", 0, 1, 1)})
     details = [finding.detail for finding in audit(untrimmed)]
-    assert "1 segments are in no list: 'steady#9'" in details
+    assert "1 segment is in no list: 'steady#9'" in details
     write_segments(path, {**segments, "steady#1": Segment("gone", 0.5, 1.5, 6)})
     missing = [f for f in audit(untrimmed) if f.kind == "missing" and f.severity == "error"]
     assert [Path(f.subject).name for f in missing] == ["gone"]

@@ -483,7 +483,7 @@ def test_the_command(noisy: Record, tmp_path: Path, capsys: pytest.CaptureFixtur
     args = ["pack", *common, "--resize", "9", "13", "--modality", "both", "--verify", "--json"]
     assert main([*args, str(tmp_path / "s.json")]) == 0
     shown = capsys.readouterr().out
-    assert "12 videos, 72 frames in 1 shards" in shown
+    assert "12 videos, 72 frames in 1 shard;" in shown
     assert "all checksums agree" in shown
     assert f"--data.source shards --data.shards {out}" in shown
     assert json.loads((tmp_path / "s.json").read_text())["flow"]["frames"] == 60

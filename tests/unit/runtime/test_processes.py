@@ -69,9 +69,17 @@ def lives(pid: int) -> bool:
 @pytest.mark.integration
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 @pytest.mark.parametrize(
-    ("code", "count"), [(POOL, 2), (LOADER, 2), (STUDY, 1)], ids=["pool", "loader", "study"]
+    ("code", "count", "number"),
+    [
+        pytest.param(
+            *(code, count, number),
+            id=f"{name}-{number.name}",
+            marks=[] if name == "pool" or number is signal.SIGKILL else pytest.mark.slow,
+        )
+        for name, code, count in (("pool", POOL, 2), ("loader", LOADER, 2), ("study", STUDY, 1))
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+    ],
 )
 def test_no_worker_lives_five_seconds_longer_than_its_parent(tmp_path, code, count, number):
     script, place = tmp_path / "parent.py", tmp_path / "pids"
