@@ -47,7 +47,7 @@ def test_aliases_that_make_little_are_read(tmp_path: Path) -> None:
     assert read_yaml(path)["more"] == {"a": 1, "b": [1, 2], "c": 3}
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_mutated_experiments(count, tmp_path, guarded) -> None:
     rng = np.random.default_rng(0)
     sources = [path.read_bytes() for path in sorted(EXPERIMENTS.glob("*.yaml"))]

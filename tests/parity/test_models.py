@@ -42,7 +42,6 @@ LATE_TEMPORAL = [
     "rgb_I3D64f",
     "flow_I3D64f",
     "rgb_I3D64f_bert2",
-    "flow_I3D64f_bert2",
     "rgb_I3D64f_bert2_FRMB",
     "flow_I3D64f_bert2_FRMB",
     "rgb_I3D64f_bert2_FRAB",

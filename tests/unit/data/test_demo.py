@@ -227,6 +227,7 @@ def test_shuffled_frames_confuse_every_pair() -> None:
     assert 0.3 < right < 0.68  # … but not which way
 
 
+@pytest.mark.slow
 def test_the_same_eye_sees_the_order_of_unshuffled_frames() -> None:
     """The counterpart of the shuffled test: within each pair, ordered motion is told apart."""
     _, labels, groups = clips()

@@ -92,6 +92,7 @@ def fused(demo, kind, ten, variant):
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_single_clip_script_gives_the_published_scores(repository, checkout, demo, tmp_path):
     """From the folder the published scripts ran in, with the flags of the published README."""
     out = tmp_path / "scores.npz"

@@ -142,6 +142,7 @@ def test_of_equals_the_smaller_c_is_taken(monkeypatch):
     assert chosen.table[0] == {"c": 0.1, "loss": 0.5, "top1": 0.25}
 
 
+@pytest.mark.slow
 def test_a_usual_problem_takes_seconds():
     """200 videos of 3,840 numbers, 8 classes, 10 Cs, 15 folds: 6 s on one core of an AMD EPYC (Zen 4)."""
     begin = time.process_time()
