@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_pages_browser import OPEN
-from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium
+from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium, pdf_text
 from tests.helpers.studies import Studio
 from two_stream.studies.report.board import write_board
 
@@ -128,6 +128,16 @@ def test_four_widths_and_contrast(tab, page, scheme) -> None:
     least, text = tab.evaluate(CONTRAST)
     assert least >= 4.5, text
     tab.media()
+
+
+def test_paper_shows_every_run(tab, page) -> None:
+    tab.media()
+    tab.size(1200, 900)
+    tab.open(page)
+    names = tab.evaluate("[...document.querySelectorAll('#runs tbody b, h2')].map(one => one.textContent)")
+    for paper in ((8.27, 11.69), (8.5, 11.0)):
+        printed = "".join(pdf_text(tab.pdf(paper)).split())
+        assert [name for name in names if "".join(name.split()) not in printed] == []
 
 
 def test_list_without_script(tab, page) -> None:

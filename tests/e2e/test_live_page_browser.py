@@ -102,7 +102,7 @@ def frozen(tab: Browser) -> bool:
 
 def check_layout(tab: Browser) -> None:
     """On a phone and a desktop, light and dark: nothing is cut or pale, and the picture fills the space."""
-    for width, across, down in ((390, 340, 250), (1400, 900, 400)):
+    for width, across, down in ((390, 340, 250), (838, 400, 250), (1920, 900, 400), (1200, 700, 400)):
         for scheme, page in (("light", "rgb(245, 246, 248)"), ("dark", "rgb(17, 20, 24)")):
             tab.size(width, 900, mobile=width < 500)
             tab.media(scheme=scheme)

@@ -125,7 +125,7 @@ def _list(args: list[str]) -> int:
     columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
     rows = [_cells(entry, options.folder) for entry in entries]
     title = f"{plural(len(rows), 'published file')} (--json prints all details)"
-    print_table(title, columns, rows, spare=("here", "licence", "link", "hash"))
+    print_table(title, columns, rows, spare=("licence", "classes", "link", "hash"))
     if console.width >= _WIDE:
         say(
             "hash: what the publisher states: the file's sha256, a part of it, the hash of its git object, or nothing. "

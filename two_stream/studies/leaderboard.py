@@ -192,7 +192,10 @@ def best_sentence(board: RankedTable, place: str) -> str:
     if len(board.standings) == 1:
         found = "the only one"
     elif first not in tested:
-        found = f"the others are not shown to differ: tests need {ENOUGH_TRAININGS} training runs of each"
+        found = (
+            f"not tested, because a ranking tests only variants with {ENOUGH_TRAININGS} or more training runs "
+            "(`two-stream compare` tests single runs)"
+        )
     elif alike:
         more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
         found = f"not shown to differ from it: {', '.join(alike[:_NAMED])}{more}"

@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.runs import Runs
+from tests.helpers.studies import made_compression, made_result
 from two_stream.cli import main
 from two_stream.commands import models
+from two_stream.commands.compress.comparison import show_compression
 from two_stream.commands.output import print_json
 from two_stream.runtime.console import _bar, console, err, note, say, table, warn
+from two_stream.studies.report.tables import print_study
 
 TABLES = {
     "accuracy": (
@@ -232,12 +236,29 @@ def test_every_table_fits_a_terminal(command, exported_world, repository, tmp_pa
     names |= {"VIDEO": exported_world / "videos" / "left" / "v_g3.mp4"}
     args = [str(names.get(word, word)) for word in command.split(" ")]
     monkeypatch.chdir(tmp_path)
+    assert_fits(lambda: main(args), monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda: print_study(made_result(fusion=True)),
+        lambda: show_compression(made_compression(), Path("runs/rgb_pruned")),
+    ],
+    ids=["ablate", "compress"],
+)
+def test_tables_of_long_commands_fit_a_terminal(show, monkeypatch, capsys):
+    assert_fits(show, monkeypatch, capsys)
+
+
+def assert_fits(show, monkeypatch, capsys):
+    """Check that no line is wider than the terminal and no word of a table is broken."""
     on_terminal(monkeypatch, 250)
-    assert main(args) == 0
+    assert not show()
     whole = set(WORDS.findall(capsys.readouterr().out))
     for width in (80, 100, 120):
         on_terminal(monkeypatch, width)
-        assert main(args) == 0
+        assert not show()
         lines = capsys.readouterr().out.splitlines()
         paths = [line for line in lines if len(line) > width]
         assert all("/" in line or "pip install" in line for line in paths), paths  # in one piece, to copy

@@ -63,7 +63,7 @@ def test_rows_hold_the_same_numbers_as_the_leaderboard(studio) -> None:
     assert (flow.model, flow.modality, flow.epochs) == ("mobilenetv2_3d + bert", "flow", "1 of 30")
     assert found["fused (l2)"].kind == "fusion"
     text, _, _ = page_of(studio.root)
-    assert "2 runs of 1 data set. Best on toy split 1, test part: " in text
+    assert "2 runs of 1 data set; 1 other entry (studies, fusions). Best on toy split 1, test part: " in text
     interval = ranked["rgb"].accuracy
     assert f"<b>{100 * interval.value:.1f}</b>" in text
     assert f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]" in text
@@ -79,7 +79,9 @@ def test_sentence_on_the_best_uses_the_tests_of_the_leaderboard(studio) -> None:
     lucky = studio.run("lucky", 4.0, head="concat")
     (board,) = leaderboard(studio.root).boards
     assert best_sentence(board, "toy").startswith("Best on toy: lucky 100.0\u00a0% [")
-    assert "the others are not shown to differ: tests need 3 training runs" in best_sentence(board, "toy")
+    assert "not tested, because a ranking tests only variants with 3 or more training runs" in best_sentence(
+        board, "toy"
+    )
     for name in [path for path in studio.root.iterdir() if path != lucky]:
         (name / SCORES).unlink()
     (board,) = leaderboard(studio.root).boards

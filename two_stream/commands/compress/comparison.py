@@ -104,15 +104,12 @@ class CompressionReport:
         points, name = 100 * gap.value, self.metric.replace("top", "Top")
         from_to = f"{percent(self.before.accuracy.value)} → {percent(self.after.accuracy.value)} %"
         if abs(points) < 0.05:
-            loss = f"{name} is the same ({percent(self.after.accuracy.value)} %"
+            loss = f"No difference in {self.metric} shown: {percent(self.after.accuracy.value)} % before and after ("
         else:
             verb = "fell" if points < 0 else "rose"
             loss = f"{name} {verb} by {abs(points):.1f} points ({from_to}"
-        loss += (
-            f"; 95 % interval of the change {100 * gap.low:+.1f} to {100 * gap.high:+.1f})."
-            if gap.known
-            else ")."
-        )
+        interval = f"95 % interval of the change {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+        loss += f"{'' if loss.endswith('(') else '; '}{interval if gap.known else 'too few sources for an interval'})."
         if not self.comparison.significant:
             detectable = self.comparison.detectable
             seen = f"only a change of {100 * detectable:.1f} points or more would have been detected reliably"
@@ -124,12 +121,19 @@ class CompressionReport:
             for name, first, second in (
                 ("file", one.file_bytes, two.file_bytes),
                 ("multiply-adds", one.multiply_adds, two.multiply_adds),
-                ("latency", one.latency_ms, two.latency_ms),
+                ("latency", *self._latencies),
                 ("memory", one.memory_mib, two.memory_mib),
             )
             if _factor(first, second)
         ]
         return f"{loss} Cost: {', '.join(saved)}."
+
+    @property
+    def _latencies(self) -> tuple[float, float]:
+        """The latencies before and after; zeros if their ranges over the rounds overlap, so that they may be equal."""
+        one, two = self.before.costs, self.after.costs
+        apart = one.latency_high < two.latency_low or two.latency_high < one.latency_low
+        return (one.latency_ms, two.latency_ms) if apart else (0.0, 0.0)
 
     @property
     def rows(self) -> list[list[str]]:
@@ -327,7 +331,10 @@ def write_pages(report: CompressionReport, folder: Path) -> Path:
         for layer in report.layers
     ]
     tables = {
-        "costs": text_table(caption, COLUMNS, report.rows),
+        # on a phone, only the first columns are in view without scrolling
+        "costs": text_table(
+            caption, [COLUMNS[0], *COLUMNS[:0:-1]], [[row[0], *row[:0:-1]] for row in report.rows]
+        ),
         "layers": text_table(
             "", ["layer", "weights before", "after", *(["zeros (%)"] if zeros else [])], layers
         ),

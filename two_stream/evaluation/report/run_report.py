@@ -254,6 +254,8 @@ def _facts(
         },
         "tables": _tables(facts, confusion),
         "learning_note": _learning_note(trained, chosen),
+        "table_notes": _table_notes(main, baseline),
+        "curve_note": _curve_note(curve, found),
         "figures": {
             "learning": page.learning_curves(trained, chosen),
             "confusion": page.confusion(confusion, main.table.class_names) if confusion is not None else None,
@@ -322,6 +324,34 @@ def _tables(facts: dict[str, Any], confusion: NDArray[np.int64] | None) -> dict[
         "confusion": page.confusion_table(confusion, facts["class_names"]) if confusion is not None else None,
         "compression": compression,
     }
+
+
+def _table_notes(main: words.Line, baseline: ScoreTable | None) -> list[str]:
+    """Return what the names of the rows mean."""
+    meta = main.table.meta
+    found = []
+    if baseline is not None:
+        protocol = f"; {baseline.meta['protocol']}" if baseline.meta.get("protocol") else ""
+        found.append(f"baseline: linear classifiers on fixed features, by `two-stream baseline`{protocol}.")
+    if meta.get("kind") == "fused":
+        weights = "equal weights" if len({*meta.get("weights", [])}) <= 1 else "the weights in brackets"
+        found.append(f"{main.name}: the streams are fused by rule {meta.get('rule')} with {weights}.")
+    return found
+
+
+def _curve_note(curve: Curve | None, found: Sequence[words.Line]) -> str:
+    """Return which row uses the chosen weight of the fusion, and which weights are equally good."""
+    if curve is None:
+        return ""
+    best = [share for share, value in zip(curve.shares, curve.accuracies) if value >= curve.accuracy - 1e-9]
+    row = next((line.name for line in found if line.table.meta.get("fitted_on")), "")
+    text = "The weight is chosen on the holdout part; test videos are not used."
+    text += f" The row '{row}' uses it." if row else ""
+    return (
+        f"{text} All weights from {min(best):.2f} to {max(best):.2f} give this value."
+        if len(best) > 1
+        else text
+    )
 
 
 def _learning_note(
@@ -407,7 +437,12 @@ def _mistakes(table: ScoreTable, streams: list[_Stream], count: int) -> list[dic
             guesses[stream.name] = {"class": table.class_names[best], "probability": float(chances[best])}
         predicted = table.class_names[int(table.logits[row].argmax())]
         true = _true_classes(table, row)
-        found.append({"id": table.ids[row], "true": true, "predicted": predicted, "streams": guesses})
+        true_classes = table.labels[row] if table.targets is None else table.targets[row]
+        own = table.logits[row, true_classes].max()
+        gap = float(table.logits[row].max() - own)
+        found.append(
+            {"id": table.ids[row], "true": true, "predicted": predicted, "streams": guesses, "gap": gap}
+        )
     return found
 
 

@@ -140,7 +140,20 @@ def read_board(root: Path, *, pictures: bool = False) -> tuple[list[Entry], list
     if not entries and not problems:
         hint = "train a run with `two-stream train`, or name another folder"
         raise ScoreError(f"{root}: no run, study or score file found; {hint}")
+    _tell_apart(entries)
     return sorted(entries, key=lambda entry: -entry.date), tests, problems
+
+
+def _tell_apart(entries: Sequence[Entry]) -> None:
+    """Add the number of classes, and the hash of their list, to the names of data sets that have the same name."""
+    lists: dict[str, set[str]] = {}
+    for entry in entries:
+        lists.setdefault(entry.dataset, set()).add(entry.facts["class lists"] if entry.facts else "")
+    for entry in entries:
+        if entry.facts and len(lists[entry.dataset] - {""}) > 1:
+            name = f"{entry.dataset} ({entry.facts['class lists']})"
+            entry.data = entry.data.replace(entry.dataset, name, 1)
+            entry.dataset = name
 
 
 def _entry(entry: Entry, items: Sequence[Scored], pictures: bool) -> Entry:
@@ -246,7 +259,9 @@ def write_board(root: Path, out: Path, *, pictures: bool = False) -> list[str]:
     boards.sort(key=lambda board: -len(board.standings))
     runs = sum(entry.kind in ("run", "study run", "compression") for entry in entries)
     sets = {entry.dataset for entry in entries if entry.dataset}
-    counts = f"{plural(runs, 'run')} of {plural(len(sets), 'data set')}."
+    others = len(entries) - runs
+    more = f"; {others} other {'entry' if others == 1 else 'entries'} (studies, fusions)" if others else ""
+    counts = f"{plural(runs, 'run')} of {plural(len(sets), 'data set')}{more}."
     sentences = ["None has scores of the test part; `two-stream evaluate RUN` writes them."]
     figure, note = None, ""
     if boards:
@@ -256,7 +271,7 @@ def write_board(root: Path, out: Path, *, pictures: bool = False) -> list[str]:
         note = f"The best on {_place(boards[0], boards)}. {dots_note(rows)}"
     top = Top(
         "board",
-        f"Runs in {root}",
+        f"Runs in {root.resolve().name}",
         f"{counts} {sentences[0]}",
         boards[0].title if boards else "",
         " ".join(sentences[1:]),

@@ -345,7 +345,7 @@ def settings_tables(result: StudyResult) -> list[Table]:
     parts = [names[start : start + _VARIANTS] for start in range(0, len(names), _VARIANTS)]
     return [
         Table(
-            "",
+            "A dash: the variant has no such setting; null: the setting is not set.",
             ["setting", *part],
             [False] * (1 + len(part)),
             [[_text(key), *(TableCell(own[name]) for name in part)] for key, own in differing.items()],

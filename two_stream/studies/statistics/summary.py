@@ -421,7 +421,7 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
     base = {one.second for one in comparisons}
     if len(base) == 1 and not base & {*best}:
         (against,) = base
-        where, kind = against, f"from {against}"
+        where, kind = f"'{against}'", f"from '{against}'"
     else:
         against, where, kind = "", "the highest", "from the highest"
     higher: dict[str, float] = {}
@@ -444,9 +444,14 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
     runs = "" if min(one.seeds for one in shown) >= ENOUGH_TRAININGS else " on these runs"
     sentences = [f"{listed(best)} {verb} the highest {metric}, {100 * value:.1f} %."]
     for word, found in (("Higher", higher), ("Lower", lower)):
-        names = [f"{name} ({points:.1f} points)" for name, points in found.items()]
-        sentences += [f"{word} than {where}{runs}: {listed(names)}."] if names else []
+        by_points: dict[str, list[str]] = {}
+        for name, points in found.items():
+            by_points.setdefault(f"{points:.1f}", []).append(name)
+        parts = [f"{listed(names)} (by {points} points)" for points, names in by_points.items()]
+        sentences += [f"{word} than {where}{runs}: {'; '.join(parts)}."] if parts else []
     sentences += [f"No difference {kind} shown: {listed(equal)}."] if equal else []
+    if len(higher) > 1:
+        sentences.append("These were not compared with each other.")
     if not against:
         pairs = [{one.first, one.second} for one in comparisons]
         compared = {name for pair in pairs if pair & {*best} for name in pair}
@@ -460,14 +465,15 @@ def _answer(comparisons: Sequence[Comparison], variants: Sequence[VariantResult]
 def _cheapest(variants: Sequence[VariantResult], names: Sequence[str]) -> list[str]:
     """Return a sentence on the cheapest of several variants; empty if costs are unknown or equal."""
     costs = {
-        one.name: one.cost.multiply_adds for one in variants if one.cost is not None and one.name in names
+        one.name: f"{one.cost.multiply_adds / 1e9:.3g}"
+        for one in variants
+        if one.cost is not None and one.name in names
     }
     if len(costs) < len(names) or len({*costs.values()}) < 2:
         return []
-    cheapest = min(costs, key=costs.__getitem__)
-    return [
-        f"The cheapest of these {len(names)} is {cheapest}, with {costs[cheapest] / 1e9:.3g} G multiply-adds."
-    ]
+    least = min(costs.values(), key=float)
+    cheapest = [name for name, cost in costs.items() if cost == least]
+    return [f"The cheapest of these {len(names)}: {listed(cheapest)}, with {least} G multiply-adds."]
 
 
 def _outlook(comparisons: Sequence[Comparison]) -> str:
