@@ -165,7 +165,8 @@ def test_tsm_shares_between_neighbours_only(name):
 @pytest.mark.parametrize(
     ("name", "kernel"),
     [
-        *((name, 1) for name in ("test_resnet", "mobilenetv2_035", "regnetx_002", "densenet121", "vgg11_bn")),
+        *((name, 1) for name in ("test_resnet", "mobilenetv2_035", "regnetx_002", "densenet121")),
+        pytest.param("vgg11_bn", 1, marks=pytest.mark.slow),
         *((name, 3) for name in ("test_resnet", "mobilenetv2_035", "regnetx_002")),
         *(("tf_efficientnet_lite0", kernel) for kernel in (1, 3)),  # SAME padding, depthwise
     ],

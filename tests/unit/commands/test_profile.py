@@ -163,5 +163,9 @@ def test_wrong_flags_cost_no_time(run, tmp_path):
     lost = scores(tmp_path, "lost", 20, run=str(tmp_path / "elsewhere"))
     with pytest.raises(SettingsError, match=r"its run folder .*elsewhere is missing"):
         profile.main(quick(run, "--plot", str(tmp_path / "p.png"), str(lost)))
+
+
+@pytest.mark.slow
+def test_training_with_batches_of_one_is_refused(run):
     with pytest.raises(SettingsError, match=r"training with batch size 1: .* use a larger batch"):
         profile.main([str(run), "--device", "cpu", "--batch-size", "1", "--training", "--precision", "fp32"])

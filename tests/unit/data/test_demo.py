@@ -147,7 +147,9 @@ def appearance(picture: np.ndarray) -> np.ndarray:
     return np.concatenate([coarse, np.asarray(hog.compute(picture)).ravel()])
 
 
-@pytest.mark.parametrize("which", ["random", "first", "middle"])
+@pytest.mark.parametrize(
+    "which", ["first", *(pytest.param(one, marks=pytest.mark.slow) for one in ("random", "middle"))]
+)
 def test_one_frame_does_not_tell_the_class(which: str) -> None:
     videos, labels, groups = clips()
     rng = np.random.default_rng(0)

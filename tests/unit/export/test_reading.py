@@ -37,7 +37,7 @@ def test_a_changed_byte_is_found(kind, place, request, tmp_path):
         load(file)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.slow), "pt2"])
 def test_a_cut_file_is_found(kind, request, tmp_path, world, capsys):
     source = request.getfixturevalue(f"{kind}_file")
     file = tmp_path / source.name

@@ -98,7 +98,9 @@ def refused(model: Recognizer) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "densenet" else ()) for n in NETS]
+)
 def test_stream_equals_clip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(
         "3dresnets/resnet10", backbone=NETS[name], head=AVERAGE, input={"clip_length": 16, "crop": 32}
