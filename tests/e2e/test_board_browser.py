@@ -134,7 +134,9 @@ def test_paper_shows_every_run(tab, page) -> None:
     tab.media()
     tab.size(1200, 900)
     tab.open(page)
-    names = tab.evaluate("[...document.querySelectorAll('#runs tbody b, #runs h2')].map(one => one.textContent)")
+    names = tab.evaluate(
+        "[...document.querySelectorAll('#runs tbody b, #runs h2')].map(one => one.textContent)"
+    )
     for paper in ((8.27, 11.69), (8.5, 11.0)):
         printed = "".join(pdf_text(tab.pdf(paper)).split())
         assert [name for name in names if "".join(name.split()) not in printed] == []
