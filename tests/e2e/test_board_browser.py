@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.test_pages_browser import OPEN
-from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium, pdf_text
+from tests.helpers.browser import CONTRAST, Browser, pdf_text
 from tests.helpers.studies import Studio
 from two_stream.studies.report.board import write_board
 
@@ -33,15 +32,6 @@ def enter(tab: Browser, field: str, text: str) -> list[str]:
 def choose(tab: Browser, *names: str) -> None:
     for name in names:
         tab.evaluate(f"document.querySelector('input[aria-label=\"compare {name}\"]').click()")
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is on the path")
-    with browser(program, tmp_path_factory.mktemp("profile")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium
+from tests.helpers.browser import CONTRAST, Browser
 from two_stream.streaming.live.outputs import BrowserWindow
 from two_stream.streaming.live.screen import Status
 
@@ -31,15 +31,6 @@ ROWS = """[...document.querySelectorAll('.row:not([hidden]) svg')].map(one =>
 WATCH = """window.changes = [];
 new MutationObserver(() => changes.push(document.getElementById('spoken').textContent)).observe(
   document.getElementById('spoken'), { childList: true, characterData: true, subtree: true })"""
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is on the path")
-    with browser(program, tmp_path_factory.mktemp("profile")) as made:
-        yield made
 
 
 class Feed:

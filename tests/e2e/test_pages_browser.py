@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.browser import CONTRAST, NAMES, Browser, browser, find_chromium, pdf_text
+from tests.helpers.browser import CONTRAST, pdf_text
 from tests.helpers.runs import Runs
 from tests.helpers.studies import HEADS, HOSTILE, made_compression, made_result
 from two_stream.commands.compress.comparison import write_pages
@@ -71,17 +70,6 @@ STRUCTURE = """(() => {
 })()"""
 STOPS = "[...document.querySelectorAll('a, button, summary, .scroll, svg[tabindex]')]"
 VISIBLE = f"{STOPS}.filter(one => one.checkVisibility()).length"
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip(
-            f"no Chromium: none of {', '.join(NAMES)} is on the path (Debian: apt-get install chromium)"
-        )
-    with browser(program, tmp_path_factory.mktemp("profile")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -305,7 +305,6 @@ def write_pages(report: CompressionReport, folder: Path) -> Path:
             (report.after, SERIES[2], report.after_sources),
         )
     ]
-    units = report.comparison.groups if report.comparison.groups is not None else report.comparison.videos
     gap = report.comparison
     needed = gap.data_needed if not gap.significant else 0.0
     what = f"a change of {100 * abs(gap.difference.value):.1f} points"
@@ -315,7 +314,7 @@ def write_pages(report: CompressionReport, folder: Path) -> Path:
         report.claim,
         report.protocol,
         more_data(needed, what, gap.groups) if needed > 1 else "",
-        few_sources(units, gap.groups),
+        few_sources(gap.videos, gap.groups),
         figure=accuracy_rows(rows, report.metric),
         figure_note=dots_note(rows),
         code_version=report.code_version,

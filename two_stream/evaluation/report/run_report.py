@@ -218,7 +218,7 @@ def _facts(
         "protocol": words.protocol_line(main.table.meta, main.summary),
         "warning": words.PAPER_WARNING if main.table.meta.get("selection") == "paper" else "",
         "notes": words.caveats(main),
-        "outlook": _outlook(main, [s.table for s in streams], fused, baseline),
+        "outlook": _outlook(main, found[: len(streams)], fused, baseline),
         "columns": list(words.columns(found)),
         "rows": words.rows(found),
         "streams": [{"name": line.name, **line.summary.to_json(), "meta": line.table.meta} for line in found],
@@ -275,12 +275,12 @@ def _newest(tables: Sequence[ScoreTable]) -> str:
 
 
 def _outlook(
-    main: words.Line, streams: list[ScoreTable], fused: ScoreTable | None, baseline: ScoreTable | None
+    main: words.Line, streams: list[words.Line], fused: ScoreTable | None, baseline: ScoreTable | None
 ) -> str:
     """Return what more data would show: the gain of the fusion, or the difference from the baseline."""
     other, name = baseline, "the baseline"
     if fused is not None:
-        best = max(words.lines(streams), key=lambda line: line.summary.main.value)
+        best = max(streams, key=lambda line: line.summary.main.value)
         other, name = best.table, best.name
     if other is None:
         return ""
@@ -428,6 +428,7 @@ def _agreement(streams: list[_Stream]) -> dict[str, Any] | None:
 
 def _mistakes(table: ScoreTable, streams: list[_Stream], count: int) -> list[dict[str, Any]]:
     found = []
+    gaps = metrics.score_gaps(table)
     for row in metrics.confident_mistakes(table, count):
         guesses = {}
         for stream in streams:
@@ -437,11 +438,14 @@ def _mistakes(table: ScoreTable, streams: list[_Stream], count: int) -> list[dic
             guesses[stream.name] = {"class": table.class_names[best], "probability": float(chances[best])}
         predicted = table.class_names[int(table.logits[row].argmax())]
         true = _true_classes(table, row)
-        true_classes = table.labels[row] if table.targets is None else table.targets[row]
-        own = table.logits[row, true_classes].max()
-        gap = float(table.logits[row].max() - own)
         found.append(
-            {"id": table.ids[row], "true": true, "predicted": predicted, "streams": guesses, "gap": gap}
+            {
+                "id": table.ids[row],
+                "true": true,
+                "predicted": predicted,
+                "streams": guesses,
+                "gap": float(gaps[row]),
+            }
         )
     return found
 

@@ -282,12 +282,17 @@ def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
     }
 
 
-def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
-    """Return the rows of the mistakes with the largest difference between the predicted and the true class's scores."""
+def score_gaps(table: ScoreTable) -> NDArray[np.float64]:
+    """Return by how much the predicted class's score exceeds the true class's score, `(N,)`."""
     own = np.take_along_axis(table.logits, table.labels[:, None], axis=1)[:, 0]
     if table.targets is not None:
         own = np.where(table.targets, table.logits, -np.inf).max(axis=1)
-    gap = table.logits.max(axis=1) - own
+    return np.asarray(table.logits.max(axis=1) - own, dtype=np.float64)
+
+
+def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
+    """Return the rows of the mistakes with the largest difference between the predicted and the true class's scores."""
+    gap = score_gaps(table)
     wrong = np.flatnonzero(table_ranks(table) > 0)
     return [int(row) for row in wrong[np.argsort(-gap[wrong], kind="stable")][:count]]
 

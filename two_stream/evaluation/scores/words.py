@@ -166,8 +166,9 @@ _FAR = 50
 """number of times the present data from which on the exact number does not matter"""
 
 
-def few_sources(units: int, groups: int | None) -> list[str]:
-    """Return a note if there are few independent units; `groups` is the number of sources, None if unknown."""
+def few_sources(videos: int, groups: int | None) -> list[str]:
+    """Return a note if there are few sources, or few videos if the number of sources, `groups`, is unknown."""
+    units = videos if groups is None else groups
     if units >= FEW_SOURCES:
         return []
     unit = "source videos" if groups is not None else "videos"
@@ -178,7 +179,7 @@ def caveats(line: Line) -> list[str]:
     """Return what weakens a result: a test-selected checkpoint, or few sources."""
     groups = line.summary.groups
     found = [sentence(PAPER_WARNING)] if line.table.meta.get("selection") == "paper" else []
-    return found + few_sources(line.summary.videos if groups is None else groups, groups)
+    return found + few_sources(line.summary.videos, groups)
 
 
 def more_data(times: float, what: str, sources: int | None, trainings: int = 1) -> str:
