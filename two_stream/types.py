@@ -231,7 +231,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Paths of a run's files; see docs/design.md section 7."""
+    """Paths of a run's files; see "What a run writes" in docs/design.md."""
 
     root: Path
 

@@ -152,7 +152,7 @@ def exported(record, head, modality) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-LARGE = {"densenet3d", "c3d", "slowfast", "i3d", "x3d", "resnext3d"}
+LARGE = {"densenet3d", "c3d", "slowfast", "i3d", "x3d", "resnext3d", "hf_video"}
 """Kinds whose smallest record takes seconds to capture; `test_export.py` exports small ones of some of them."""
 
 

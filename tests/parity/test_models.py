@@ -123,6 +123,7 @@ LIKE_OTHERS = {
     "rgb_I3D64f_bert2",
     "flow_I3D64f_bert2_FRMB",
     "rgb_I3D64f_bert2_FRAB",
+    "flow_I3D64f_bert2_FRAB",
     "rgb_r2plus1d_32f_34",
     "rgb_r2plus1d_64f_34_bert10",
 }
@@ -137,7 +138,6 @@ QUICK_FAMILIES = {
     "efficient3d__shufflenet_g3_1.0x_c27",
     "efficient3d__shufflenetv2_1.0x_c27",
     "efficient3d__squeezenet_1.1_c27",
-    "efficient3d__c3d_c600",
     "efficient3d__mobilenetv2_0.45x_c27",
     "efficient3d__resnet18_A_c27",
     "3dresnets__resnet18_ct1_s2_nopool",

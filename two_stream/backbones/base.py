@@ -203,9 +203,9 @@ class LibraryBackbone(Backbone):
     ) -> str:
         """Load the library's published weights.
 
-        Two-channel networks start from RGB weights, as with `cross_modality`: the weights of the first convolution are
-        averaged over R, G and B and repeated (Wang et al., arXiv 1507.02159). Blocks of FRAB or FRMB keep their random
-        weights.
+        If the clips do not have three channels, RGB weights are used as with `cross_modality`: the weights of the first
+        convolution are averaged over R, G and B and repeated (Wang et al., arXiv 1507.02159). Blocks of FRAB or FRMB
+        keep their random weights.
 
         Args:
             state: Tensors under the library's names; None: the library reads or downloads them.
@@ -294,7 +294,7 @@ def flow_statistics(
 
 
 def usual_resize(crop: int, share: float) -> tuple[int, int]:
-    """Return the size of a 4:3 frame in which a crop has `share` of the height."""
+    """Return `(height, width)` of a 4:3 frame whose height times `share` is `crop`."""
     height = round(crop / share)
     return height, round(height * 4 / 3)
 

@@ -4,7 +4,7 @@ Sources: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Ne
 BatchNorm in Köpüklü et al., "Resource Efficient 3D Convolutional Neural Networks" (arXiv 1904.02422).
 
 The two fully connected layers are implemented as convolutions over the full size of the last feature map. For a clip of
-16 frames, this is equivalent; a longer clip yields one token per 16 frames.
+16 frames, the result equals that of linear layers; a longer clip yields about one token per 16 frames.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class C3D(Backbone):
         init_convolutions(self)
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the number of tokens of a clip: one for every complete group of `temporal_stride` frames.
+        """Return the number of tokens of a clip, about one for every `temporal_stride` frames.
 
         Raises:
             SettingsError: The clip is too short for a token.

@@ -44,7 +44,10 @@ class DenseLayer(nn.Sequential):
 
 
 class HalvingPool(nn.Module):
-    """Average of 2×2 positions, and of pairs of frames if `time` is 2; an unpaired last frame stays."""
+    """Average of 2×2 positions, and of pairs of frames if `time` is 2.
+
+    A last frame without a pair is averaged only over positions.
+    """
 
     def __init__(self, time: int) -> None:
         super().__init__()

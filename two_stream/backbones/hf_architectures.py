@@ -1,4 +1,4 @@
-"""Differences between the video transformers of `transformers`: their parts, positions and input.
+"""Differences between the video transformers of `transformers`: parts, order of tokens, and input.
 
 Sources: Tong et al., "VideoMAE" (arXiv 2203.12602); Bertasius et al., "Is Space-Time Attention All You Need for Video
 Understanding?" (TimeSformer, arXiv 2102.05095); Arnab et al., "ViViT" (arXiv 2103.15691); Assran et al., "V-JEPA 2"
@@ -21,7 +21,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass
 class TransformerParts:
-    """A network of the library without pooling, classifier, and parts that only pre-training uses."""
+    """A network of `transformers` without its pooling, its classifier and the parts that only pre-training uses."""
 
     embed: nn.Module
     """module that maps `(B, T, C, H, W)` to tokens"""
@@ -75,7 +75,7 @@ class Architecture:
 
 
 class SinusoidStem(nn.Module):
-    """VideoMAE's tubelets with fixed position embeddings, computed faster than in the library."""
+    """VideoMAE's tubelet embedding and fixed position embeddings, which are computed faster than in `transformers`."""
 
     positions: torch.Tensor
 

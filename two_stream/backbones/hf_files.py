@@ -27,7 +27,7 @@ class TransformerPreprocessing:
 
 
 def resolve_architecture(options: HfVideo) -> HfVideo:
-    """Return options that contain the architecture and configuration, so that they do not need `model`.
+    """Return options that contain the architecture and configuration, so that the network can be built without `model`.
 
     Raises:
         SettingsError: `model` has no readable config.json, or one for a different kind of network.
@@ -119,7 +119,7 @@ def _class(name: str) -> Any:
 
 
 def _defaults(architecture: Architecture) -> dict[str, Any]:
-    """Return the default values of the keys that only this architecture's configuration has."""
+    """Return the default values of an architecture's configuration, without the keys of `PretrainedConfig`."""
     config = _class(architecture.config)()
     common = _class("PretrainedConfig")().to_dict()
     return {key: value for key, value in config.to_dict().items() if key not in common}
@@ -138,7 +138,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     if name == "config.json":  # the first of a model's files
-        note(f"loading {model}, the model in the settings, from the local cache or the Hugging Face hub")
+        note(f"loading {model} (`backbone.model`) from the local cache or the Hugging Face hub")
     try:
         return Path(hf_hub_download(model, name))
     except (OSError, HFValidationError, EntryNotFoundError) as error:
@@ -147,7 +147,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
         ):
             return None
         named = isinstance(error, HFValidationError)
-        said = "no hub name" if named else reason(error)
+        said = "not a valid name on the hub" if named else reason(error)
         raise SettingsError(
             f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not provide it ({said}); use a "
             "folder that contains config.json, or set `backbone.architecture`"

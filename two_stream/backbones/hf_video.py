@@ -117,7 +117,8 @@ class HfVideoBackbone(LibraryBackbone):
     def default_input(cls, options: HfVideo, modality: Modality) -> InputSpec:
         """Return the clip length and size of the configuration, with pixel values from the model's preprocessing file.
 
-        Without a preprocessing file, the authors' values are used. Zero flow becomes the middle of the range.
+        Without a preprocessing file, the authors' values are used. For flow, the mean is the middle of the range, so
+        that zero flow becomes 0.
         """
         options = resolve_architecture(options)
         architecture, config = _architecture(options), configuration(options)

@@ -1,7 +1,8 @@
 """Inception-I3D.
 
 Source: Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (arXiv
-1705.07750). Parameter names inside a unit and a module follow piergiaj's PyTorch port, whose weights are public.
+1705.07750). Parameter names inside `Unit` and `InceptionModule` follow piergiaj's PyTorch port, whose weights are
+public.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def narrowing_branches(channels: int) -> Branches:
 
 @BACKBONES.register(I3d)
 class InceptionI3D(Backbone):
-    """Two convolutions and nine inception modules; all stages except the first begin with pooling."""
+    """Three convolutions and nine inception modules; mixed3, mixed4 and mixed5 begin with pooling."""
 
     def __init__(self, options: I3d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)

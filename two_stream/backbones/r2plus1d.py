@@ -27,7 +27,7 @@ KINETICS_STD = (0.22803, 0.22145, 0.216989)
 
 
 def middle_channels(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
-    """Return the inner channels for which a pair of convolutions has as many weights as one 3D convolution."""
+    """Return the number of inner channels for which two convolutions have as many weights as one 3D convolution."""
     return inputs * outputs * time * space**2 // (inputs * space**2 + outputs * time)
 
 

@@ -66,7 +66,7 @@ class ResidualNet(Backbone):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a block of the network's type; with `project`, its shortcut is a `Projection`."""
+        """Return a block of the network's type; with `project`, a shortcut that changes the shape is a `Projection`."""
 
     def make_shortcut(self, inputs: int, outputs: int, stride: Stride, project: bool) -> nn.Module | None:
         """Return the shortcut of a block; None for the identity."""
@@ -172,7 +172,7 @@ class ResNeXt3D(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a grouped bottleneck; its inner width is half of its output width."""
+        """Return a grouped bottleneck; with 32 groups, its inner width is half of its output width."""
         groups = self.options.cardinality
         middle = groups * (outputs // 64)  # cardinality × (planes / 32), with planes half the output width
         if middle == 0:

@@ -105,7 +105,7 @@ class ShuffleUnit(nn.Module):
 class InvertedShuffle(nn.Module):
     """ShuffleNetV2's block: half of the channels stay unchanged, and then all channels are shuffled in two groups.
 
-    With a stride, both branches process all channels.
+    With a stride or a different number of output channels, both branches process all channels.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int | None = None) -> None:

@@ -59,7 +59,7 @@ class SlowNet(ResidualNet):
 
     @classmethod
     def default_input(cls, options: Slow, modality: Modality) -> InputSpec:
-        """Return the input of the 8×8 networks: 8 frames with stride 8, and crops of 256² as in PySlowFast's tests."""
+        """Return the input of 8×8 networks: 8 frames with stride 8, and 256² crops as in PySlowFast's evaluation."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(

@@ -175,7 +175,7 @@ def _swin(net: Any) -> TimmParts:
 
 
 def _features(net: Any) -> TimmParts:
-    """Divide VGG or DenseNet, which are one sequence of layers."""
+    """Return VGG or DenseNet as one stage, because timm builds each of them as one sequence of layers."""
     return TimmParts([("features", net.features)], stride=_stride(net))
 
 
@@ -346,7 +346,7 @@ class TimmBackbone(LibraryBackbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last block and any convolution after it by the block of `append_block`, for single frames.
+        """Replace the last block and any convolution after it by a narrower block, which is 2D unless inflated.
 
         Raises:
             SettingsError: The last block of this network is unknown.
@@ -418,7 +418,7 @@ def _picture(x_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:
-    """Return the numbers of classes to try, because timm reports missing tensors only if this number is right."""
+    """Return the possible numbers of classes of `state`; timm reports missing tensors only if this number is right."""
     if state is None:
         return [None]
     found = _published(name)
@@ -435,7 +435,7 @@ def create(
     pretrained: bool = False,
     overlay: Any = None,
 ) -> Any:
-    """Build a network of timm with a number of classes; 0: no classifier; None: timm's number.
+    """Build a network of timm with a number of classes; 0: no classifier; None: timm's default.
 
     Raises:
         SettingsError: Unknown name, or an option that this network does not have.

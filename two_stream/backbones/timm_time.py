@@ -108,8 +108,8 @@ def inflate(stages: list[tuple[str, nn.Module]], kernel: int, name: str) -> None
         if not (_kind(part) in _PLAIN or type(part) in _TORCH_PLAIN or _replaceable(part)):
             raise SettingsError(
                 "`inflate` requires a plain convolutional network (ResNet, VGG, DenseNet, MobileNetV2, RegNetX …), "
-                "but "
-                f"{name} contains {type(part).__name__}, which is 2D; remove `inflate`, or use `tsm` instead"
+                f"but {name} contains {type(part).__name__}, which cannot be inflated; remove `inflate`, or use "
+                "`tsm` instead"
             )
     for index, (stage, module) in enumerate(stages):
         stages[index] = (stage, _inflated(module, kernel))

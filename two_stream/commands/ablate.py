@@ -37,8 +37,8 @@ DESCRIPTION = (
 @dataclass(frozen=True)
 class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """number of cells (training runs) to run at the same time per GPU; if omitted, 1, or on a CPU the number of
-    processors divided by the setting `threads`, if it is set"""
+    """number of cells (training runs) that run at the same time on each device; if omitted, 1 (on a CPU, the number of
+    processors divided by the setting `threads`, if it is set)"""
     devices: tuple[str, ...] = ()
     """GPUs to use (cuda:0 cuda:1 …); if omitted, the device in the settings"""
     ray: str | None = None

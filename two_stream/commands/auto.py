@@ -77,7 +77,7 @@ def main(args: list[str]) -> int:
 def _streams(
     flags: _AutoFlags, record: Record, changes: dict[str, Any], baseline: Sequence[RunPaths], end: float
 ) -> list[RunPaths]:
-    """Train and score both streams; return their runs."""
+    """Train and score each stream for which there is time; return the runs."""
     from two_stream.studies.auto import fit_to_time, pass_seconds, recipe, recipe_experiment
     from two_stream.studies.running.streams import train_and_score
 

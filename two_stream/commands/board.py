@@ -1,4 +1,4 @@
-"""`two-stream board FOLDER`: one page of all runs, studies and compressions below a folder."""
+"""`two-stream board FOLDER`: writes a page that lists all runs, studies and fusions below a folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from two_stream.commands.flags import parse
 from two_stream.runtime.console import say, warn
 
 SUMMARY = (
-    "Write one page of all runs, studies and compressions below a folder: accuracies with intervals, learning curves, "
-    "filter and sort, and the settings of chosen runs side by side."
+    "Write a page that lists all runs, studies and fusions below a folder, with accuracies and intervals, learning "
+    "curves, and the settings of selected runs side by side. The runs can be filtered and sorted."
 )
 EXAMPLES = ("board demo/runs", "board demo/runs --out board.html --with-pictures")
 

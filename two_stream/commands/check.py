@@ -198,7 +198,7 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
 
 
 def _report_precision(flags: Options) -> None:
-    """Report how precise an accuracy on each data set can be."""
+    """Print how precisely an accuracy can be measured on each data set."""
     from two_stream.errors import TwoStreamError
     from two_stream.evaluation.scores.words import expected_words
     from two_stream.runtime.console import say
@@ -233,4 +233,4 @@ def _report(findings: Sequence[Finding], examined: Sequence[str]) -> None:
         plural(counts[severity], name)
         for severity, name in zip(SEVERITIES, ("error", "warning", "note"), strict=True)
     )
-    say(f"{'; '.join(examined)} examined: {summary}")
+    say(f"examined {'; '.join(examined)}; found {summary}")

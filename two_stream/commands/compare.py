@@ -95,8 +95,8 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
     names = list(groups)
     if len(names) < 2:
         raise SettingsError(
-            f"only one variant ({names[0]}), because runs that differ only in the seed are one variant; a comparison "
-            "needs two: add a run of another variant, or name them with --group A=RUN B=RUN"
+            f"only one variant ({names[0]}), because runs that differ only in seed or split form one variant; expected "
+            "two or more: add a run with other settings, or define the variants with --group A=RUN B=RUN"
         )
     asked = Question(
         name="compare",

@@ -145,12 +145,12 @@ def _results(args: list[str]) -> int:
         return 1 if found.unseen else 0
     rows = [[f"top-{k}", f"{100 * value:.1f}"] for k, value in found.top.items()]
     print_table(f"{flags.from_json}: accuracy in %", ["", "%"], rows)
-    say(f"{found.counted} of {plural(found.videos, 'video')} listed in {flags.truth} evaluated")
+    say(f"evaluated {found.counted} of {plural(found.videos, 'video')} listed in {flags.truth}")
     if found.unseen:
         how = "ignored" if flags.ignore_unseen else "counted as wrong"
         warn(f"no result for {_some(found.unseen)}: {how}")
     if found.unlisted:
-        warn(f"not counted: {_some(found.unlisted)} with a result but not in the list")
+        warn(f"not counted, because not listed: {_some(found.unlisted)}")
     return 1 if found.unseen else 0
 
 

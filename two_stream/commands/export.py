@@ -37,7 +37,8 @@ class _ExportFlags:
     stream: bool = False
     """export the streaming network, which maps frames and states to logits and new states"""
     int8: bool = False
-    """quantize weights and activations to 8 bits (ONNX only), which is smaller, and faster on CPUs with int8 support"""
+    """quantize weights and activations to 8 bits (ONNX only): the file is smaller, and inference is faster on CPUs with
+    int8 support"""
     calibration_clips: int = 32
     """with --int8: number of training clips for calibrating the ranges of activations"""
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"

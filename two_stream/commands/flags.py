@@ -70,9 +70,9 @@ def parse(
 def parse_over(
     default: M, args: list[str], prog: str, description: str, examples: Sequence[str] = (), own: Rows = ()
 ) -> M:
-    """Parse flags that change loaded settings; the arguments are those of `parse`. `--help` shows the loaded values.
+    """Parse flags that change the loaded settings `default`; the other arguments are those of `parse`.
 
-    The flag `--a.b.kind x` changes the kind of the section `a.b`.
+    `--help` shows the loaded values. The flag `--a.b.kind x` changes the kind of the section `a.b`.
 
     Raises:
         SettingsError: As for `parse`; or values contradict each other.

@@ -1,4 +1,4 @@
-"""Help pages of the commands: usage, flags with plain names of their values, groups of settings, and examples."""
+"""Help pages of the commands: usage, flags with placeholders for their values, groups of settings, and examples."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Flag:
     """section of the settings, such as `train.loss`; empty for flags outside sections"""
     names: tuple[str, ...]
     values: str
-    """what follows the flag, such as `INT`"""
+    """placeholder for the value of the flag, such as `INT`"""
     text: str
     positional: bool = False
 
     @property
     def row(self) -> tuple[str, str]:
-        """Left and right side of the line on the page."""
+        """The flag with its placeholder, and its description."""
         return f"{', '.join(self.names)} {self.values}".strip(), self.text
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What a command says about itself on its help page."""
+    """The parts of a help page that a command defines."""
 
     prog: str
     description: str
@@ -101,7 +101,7 @@ def show_help(page: Page, kind: type[Any], default: Any, args: Sequence[str]) ->
 
 
 def overview(prog: str, summary: str, rows: Rows, examples: Sequence[str], what: str = "SUB-COMMAND") -> str:
-    """Return the help page of a command with sub-commands, which are the rows."""
+    """Return the help page of a command with sub-commands; `rows` contains their names and descriptions."""
     text = f"usage: {prog} {what} [OPTIONS]\n\n{textwrap.fill(summary, _width())}\n"
     text += _rows(f"{what.lower()}s (`{prog} {what} --help` shows the flags):", rows)
     return text + _examples(examples)
@@ -113,7 +113,7 @@ def flag_names(kind: type[Any], default: Any) -> list[str]:
 
 
 def _group(topic: str, groups: Rows, prog: str) -> tuple[str, str]:
-    """Return the group of settings with this name, this last part, or this start."""
+    """Return the group of settings whose name is `topic`, ends with `.topic` or starts with `topic`."""
     names = [name for name, _ in groups]
     for fits in (topic.__eq__, lambda name: name.endswith(f".{topic}"), lambda name: name.startswith(topic)):
         if found := next((group for group in groups if fits(group[0])), None):
@@ -167,7 +167,7 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _flag(name: str, hint: Any, value: Any, group: str, text: str, *, both: bool) -> Flag:
-    """Return the flag of a field; `both` shows the flags that switch a setting on and off."""
+    """Return the flag of a field; with `both`, a switch that is off by default also has its `--no-` form."""
     extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     given = next((one for one in extras if hasattr(one, "metavar")), None)
     public = (given and given.name) or name.replace("_", "-")
@@ -201,7 +201,7 @@ def _default(value: Any) -> str:
 
 
 def _values(hint: Any, name: str, text: str) -> str:
-    """Return what a flag's values are called, such as `INT`, `FLOAT FLOAT` or `FILE …`."""
+    """Return the placeholder for a flag's values, such as `INT`, `FLOAT FLOAT` or `FILE …`."""
     hint = _bare(hint)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):

@@ -1,4 +1,4 @@
-"""`two-stream leaderboard RUNS/`: ranks all score files in a folder."""
+"""`two-stream leaderboard RUNS/`: ranks all score files below a folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from two_stream.studies.leaderboard import Leaderboard
 
 SUMMARY = (
-    "Rank all score files in a folder, one table per data set, split and protocol. The sign ≈ marks runs that are not "
-    "significantly different from the best run."
+    "Rank all score files below a folder, with one table per data set, split and protocol. The sign ≈ marks variants "
+    "that are not significantly different from the best variant with three or more training runs."
 )
 EXAMPLES = ("leaderboard demo/runs", "leaderboard demo/runs --out leaderboard.md")
 
@@ -63,8 +63,8 @@ def main(args: list[str]) -> int:
             )
         if any(standing.level_with_best for board in found.boards for standing in board.standings):
             say(
-                "≈: not significantly different from the best variant that has three or more training runs, whose "
-                "place follows (paired test, corrected over all pairs)"
+                "≈N: not significantly different from the variant in place N, the best one with three or more training "
+                "runs (paired test, corrected over all pairs)"
             )
     for line in found.damaged:
         warn(line)

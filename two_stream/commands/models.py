@@ -104,7 +104,7 @@ def _files() -> dict[str, list[str]]:
 
 
 def _weights(record: ModelRecord, files: dict[str, list[str]]) -> list[str]:
-    """Return the weights that a training run of this model can start from: published files, or those of its library."""
+    """Return the names of the weights that training can start from: published files, or `LIBRARY`."""
     if hasattr(record.options.backbone, "pretrained"):
         return [LIBRARY]
     return files.get(record.name, [])

@@ -66,7 +66,9 @@ def main(args: list[str]) -> int:
     if not options.batch_size or min(options.batch_size) < 1 or options.seconds <= 0:
         raise SettingsError(f"{PROG}: --batch-size must be 1 or more, and --seconds more than 0")
     if options.plot and options.plot[0].suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise SettingsError(f"{PROG}: --plot {options.plot[0]}: expected a .png, .svg or .pdf file first")
+        raise SettingsError(
+            f"{PROG}: --plot {options.plot[0]}: expected the first file to end in .png, .svg or .pdf"
+        )
     from two_stream.profiling.costs import stage_costs
     from two_stream.runtime.device import pick_device, set_threads
 

@@ -63,9 +63,9 @@ class StreamFlags:
     squeeze: Literal["frame", "clip"] = "frame"
     """continual mode: squeeze-and-excitation averages over the current frame (frame) or the length of a clip (clip)"""
     every: int | None = None
-    """number of source frames per network frame; if omitted, the distance of frames in the network's clips. For a
-    network trained on segments, the default is `input.stride`, or with several frames per segment a distance of 4
-    source frames between segments"""
+    """number of source frames per network frame; if omitted, the stride of the network's clips. For a network with
+    several frames per segment: number of source frames from segment to segment; if omitted, the length of a segment,
+    but at least 4"""
     queue: int = 4
     """number of frames that may wait while the networks are busy; for a live source, older frames are dropped and
     counted"""
@@ -211,7 +211,7 @@ def _check_input(flags: StreamFlags, run: Run) -> None:
         seen = (spec.clip_length - 1) * every + 1 if picked is None else picked[-1] + 1
         note(
             f"{root}: the network was trained on segments of whole videos; in this stream, segments are {every} source "
-            f"frames apart and span {seen} frames (--every sets the distance)"
+            f"frames apart and a clip spans {seen} frames (--every sets the distance)"
         )
 
 

@@ -151,7 +151,7 @@ def _start(experiment: Experiment, init: Path | None, *, new_classifier: bool) -
 
 
 def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> int:
-    """Score the best checkpoint, of the run or else of the published trainer, with one clip and the centre crop."""
+    """Score the checkpoint of the run, or without a run that of the published trainer, with one clip and one crop."""
     run = experiment.runs / experiment.name
     options = EvaluateOptions(views="single", crops="center", precision=experiment.evaluate.precision)
     if (run / "experiment.yaml").is_file():

@@ -128,8 +128,9 @@ def _list(args: list[str]) -> int:
     print_table(title, columns, rows, spare=("licence", "classes", "link", "hash"))
     if console.width >= _WIDE:
         say(
-            "hash: what the publisher states: the file's sha256, a part of it, the hash of its git object, or nothing. "
-            f"link: direct: `{_PROG} fetch` downloads it; pip: in a Python package; page: download it in a browser."
+            "hash: what the publisher states: sha256, part (of the sha256), git (hash of the git object) or no (hash). "
+            f"link: direct (`{_PROG} fetch` downloads the file), pip (in a Python package) or page (download it in a "
+            "browser)."
         )
     for entry in entries:
         if entry.package:

@@ -2,8 +2,8 @@
 
 The method is from Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last feature map of
 each pathway keeps its width, so the head and the classifier do not change. With shortcut A (which appends zero
-channels), the channels of the residual stream are those of the last feature map. With shortcut A, only the inner layers
-of the blocks are therefore narrowed.
+channels), the residual stream shares its channels with the last feature map, so only the inner layers of the blocks are
+narrowed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def check_narrowable(model: Recognizer, options: Prune) -> None:
     kind = model.options.backbone.kind
     if kind in REFUSED:
         raise SettingsError(
-            f"channels of backbone {kind} cannot be removed: {REFUSED[kind]}; prune its weights instead "
+            f"channels of backbone {kind} cannot be removed: {REFUSED[kind]}; prune weights instead "
             "(`compress.what: weights`)"
         )
     _torch_pruning()
@@ -146,7 +146,7 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
         narrowed = find_narrowing(model, made)
         if any(size == 0 for sizes in narrowed.sizes.values() for size in sizes.values()):
             raise SettingsError(
-                f"`compress.round_to` is {options.round_to}, so that a layer would have no channels left; use a "
+                f"`compress.round_to` is {options.round_to}, which would leave a layer without channels; use a "
                 "smaller value"
             )
         with torch.no_grad():
@@ -202,7 +202,7 @@ def _groups(layers: Iterable[Layer]) -> int:
 
 
 def _most(layer: Layer, groups: int) -> float:
-    """Return the largest fraction that leaves one channel per group.
+    """Return the largest fraction of a layer's channels whose removal leaves one channel per group.
 
     With larger fractions, torch-pruning removes nothing.
     """
@@ -232,7 +232,7 @@ class _Ends(nn.Module):
 
 
 def _clip(model: Recognizer) -> torch.Tensor:
-    """Return a normalised clip of noise of the smallest size that the network accepts."""
+    """Return a normalised clip of noise, small if the network accepts a small clip, otherwise of full size."""
     spec = model.spec
     height, width = spec.size
     for size in ((min(_SIDE, height), min(_SIDE, width)), spec.size):

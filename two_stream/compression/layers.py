@@ -112,7 +112,7 @@ def _matched(path: Path, levels: Mapping[str, float], names: Sequence[str]) -> d
     if unknown and len(unknown) != len(free):
         raise SettingsError(
             f"{path}: {unknown[0]!r} is not a layer of the network{nearest(unknown[0], list(names))}; unknown "
-            "names are assigned by position only if there are as many as unmatched layers: the file has "
+            "names are assigned by position only if there is one for each unmatched layer: the file has "
             f"{plural(len(unknown), 'unknown name')} for {plural(len(free), 'layer')}"
         )
     found |= dict(zip(unknown, free))

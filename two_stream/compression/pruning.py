@@ -137,7 +137,10 @@ def global_masks(weights: Mapping[str, torch.Tensor], level: float) -> Masks:
 
 
 def sensitivity_masks(weights: Mapping[str, torch.Tensor], sensitivity: float) -> Masks:
-    """Return masks that remove weights up to `sensitivity` times the layer's standard deviation (Han et al. 2015)."""
+    """Return masks that remove weights with a small absolute value (Han et al. 2015).
+
+    The limit is `sensitivity` times the layer's standard deviation.
+    """
     return {name: keep_mask(w, sensitivity * float(w.std())) for name, w in weights.items()}
 
 

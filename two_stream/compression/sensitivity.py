@@ -353,7 +353,7 @@ def _value(point: SensitivityPoint, measure: Measure) -> float:
         return point.multiply_adds
     if point.latency_ms is None:
         raise SettingsError(
-            "a latency budget requires measured latencies, found none; measure the sensitivity with latencies"
+            "a latency budget requires measured latencies, found none; set `latency=True` in `measure_sensitivity`"
         )
     return point.latency_ms
 

@@ -244,14 +244,14 @@ class TimmNet(Options):
     weights: Path | None = None
     """local file with timm's weights (safetensors or torch), used instead of a download; requires `pretrained: true`"""
     image_size: PositiveInt | None = None
-    """side of the image for networks of a fixed size (ViT, Swin …); none: the size of timm's weights"""
+    """side of the image for networks of a fixed size (ViT, Swin …); none: the input size of timm's weights"""
     temporal_stride: PositiveInt = 1
     """number of frames per token; the feature maps of these frames are averaged"""
     tsm: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """temporal shift: fraction of the channels shifted by one frame in each direction (published: 0.125); 0 is off"""
     difference: Literal["none", "alone", "beside"] = "none"
     """for RGB: use the difference of two adjacent frames (RGB difference of TSN). `alone`: only the difference.
-    `beside`: the difference and the first of the two frames, whose features are concatenated"""
+    `beside`: the features of the difference and of the first of the two frames are concatenated"""
     picture: bool = False
     """for flow: convert each field to an image of x, y and magnitude, so that RGB weights fit; false: use two channels,
     and average the RGB kernels"""
@@ -266,7 +266,7 @@ class TimmNet(Options):
     def _consistent(self) -> TimmNet:
         if self.tsm and self.inflate:
             raise ValueError(
-                "`tsm` shifts the frames of a 2D network, but `inflate` makes the network 3D; remove one of them"
+                "`tsm` shifts channels between frames of a 2D network, but `inflate` makes it 3D; remove one of them"
             )
         if self.inflate and self.difference != "none":
             raise ValueError(
@@ -278,7 +278,7 @@ class TimmNet(Options):
 
 
 class HfVideo(Options):
-    """Video transformer of `transformers`, from a folder or the Hugging Face hub, or with random weights."""
+    """Video transformer of the library `transformers`, from a folder or the Hugging Face hub, or untrained."""
 
     kind: Literal["hf_video"] = "hf_video"
     model: str | None = None

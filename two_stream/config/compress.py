@@ -52,8 +52,8 @@ class Prune(Options):
     begin: Annotated[int, Field(ge=0)] = 0
     """gradual pruning: first epoch, counted from 0"""
     end: PositiveInt | None = None
-    """gradual pruning: epoch at which `amount` is reached, on the cubic schedule of Zhu and Gupta; none: prune in one
-    step"""
+    """gradual pruning: number of epochs within which `amount` is reached, on the cubic schedule of Zhu and Gupta;
+    none: prune in one step"""
     frequency: PositiveInt = 1
     """gradual pruning: number of epochs between steps"""
     target_macs: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
@@ -91,7 +91,7 @@ class Prune(Options):
 
     @property
     def unused(self) -> set[str]:
-        """Names of the settings that have no effect, because of the values of others."""
+        """Names of the settings that have no effect with the values of the other settings."""
         found = {*(_WEIGHTS_ONLY if self.what == "channels" else _CHANNELS_ONLY)}
         found |= {"amount"} if self.by_layer or self.target_macs is not None else set()
         return found | ({"initial", "begin", "frequency"} if self.end is None else set())
@@ -109,7 +109,7 @@ class Quantize(Options):
     """static: number of clips of the training part on which ranges are measured"""
     observer: Literal["histogram", "minmax", "moving_average"] = "histogram"
     """how `static` computes a range. `histogram`: the range with the smallest error. `minmax`: from the smallest to the
-    largest value. `moving_average`: average over the batches"""
+    largest value. `moving_average`: moving average of the ranges of the batches"""
     per_channel: bool = True
     """use one scale per output channel of a weight tensor; false: one scale per tensor"""
     keep: tuple[str, ...] = ()
@@ -147,8 +147,8 @@ class Distill(Options):
     """weight of feature transfer (FitNets, arXiv 1412.6550): mean squared difference between a teacher's tokens and the
     student's tokens. A linear layer, which is not saved, projects the student's tokens to the teacher's width"""
     attention_weight: NonNegative = 0.0
-    """weight of attention transfer (arXiv 1612.03928): distance between maps of squared activations, normalised to
-    length 1"""
+    """weight of attention transfer (arXiv 1612.03928): half the squared distance between maps of squared activations,
+    which are normalised to length 1"""
     vector_weight: NonNegative = 0.0
     """weight of the MARS loss (CVPR 2019): mean squared difference between the inputs of the two classifiers, which
     must have the same width; MARS uses 50"""

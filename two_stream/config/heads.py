@@ -27,14 +27,14 @@ class MomentsHead(Options):
 
     kind: Literal["moments"] = "moments"
     spread: bool = True
-    """add the standard deviation over time"""
+    """append the standard deviation over time to the output"""
     differences: Annotated[int, Field(ge=0)] = 4
-    """divide the clip into this number of parts, and add the mean of the last part minus the mean of the first part; 0
-    is off"""
+    """divide the clip into this number of parts, and append the mean of the last part minus the mean of the first
+    part; 0 is off"""
     maximum: bool = False
-    """add the largest value over time"""
+    """append the largest value over time to the output"""
     parts: Annotated[int, Field(ge=0)] = 0
-    """divide the clip into this number of equal parts, and add the mean of each part; 0 is off"""
+    """divide the clip into this number of equal parts, and append the mean of each part; 0 is off"""
 
     @model_validator(mode="after")
     def _divided(self) -> MomentsHead:

@@ -37,7 +37,7 @@ def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """Return the number of values of a node with all aliases expanded."""
     if depth > MOST_DEPTH:
         raise SettingsError(
-            f"line {node.start_mark.line + 1}: more than {MOST_DEPTH} levels, or a recursive alias"
+            f"line {node.start_mark.line + 1}: more than {MOST_DEPTH} levels of nesting, or a recursive alias"
         )
     if id(node) not in known:
         inner = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         if path.stat().st_size > MOST_TEXT:
-            raise SettingsError(f"{path}: more than {MOST_TEXT >> 20} MB; expected a settings file")
+            raise SettingsError(f"{path}: larger than {MOST_TEXT >> 20} MB; expected a settings file")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file{_similar_file(path)}") from None
@@ -95,7 +95,9 @@ def parse_yaml(text: str, path: object) -> dict[str, Any]:
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
     except RecursionError:
-        raise SettingsError(f"{path}: more than {MOST_DEPTH} levels; expected a settings file") from None
+        raise SettingsError(
+            f"{path}: more than {MOST_DEPTH} levels of nesting; expected a settings file"
+        ) from None
     except (ValueError, OverflowError) as error:  # a number or date that Python cannot represent
         raise SettingsError(f"{path}: not valid YAML: {error}") from None
     except yaml.YAMLError as error:
@@ -187,7 +189,7 @@ def dump(options: BaseModel) -> str:
 
 
 def departures(options: BaseModel) -> dict[str, Any]:
-    """Return the values that differ from their field's default, and the kind of every part."""
+    """Return the values that differ from their field's default, and the `kind` of every section."""
     plain = options.model_dump(mode="json")
     found: dict[str, Any] = {}
     for name, field in type(options).model_fields.items():
@@ -200,7 +202,7 @@ def departures(options: BaseModel) -> dict[str, Any]:
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as `a.b.c: value`."""
+    """Return nested settings as one level, with keys such as `a.b.c`."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:

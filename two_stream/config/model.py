@@ -35,7 +35,7 @@ class InputOptions(Options):
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """side of a square crop, or height and width"""
     value_range: tuple[float, float] | None = None
-    """values of pixels 0 and 255 before mean and std are applied"""
+    """values to which pixels 0 and 255 are mapped before mean and std are applied"""
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
 
@@ -82,8 +82,8 @@ class ModelOptions(Options):
     dropout: Fraction = 0.8
     """dropout before the classifier"""
     dense: bool = False
-    """classify every position of the feature map and average the positive logits, as SqueezeNet does; requires the
-    average head"""
+    """classify every position of the feature map and average the logits, with negative logits set to 0, as SqueezeNet
+    does; requires the average head"""
     input: InputOptions = InputOptions()
     """changes to the backbone's default input"""
 
@@ -100,8 +100,8 @@ class ModelOptions(Options):
     def _dense_has_no_head(self) -> ModelOptions:
         if self.dense and self.head != AverageHead():
             raise ValueError(
-                "`dense` classifies every position, so it requires the default head; set `head: {kind: average}`, or "
-                "remove `dense`"
+                "`dense` classifies every position, so the head must be `average` with its defaults; set "
+                "`head: {kind: average}`, or remove `dense`"
             )
         if self.dense and self.standardize:
             raise ValueError(

@@ -117,11 +117,12 @@ class AugmentOptions(Options):
     crop: Literal[
         "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
     ] = "multiscale"
-    """how training clips are cropped. `multiscale`: corner crops of several scales (as in the paper). `random`: the
-    largest box at a random position. `corner`: a box of one of `scales` in a corner or the centre. `multiscale_random`:
-    a box of one of `scales` at a random position. `resized`: a box with random `area` and `ratio`. `short_side`: a box
-    at a random position after the short side is scaled by `short_sides`. `full`: the full frame resized to the
-    network's input, also in validation and centred views"""
+    """how training clips are cropped. `multiscale`: a box at one of 13 positions, whose height and width are scaled by
+    `scales` (as in the paper). `random`: a box of the size `model.input.crop` at a random position. `center`: a box of
+    this size in the centre. `corner`: a box of one of `scales` in a corner or the centre. `multiscale_random`: a box of
+    one of `scales` at a random position. `resized`: a box with random `area` and `ratio`. `short_side`: a box at a
+    random position after the short side is scaled by `short_sides`. `full`: the full frame resized to the network's
+    input, also in validation and centred views"""
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
     """sizes of multi-scale and corner crops, relative to the largest box in the resized frame. The box has the aspect
     ratio of the input; for a square input, its side is the frame's short side"""
@@ -148,10 +149,10 @@ class AugmentOptions(Options):
     rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """strength of RandAugment's operations"""
     erase: Fraction = 0.0
-    """probability of erasing a box in every frame of a clip (arXiv 1708.04896): the box becomes grey, or zero in
-    flow"""
+    """probability of erasing a box in a clip, at the same position in every frame (arXiv 1708.04896): the box gets the
+    mean colour, or zero flow"""
     erase_area: tuple[Share, Share] = (0.02, 0.33)
-    """smallest and largest area of an erased box relative to the area of the frame"""
+    """smallest and largest area of an erased box relative to the area of the crop"""
     protocol: Literal["standard", "paper"] = "standard"
     """paper: use the published crop offsets, which truncate some boxes, and do not negate flow x in mirrored clips"""
 
@@ -256,7 +257,7 @@ class DataOptions(Options):
     order in each training epoch, and a fixed order per video in evaluation"""
     features: Path | None = None
     """folder from `two-stream features`, from which training and evaluation read the frozen backbone's features instead
-    of clips; requires `train.freeze_until: backbone`"""
+    of clips; requires `train.freeze_until: backbone` or `head`"""
     balance: Literal["none", "classes"] = "none"
     """classes: an epoch samples videos with replacement, so that all classes occur equally often"""
     on_error: Literal["raise", "skip"] = "raise"
@@ -332,7 +333,7 @@ class TrainOptions(Options):
     mix_switch: Fraction = 0.5
     """probability of cutmix instead of mixup if both are on"""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """decay of an exponential moving average of the weights, which is then evaluated and saved; 0 is off"""
+    """decay of an exponential moving average of the weights; the average is evaluated and saved; 0 is off"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """for several processes (torchrun); ddp: a complete network in each process; fsdp: shard weights, gradients and
     optimizer state"""
@@ -370,7 +371,7 @@ class TrainOptions(Options):
     early_stopping: PositiveInt | None = None
     """number of epochs without a better validation loss after which training ends"""
     checkpoint_every: PositiveInt | None = None
-    """number of optimizer steps between checkpoints within an epoch; none: one per epoch"""
+    """number of optimizer steps between checkpoints within an epoch; none: one checkpoint per epoch"""
     log_images: bool = True
     """write clip grids and confusion figures to TensorBoard"""
 
@@ -426,8 +427,8 @@ class EvaluateOptions(Options):
     aggregate: Literal["logits", "probabilities"] = "logits"
     """values that are averaged over the views"""
     batch_views: PositiveInt | None = None
-    """number of views per forward pass; none: 16 on a GPU, and on a CPU the number that fits its cache (2 views of 64 ×
-    112²)"""
+    """number of views per forward pass; none: 16 on a GPU, and on a CPU the number that fits its cache (one view of
+    64 × 112² per thread)"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """autocast type of the forward pass. `auto` is bf16 on a GPU with bf16 instructions, and on a CPU if a measurement
     (stored in the cache folder) shows that bf16 is at least 1.2 times as fast as fp32. Otherwise, and if `sampling`,
@@ -461,7 +462,7 @@ class Experiment(Options):
     runs: Path = Path("runs")
     """folder that contains the run folders"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """random seed of the initial weights, the data order and the augmentation"""
+    """random seed of the initial weights, the data order, the augmentation and the holdout"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -555,11 +556,11 @@ class Experiment(Options):
             )
         if self.train.selection == "paper":
             raise ValueError(
-                "`train.selection: paper` validates on the test list, but `data.features` has validation clips of "
-                "the training list only; expected holdout"
+                "`train.selection: paper` validates on the test list, but `data.features` contains no validation clips "
+                "of the test list; set `train.selection: holdout`"
             )
         for name in ("mixup", "cutmix"):
             if getattr(self.train, name):
                 raise ValueError(
-                    f"`train.{name}` mixes clips, but `data.features` has none; remove one of them"
+                    f"`train.{name}` mixes clips, but `data.features` contains no clips; remove one of them"
                 )

@@ -41,8 +41,8 @@ class FeatureOptions(Options):
     maps: bool = False
     """cache feature maps, which the non-local head needs; false: cache only tokens"""
     backbone: Changes | None = None
-    """changes to the base experiment with which the backbone is trained first; every cell then uses its frozen weights.
-    None: the weights of the base experiment are used (`train.init` or a pretrained backbone)"""
+    """changes to the base experiment for training the backbone first; every cell then uses the frozen weights of this
+    backbone. None: the weights of the base experiment are used (`train.init` or a pretrained backbone)"""
 
 
 class Reference(Options):
@@ -58,11 +58,11 @@ class Against(Options):
     """A family of comparisons, whose p-values are corrected together."""
 
     name: str = ""
-    """title in the report; none: derived from the comparison"""
+    """title in the report; if empty, derived from the comparison"""
     baseline: str | None = None
     """variant, or level of `factor`, to compare all others with"""
     factor: str | None = None
-    """compare only variants that differ in nothing but this factor of the grid"""
+    """compare only variants that differ only in this factor of the grid"""
     pairs: list[tuple[str, str]] = Field(default_factory=list)
     """pairs of variants to compare; each difference is the first minus the second"""
     within: dict[str, str] = Field(default_factory=dict)
@@ -89,8 +89,8 @@ class Study(Options):
     variants: dict[str, Changes] = Field(default_factory=dict)
     """name -> changes; with a `grid`, the variants are one more factor, called `variant`"""
     grid: dict[str, dict[str, Changes] | list[Any]] = Field(default_factory=dict)
-    """factor -> levels; every combination of levels is a variant; a factor has named levels (`{name: changes}`), or is
-    a dotted setting with a list of values"""
+    """factor -> levels; every combination of levels is a variant. A factor is a name with named levels
+    (`{level: changes}`), or a dotted setting with a list of values"""
     exclude: list[str] = Field(default_factory=list)
     """variants to exclude from the grid"""
     baseline: bool = False

@@ -120,7 +120,8 @@ class Record(Options):
     """true: a video may have several classes, written as `3,17` in the lists; training uses sigmoids, and evaluation
     reports mAP"""
     mirror: bool = True
-    """false: videos are never mirrored, because their mirror images would not be valid videos of the data set"""
+    """false: videos are not mirrored, because their mirror images would not be valid videos of the data set; ignored
+    with `augment.protocol: paper`"""
     mirror_pairs: tuple[tuple[str, str], ...] = ()
     """pairs of classes that are exchanged when a video is mirrored, such as a swipe to the left and a swipe to the
     right"""

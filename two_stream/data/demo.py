@@ -15,7 +15,7 @@ follows a cycle; in the partner class, the cycle runs backwards:
     swell, shrink           swell: grows slowly and shrinks quickly; shrink: grows quickly and shrinks slowly
     wheels_in, wheels_out   both discs turn, their upper edges towards each other (in) or away from each other (out)
 
-In theme `order`, for studies of which models use time, classes differ only in the order of events. Both discs stand
+In theme `order`, which shows whether a model uses time, classes differ only in the order of events. Both discs stand
 still and show three colours one after another, each for about a third of the video. The class is the order of the
 colours and is named by their first letters (`rgb`, `rbg`, …). Every colour is equally likely in every class, so a model
 that averages single frames reaches only chance level.
@@ -193,7 +193,7 @@ def _draw_motion(
 
 
 def disc_state(name: str, side: int, start: NDArray[np.float64], time: float) -> tuple[float, float, float]:
-    """Return the height (from 0 to 1), diameter (1 is the frame's height) and angle (in turns) of a disc.
+    """Return a disc's vertical position (0: top, 1: bottom), diameter (1: the frame's height) and angle (in turns).
 
     Args:
         name: The class.

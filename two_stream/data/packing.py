@@ -412,7 +412,7 @@ class Tar:
         self._at = 0
 
     def add(self, name: str, size: int) -> int:
-        """Begin a member of `size` bytes, and return the position of its first byte; then call `write` and `close`."""
+        """Begin a member of `size` bytes, and return the position of its first byte; next, call `write` and `close`."""
         info = tarfile.TarInfo(name)
         info.size = size
         self.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))

@@ -1,8 +1,9 @@
 """Reads and writes split lists in the published form, and loads the parts of a split.
 
-A line is `folder num_frames label`, or in a multi-label data set `folder num_frames label,label,…`. The validation part
-is the data set's own validation list. If the data set has no validation list, this part is split off from the official
-training list. All videos of a source then stay together. The official test list is used only for evaluation.
+A line is `folder num_frames label`, or in a multi-label data set `folder num_frames label,label,…`. With
+`train.selection: holdout`, the validation part is the data set's own validation list. If the data set has no validation
+list, this part is split off from the official training list. All videos of a source then stay together. `load_part`
+explains the other selections.
 """
 
 from __future__ import annotations
@@ -142,9 +143,9 @@ def choose_groups(
 ) -> set[str]:
     """Choose source videos that together contain about the given fraction of every class.
 
-    Sources are tried in an order that depends only on their names and the seed. A source is chosen if it brings the
-    class counts closer to the target counts. If a class has two or more sources, at least one is chosen and at least
-    one is not.
+    Sources are tried in an order that depends only on their names, the seed and `used`. A source is chosen if it brings
+    the class counts closer to the target counts. At least one source of every class is not chosen. If a class has two
+    or more sources, at least one is chosen if possible.
 
     Args:
         records: Videos with label and group; their order does not matter, nor do frame counts.
@@ -212,7 +213,7 @@ def carve_holdout(
 def make_splits(
     records: Sequence[VideoRecord], num_splits: int, test_fraction: float, seed: int
 ) -> list[tuple[list[VideoRecord], list[VideoRecord]]]:
-    """Return `num_splits` pairs of training and test videos, stratified and grouped by source.
+    """Return `num_splits` pairs of training and test videos, stratified by class and grouped by source.
 
     The test parts have no source in common if there are enough sources.
     """

@@ -1,4 +1,4 @@
-"""Formats that torch writes, `torch.export` programs and AOTInductor packages.
+"""Formats that torch writes: `torch.export` programs and AOTInductor packages.
 
 Both are zip files that also contain the card.
 

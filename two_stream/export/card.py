@@ -76,7 +76,7 @@ class Verified(_Facts):
     clips: str
     """description of the compared clips and batch sizes"""
     largest_difference: float
-    """largest absolute difference of a logit"""
+    """largest absolute difference between the logits of the file and the model"""
     relative: float
     """`largest_difference` divided by the largest logit of the model"""
     limit: float | None
@@ -110,7 +110,7 @@ class ExportCard(_Facts):
     model_sha256: str
     """SHA-256 of the run's weights file"""
     content_sha256: str = UNSEALED
-    """SHA-256 of the exported file without this value; see `docs/export.md`"""
+    """SHA-256 of the exported content; see `docs/export.md`"""
     verified: Verified | None = None
     code_version: str
     environment: dict[str, str]
@@ -160,7 +160,7 @@ def parse_card(text: str, source: Path) -> ExportCard:
 
 
 def _contradictions(card: ExportCard) -> Iterator[str]:
-    """Yield descriptions of values that no exported network can have; sizes are checked before they are used."""
+    """Yield descriptions of values that no exported network can have."""
     try:
         spec = TypeAdapter(InputSpec).validate_python(card.spec)
     except ValidationError as error:

@@ -404,8 +404,8 @@ class Program:
             for given in node.inputs:
                 if given.arg.kind not in allowed.get(given.name, ()) or given.name in arguments:
                     raise self._odd(
-                        f"the argument {given.name[:40]!r} of {node.target} is not allowed to be "
-                        f"{given.arg.kind or 'several'}"
+                        f"the argument {given.name[:40]!r} of {node.target} has a type that is not allowed "
+                        f"({given.arg.kind or 'several'})"
                     )
                 arguments[given.name] = self._getter(given.arg)
             unknown = next((name for name in _read_by(node) if name not in known), None)

@@ -67,8 +67,7 @@ def export_run(
     if run.model.cpu_only:
         raise SettingsError(
             f"{run.paths.root}: an int8 run uses kernels of torch that cannot be exported; export "
-            "the fp32 run from which it was "
-            "made, to ONNX with --int8"
+            "the original fp32 run with --to onnx --int8"
         )
     form = _checked_format(to, int8)
     path = _checked_path(out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}", to)

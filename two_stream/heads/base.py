@@ -1,4 +1,4 @@
-"""Base class of heads, and their registry by the `kind` in the settings."""
+"""Base class of heads, and the registry that finds a head by the `kind` in the settings."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class HfBert(Head):
         if features % options.heads:
             raise SettingsError(
                 f"head hf_bert: width {features} is not divisible by {options.heads} heads; "
-                "change `head.heads`, or use a reduction"
+                "change `head.heads`, or set `model.reduction`"
             )
         from transformers import BertConfig, BertModel  # slow import
 

@@ -86,8 +86,8 @@ def find_frames(record: Record, modality: Modality, given: Path | None = None) -
 def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str]) -> Record:
     """Return a record that reads frames from the given folders.
 
-    Flow files have the names in the record, or the published names of UCF101 or HMDB51, whichever the first videos
-    have.
+    Flow files have the names in the record or the published names of UCF101 or HMDB51, depending on which files the
+    first videos have.
     """
     here = {modality: root.resolve() for modality, root in roots.items()}
     names = {"rgb": record.patterns.rgb, "flow_x": record.patterns.flow_x, "flow_y": record.patterns.flow_y}
@@ -122,7 +122,10 @@ def count_listed_frames(
         folder = folders.folder(video.id)
         count = 0 if skip and not folder.is_dir() else count_frames(folder, modality, folders.patterns)
         if not count and not skip:
-            raise VideoError(folder, f"no {modality} frame named {folders.patterns.names(modality, 1)[0]}, …")
+            raise VideoError(
+                folder,
+                f"no {modality} frames found; expected names such as {folders.patterns.names(modality, 1)[0]}",
+            )
         found.append(replace(video, num_frames=count or 1))
     return found
 
@@ -145,7 +148,7 @@ def pattern_of(extension: str, axis: str | None = None) -> str:
 
 
 def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, Path]:
-    """Return a data set's name, the value of `data.dataset`, and `data.settings_root`.
+    """Return a data set's name, and the values of `data.dataset` and `data.settings_root`.
 
     If published lists have no record, a record is written to their folder.
 

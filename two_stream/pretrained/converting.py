@@ -69,7 +69,7 @@ def import_checkpoint(
             f"{len(class_names)}"
         )
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise CheckpointError(f"{out}: the output folder already exists; choose another folder")
+        raise CheckpointError(f"{out}: the output folder exists and is not empty; choose another folder")
     recognizer = create_model(model, classes)
     report = load_weights(recognizer, source, averaged=averaged)
     back = published_state(recognizer.state_dict(), layout)

@@ -49,7 +49,9 @@ def load_library(model: Recognizer) -> str | None:
         source = backbone.load_pretrained(rename_to_timm(read_state(file)), str(file))
         return f"the backbone starts from {source}"
     name = getattr(backbone.options, "name", None) or getattr(backbone.options, "model", "")
-    note(f"loading the pretrained weights of {name} from the local cache (downloaded if they are not there)")
+    note(
+        f"loading the pretrained weights of {name} from the local cache (they are downloaded if they are not there)"
+    )
     try:
         return f"the backbone starts from {backbone.load_pretrained()}"
     except CheckpointError as error:

@@ -195,7 +195,7 @@ def _leave_out_new_parts(
 ) -> None:
     """Remove the classifier, head and reduction block from the loaded tensors if they do not match the model.
 
-    A head with the same keys but other shapes is not removed, because it is a mistake and not a new head.
+    A head with the same keys but other shapes is not removed, so that the mismatch is reported as an error.
     """
     for part in ("classifier", "reduction", "head"):
         wanted = {key for key in model.state_dict() if _part(model, key) == part}

@@ -347,7 +347,7 @@ class Namespace:
 
 
 class Name:
-    """The object for a permitted name in a pickle.
+    """Replaces the object that a permitted name in a pickle stands for, such as `numpy.ndarray`.
 
     The file cannot change this object, and a call checks its arguments.
     """

@@ -14,7 +14,7 @@ from two_stream.config.model import ModelOptions
 from two_stream.recognizer import Recognizer
 from two_stream.surgery import alter
 
-CONVENTION = "one multiply-add is one multiplication with its addition: half the FLOPs torch counts"
+CONVENTION = "a multiply-add is one multiplication and one addition, which torch counts as two FLOPs"
 FVCORE = (
     "operations as fvcore counts them (one per multiply-add, two per element for BatchNorm, five for LayerNorm; "
     "without LSTMs and fused attention)"
@@ -46,7 +46,7 @@ def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
 def meta_twin(model: Recognizer) -> Recognizer:
     """Return a copy of a model on the meta device.
 
-    The copy lacks the channels that were removed from the model. For an int8 network, the copy is the float version.
+    The copy lacks the channels that pruning removed from the model. For an int8 network, the copy is the float version.
     """
     twin = meta_model(model.options, model.num_classes)
     for alteration in model.alterations:

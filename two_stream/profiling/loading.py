@@ -160,7 +160,7 @@ def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str,
 def _together(loader: Loader[Batch], data: DataOptions, seconds: float) -> float:
     """Return the clips per second of the loader. The epoch is repeated if necessary.
 
-    The first batches are not counted, because the workers prefetch them (two each).
+    The first batches are not counted, because the workers prefetch them (two per worker).
     """
     ready = _AHEAD * data.workers + 1
     repeats = -(-(ready + _MOST) // len(loader.plan))

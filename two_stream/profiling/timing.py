@@ -341,7 +341,7 @@ def measure_networks(
 
     The networks take turns, so that machine load affects all of them.
 
-    Each network is timed for about `seconds` in total, in at least five turns of three passes. To measure its memory,
+    Each network is timed for about `seconds` in total, in five turns of at least three passes. To measure its memory,
     each network is loaded again.
     """
     where = pick_device(device)

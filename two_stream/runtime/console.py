@@ -47,7 +47,7 @@ class Advance(Protocol):
 
 
 def say(message: str) -> None:
-    """Print a result on standard output; square brackets are printed as text. A terminal's lines end at words."""
+    """Print a result on standard output; on a terminal, lines are broken between words."""
     _print(console, message)
 
 
@@ -75,10 +75,10 @@ _FIELDS = 3
 
 
 def wrapped(line: str, width: int) -> str:
-    """Return a line with line ends between words, so that at most `width` columns are used.
+    """Break a line between words into lines of at most `width` columns.
 
-    Longer words, and a command at the end of the line, stay in one piece, so that they can be copied. Further lines are
-    indented like the line, or like the text after its first word if two spaces follow that.
+    Longer words, and a command at the end of the line, are not broken, so that they can be copied. The further lines
+    have the indent of the first line, or of the text after the first word if two spaces follow this word.
     """
     if cell_len(line) <= width:
         return line
@@ -100,7 +100,7 @@ def wrapped(line: str, width: int) -> str:
 
 
 def bar(share: float, length: int) -> str:
-    """Return a text bar for a fraction of 1, at most `length` columns long."""
+    """Return a text bar for a fraction from 0 to 1, at most `length` columns long."""
     return ("█" if console.encoding.startswith("utf") else "#") * max(1, round(length * share))
 
 

@@ -46,7 +46,7 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the state of every generator as tensors and plain values (loads with `weights_only=True`)."""
+    """Return the state of every generator as tensors and plain values, for `torch.load(…, weights_only=True)`."""
     version, words, gauss = random.getstate()
     name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     return {

@@ -332,7 +332,7 @@ class StopRequest:
 
     Attributes:
         received: Number of the signal that this process received, or None.
-        signal: The same for all processes.
+        signal: Number of the signal that stops the run, the same in all processes, or None.
     """
 
     def __init__(

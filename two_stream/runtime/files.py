@@ -2,7 +2,7 @@
 
 A rename cannot replace a folder that contains files, so `replaced_folder` renames twice. Between the two renames, the
 name does not exist; `complete_folder` then returns the old folder, which has a hidden name until the new folder is in
-place. A complete folder is therefore found whenever a process is killed.
+place. A reader therefore always finds a complete folder, even if the writing process was killed.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def checked_line(values: dict[str, Any]) -> str:
 
 
 def is_line_intact(line: str) -> bool | None:
-    """Whether the checksum of a line from `checked_line` is right; None if the line has no checksum."""
+    """Whether the checksum of a line from `checked_line` is correct; None if the line has no checksum."""
     text, found, crc = line.rpartition(_CRC)
     return crc == _crc(text + "}") + '"}' if found else None
 

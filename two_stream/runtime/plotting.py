@@ -1,7 +1,7 @@
 """The look of every figure and page: colours for the light and dark themes, matplotlib settings, and saving.
 
-The colours of the series are told apart by people with any common form of colour blindness, and all text has a contrast
-of at least 4.5:1.
+People with any common form of colour blindness can tell the colours of the series apart, and all text has a contrast of
+at least 4.5:1.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ _MORE_FONTS = (
 
 @contextmanager
 def plain_figures(style: Mapping[Any, Any] | None = None) -> Iterator[None]:
-    """Draw in the style of all figures; usable as a context manager or a decorator.
+    """Draw with the common style of the figures; usable as a context manager or a decorator.
 
     The `matplotlibrc` of the current folder is ignored because it is untrusted, and `$` in names is drawn as it is.
     Each letter is drawn in the first installed font that contains it. If no font does, a box is drawn without a

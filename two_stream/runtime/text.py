@@ -1,4 +1,4 @@
-"""Text from untrusted names, as JSON, CSV and terminal output."""
+"""Formats text, which may contain untrusted names, for the terminal, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def learning_rate(value: float) -> str:
 
 
 def hanging(rows: Sequence[tuple[str, str]], width: int, most: int = 26, least: int = 2) -> str:
-    """Return lines of a name and an indented description, which is wrapped at words to `width` columns.
+    """Return a list of names and descriptions as text; descriptions are wrapped to `width` columns.
 
-    Descriptions begin in the same column, right of the names of up to `most` columns and below longer names. `least`
-    is the smallest width of the names.
+    All descriptions begin in the same column: on the line of the name, or below a name of more than `most` columns.
+    `least` is the smallest width of the column of names.
     """
     left = 4 + max([least, *(len(name) for name, _ in rows if len(name) <= most)])
     found = []

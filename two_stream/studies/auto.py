@@ -109,7 +109,7 @@ class Candidate:
 
 
 def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:
-    """Fuse the test scores of runs, and compute the accuracy of the fusion on the validation videos of all runs.
+    """Fuse the test scores of runs, and compute the fusion's accuracy on the validation videos that all runs share.
 
     The rule `learned` fits the weights on the validation scores. All other rules weight the runs equally.
     """

@@ -84,7 +84,7 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
 
 
 def rank_scores(found: Sequence[ScoredRun], damaged: list[str], level: float = LEVEL) -> Leaderboard:
-    """Rank score files of one part; see `leaderboard`. Messages about tests that are impossible are added."""
+    """Rank score files of one part; see `leaderboard`. Messages about impossible tests are added to `damaged`."""
     alike: dict[str, list[ScoredRun]] = {}
     for item in found:
         alike.setdefault(item.protocol, []).append(item)
@@ -241,7 +241,7 @@ def _runs(standing: Standing) -> str:
 def rows(board: RankedTable) -> list[list[str]]:
     """Return the cells of a board's table in the order of `COLUMNS`, with accuracies in per cent.
 
-    `2 ≈1`: in place 2, and not significantly different from place 1, the best variant with enough training runs.
+    `2 ≈1` means place 2, not significantly different from place 1 (the best variant with enough training runs).
     """
     best = next((one.place for one in board.standings if len(one.seeds) >= ENOUGH_TRAININGS), 0)
     return [

@@ -1,4 +1,4 @@
-"""Alterations: networks whose layers differ from those that their options define (narrowed, int8), and their files.
+"""Alterations: changes by which a network's layers differ from its options (narrowed, int8), and how they are stored.
 
 A `Recognizer` lists its changes in `alterations`, and its model file stores this list. When the file is read, a network
 is built from the options, changed in the same way, and then filled with the weights.

@@ -215,7 +215,7 @@ def _linear_layers(model: Recognizer) -> list[str]:
 
 
 def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
-    """Return the layers that match patterns: names of layers or of modules with layers, with wildcards `*` and `?`.
+    """Return the layers that match patterns, which are names of layers or modules with the wildcards `*` and `?`.
 
     Layers of the backbone are named as in the backbone (`stem.0`). Other layers are named as in the model
     (`heads.0.linear`, `classifier`).

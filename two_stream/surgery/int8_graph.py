@@ -120,7 +120,7 @@ def _config(activation: Any, options: dict[str, Any], weight: Any, others: dict[
 
 
 def start_ranges(model: nn.Module) -> None:
-    """Let a model update its moving ranges also in evaluation mode."""
+    """Let a model update its moving ranges in evaluation mode, too."""
     for part in model.modules():
         if isinstance(part, MovingRange):
             part.train()
@@ -237,7 +237,7 @@ def _backend() -> BackendConfig:
 
 
 def _mapping(config: QConfig, kept: Sequence[str], *, fake: bool) -> QConfigMapping:
-    """Return a mapping with one configuration for all layers.
+    """Return a mapping with one configuration for all layers except those in `kept`.
 
     Operations with a known range, such as sigmoid, keep torch's default configuration.
     """

@@ -1,7 +1,7 @@
 """Training losses, summed over clips so that micro-batches of any size add up to the full batch.
 
-The trainer divides every loss, also a weighted one, by the number of clips, not by the sum of their weights. Balanced
-weights have mean 1 over the training clips, so they do not change the scale of the loss.
+The trainer divides every loss, including weighted losses, by the number of clips, not by the sum of their weights.
+Balanced class weights have mean 1 over the training clips, so they do not change the scale of the loss.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Optimizers, their parameter groups and the learning rate schedule.
 
-Norms, biases and position embeddings have no weight decay. Layers near the input can have a smaller learning rate.
+By default, norms, biases and position embeddings have no weight decay. Layers near the input can have a smaller
+learning rate.
 """
 
 from __future__ import annotations

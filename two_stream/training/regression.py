@@ -1,4 +1,4 @@
-"""Logistic regression on standardised vectors; cross-validation over source videos chooses the penalty C.
+"""Logistic regression on standardised vectors; cross-validation over source videos chooses C, the inverse penalty.
 
 The estimator is `LogisticRegression` of scikit-learn: multinomial, with an L2 penalty on the weights but not on the
 biases. The vectors of one video together have the weight of one sample, and all clips of a source video are in the same
@@ -85,7 +85,7 @@ def choose(
 
     The loss is the mean over the rows of all folds and repeats, weighted as in the fit. Rows whose class does not occur
     in the training part of the fold are left out. If two values of C have the same loss, the smaller one is returned.
-    Without cross-validation (only one C or one source video), the middle value of C is returned.
+    Without cross-validation (for example, with only one C or one source video), the middle C is returned.
 
     Args:
         vectors: The training part.

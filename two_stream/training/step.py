@@ -96,7 +96,7 @@ class Extension:
         """Restore the tensors that `state` returned."""
 
     def finished(self, paths: RunPaths) -> None:
-        """Process the folder of a finished run, also if the run had finished before this call."""
+        """Process the folder of a finished run, even if the run had finished before this call."""
 
     def facts(self) -> dict[str, str]:
         """Return entries for the run's `environment.json`."""

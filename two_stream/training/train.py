@@ -246,7 +246,7 @@ def _load_start(model: Recognizer, options: TrainOptions) -> None:
 def _prepare(
     model: Recognizer, options: TrainOptions, device: torch.device, features: FeatureCache | None
 ) -> None:
-    """Freeze stages, and replace the backbone with stored features or apply the options for computing it."""
+    """Freeze stages, and replace the backbone with stored features or set BatchNorm, checkpointing and compilation."""
     if features is not None:
         assert options.freeze_until is not None  # checked by `Experiment`
         model.freeze_until(options.freeze_until)

@@ -1,1 +1,1 @@
-"""Decodes videos, computes optical flow, and writes both to folders. This package does not import torch."""
+"""Decodes videos, computes optical flow, and writes frames and flow to folders. This package does not import torch."""

@@ -115,7 +115,7 @@ def _has_hole(content: bytes, pixels: int) -> bool:
 
 
 def _busy_scan(content: bytes) -> bytes:
-    """Return the data of a JPEG if a flat area cannot be encoded as zero bytes in it; otherwise return no bytes.
+    """Return a JPEG's compressed data if flat areas in it are never runs of zero bytes; otherwise return no bytes.
 
     Zero bits are the code of the first symbol in a Huffman table. If the first symbol for luminance is not "end of
     block", 64 zero bytes set all 63 coefficients of at least one block. Files with several scans are not checked here.
@@ -142,7 +142,7 @@ def _busy_scan(content: bytes) -> bytes:
 
 
 def warn_of_damage(name: str, damage: str) -> None:
-    """Warn of a damaged image; after several warnings, only warn that other files may be damaged."""
+    """Warn of a damaged image; after several warnings, one last warning says that other files may be damaged too."""
     if name in _warned or len(_warned) > _MOST_WARNINGS:
         return
     _warned.add(name)

@@ -59,7 +59,7 @@ class Listed:
     fewer: Severity = "error"
     """severity if fewer frames can be decoded than listed"""
     more: bool = True
-    """whether additional frames are reported; false if the lists contain only parts of the video"""
+    """whether it is a problem if more frames can be decoded than listed"""
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def examine_frame_folders(
 
     The kinds of problems are `missing`, `first_number`, `unreadable`, `damaged`, `size_mismatch`, `rgb_flow_mismatch`
     and `too_short`. `first_number` means that the first file has a wrong number. `damaged` means that the source video
-    was damaged, or, with `decode`, that an image has wrong pixels. `size_mismatch` is found only with `decode`.
-    `rgb_flow_mismatch` means that flow does not have one frame fewer than RGB; in published lists, both may have the
-    same number of frames.
+    was damaged, or, with `decode`, that an image has wrong pixels. For JPEG files, `size_mismatch` is found only with
+    `decode`. `rgb_flow_mismatch` means that the numbers of frames do not match: flow should have one frame fewer than
+    RGB or, as in some published data, the same number.
 
     Args:
         folders: One folder per video.

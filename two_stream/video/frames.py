@@ -85,7 +85,7 @@ def _scaled(picture: Image, size: tuple[int, int], out: Image | None = None) -> 
 
 
 def _whole_shrink(picture: Image, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the factors by which both sides are reduced if they are 1, 2 or 4, otherwise None.
+    """Return the factors by which height and width are reduced if both are 1, both 2 or both 4, otherwise None.
 
     With these factors, each pixel of the result depends only on its own block of stored pixels, and the computation is
     exact.
@@ -146,7 +146,7 @@ class FramePatterns:
         """Check that each pattern has one field for the number, and that it contains no folder."""
         for name, pattern in (("rgb", self.rgb), ("flow_x", self.flow_x), ("flow_y", self.flow_y)):
             if len(_FIELD.findall(pattern)) != 1 or pattern.count("{") != 1 or pattern.count("}") != 1:
-                expected = "one field for the number, of at most two digits' width, as in 'img_{:05d}.jpg'"
+                expected = "one field for the number, with a width below 100, as in 'img_{:05d}.jpg'"
                 raise SettingsError(f"frame pattern {name} is {pattern!r}: expected {expected}")
             if Path(pattern).name != pattern or pattern.startswith("."):
                 raise SettingsError(
@@ -176,7 +176,7 @@ class FramePatterns:
         return tuple(pattern.format(number - 1 + self.first(modality)) for pattern in self.of(modality))
 
     def numbered(self, names: Sequence[str], modality: Modality) -> list[dict[int, str]]:
-        """Return, for each pattern of a modality, the matching names by frame number, counted from 1."""
+        """Return, for each pattern of a modality, the matching names, with their frame numbers (1-based) as keys."""
         shift = 1 - self.first(modality)
         matches = (names_by_number(names, pattern) for pattern in self.of(modality))
         return [{number + shift: name for number, name in one.items()} for one in matches]
@@ -187,7 +187,7 @@ class FramePatterns:
 
 
 def names_by_number(names: Sequence[str], pattern: str) -> dict[int, str]:
-    """Return the names that match a pattern, by the number in the name."""
+    """Return the names that match a pattern, with the numbers in the names as keys."""
     field = _FIELD.search(pattern)
     assert field is not None  # checked by FramePatterns
     before, after = pattern[: field.start()], pattern[field.end() :]

@@ -23,7 +23,7 @@ class Source:
 
 
 def find_sources(source: Path) -> tuple[list[Source], int]:
-    """Return the videos in a folder and its sub-folders, in a text file with one video per line, or a single video.
+    """Return the videos in a folder and its sub-folders, the videos listed in a text file, or a single video.
 
     For a folder, `folder_ids` defines the ids. In a list, a line is `path id` or only a path; without an id, the
     relative path without suffix is used. A line that is `#`, or starts with `#` and a space, is a comment.
@@ -139,7 +139,7 @@ def _locate(text: str, base: Path) -> Path | None:
 
 
 def find_collisions(sources: Iterable[Source]) -> dict[int, str]:
-    """Return, by index, why a source cannot be used: for example, two sources have the same id."""
+    """Return the reason for each source that cannot be used, such as a repeated id; the keys are indices of sources."""
     listed = list(sources)
     by_id: dict[str, list[int]] = defaultdict(list)
     for index, source in enumerate(listed):

@@ -40,14 +40,14 @@ VERSIONS: tuple[Literal["1.0", "1.1"], ...] = ("1.0", "1.1")
 
 
 def _classic(namespace: str, name: str, backbone: Any, summary: str, **options: Any) -> ModelRecord:
-    """Return the record of a network with global average pooling, as in these codebases."""
+    """Return the record of a network whose head is global average pooling."""
     paper = RESNETS if namespace == "3dresnets" else EFFICIENT
     made = ModelOptions(backbone=backbone, head=AverageHead(), **options)
     return ModelRecord(f"{namespace}/{name}", made, f"{summary}, average pooling", paper)
 
 
 def _efficient3d(namespace: str) -> list[ModelRecord]:
-    """Return the networks of Efficient-3DCNNs that compressed-video-classification also has."""
+    """Return the networks of Efficient-3DCNNs, or, for `compressed`, those that compressed-video-classification has."""
     sixteen = InputOptions(clip_length=16)
     records = [
         _classic(

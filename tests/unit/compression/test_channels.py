@@ -106,7 +106,13 @@ def maps(model: Recognizer) -> list[torch.Tensor]:
         return [found.tensor for found in model.backbone(pixels(model))]
 
 
-@pytest.mark.parametrize("kind", sorted(BACKBONES))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("slowfast", "densenet3d") else kind
+        for kind in sorted(BACKBONES)
+    ],
+)
 def test_every_family_is_narrowed_exactly_or_refused_by_name(kind: str) -> None:
     if kind in REFUSED:
         assert kind in SMALL or kind in ("timm", "hf_video", "motion_grid")

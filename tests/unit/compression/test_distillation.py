@@ -207,6 +207,7 @@ def test_the_loss_is_the_weighted_sum(small_world: SmallWorld, rgb_run: Path, fl
     assert all(p.grad is None for teacher in extension.teachers for p in teacher.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(
     small_world: SmallWorld, flow_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

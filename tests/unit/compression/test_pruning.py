@@ -92,7 +92,7 @@ def _compare(left: Any, right: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "compress"),
     [
-        ("weights", {"amount": 0.8, "initial": 0.2, "end": 3}),
+        pytest.param("weights", {"amount": 0.8, "initial": 0.2, "end": 3}, marks=pytest.mark.slow),
         ("channels", {"what": "channels", "amount": 0.5}),
     ],
 )

@@ -152,6 +152,7 @@ def test_ranges_and_statistics_are_held_from_their_share_on(small_world: SmallWo
     assert _moving(model)[0] == before[0]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(
     small_world: SmallWorld, rgb_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_resumed_run_is_the_same_run(
     assert load_run(made).model.cpu_only
 
 
+@pytest.mark.slow
 def test_a_narrowed_network_becomes_int8_too(small_world: SmallWorld, rgb_run: Path) -> None:
     given = small_world.experiment("narrow", init=rgb_run, epochs=1).model_dump()
     section = {"kind": "prune", "source": rgb_run, "what": "channels", "amount": 0.5}

@@ -280,11 +280,11 @@ TABLE_DAMAGES = {
         r"t\.csv:1: unknown column 'path\\tlabel': .*`path,id,label,",
     ),
     "a column": ("t.csv", "path,lable\nx,a\n", r"t\.csv:1: unknown column 'lable'.*`label`"),
-    "no class": ("t.csv", "path,label\nx,a\ny,\n", r"t\.csv:3: the class is missing; set `label`"),
+    "no class": ("t.csv", "path,label\nx,a\ny,\n", r"t\.csv:3: expected a class in `label`"),
     "both": (
         "t.csv",
         "path,label,labels\nx,a,a;b\n",
-        r"t\.csv:2: the class is missing; set `label`, or `labels`",
+        r"t\.csv:2: expected a class in `label`, or several in `labels`",
     ),
     "no video": ("t.csv", "path,label\n,a\n", r"t\.csv:2: the video is missing; set `path` or `id`"),
     "no end": ("t.csv", "path,label,start,end\nx,a,3,\n", r"t\.csv:2: `end` is ''"),

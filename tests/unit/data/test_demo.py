@@ -204,6 +204,7 @@ def test_motion_tells_the_class() -> None:
     assert accuracy(forest, features, labels, groups) > 0.6
 
 
+@pytest.mark.slow
 def test_shuffled_frames_confuse_every_pair() -> None:
     """What does not depend on the order of frames says which pair a video is of, but not which of the two."""
     videos, labels, groups = clips()

@@ -88,7 +88,7 @@ def test_the_command_counts_the_videos_without_result(tmp_path, capsys):
     assert "50.0" in shown.out
     assert "2 of 2 videos listed" in shown.out
     assert "no result for 1 video (a/v2): counted as wrong" in shown.err
-    assert "not counted: 1 video (a/v9) with a result but not in the list" in shown.err
+    assert "not counted, because not listed: 1 video (a/v9)" in shown.err
     assert cli([*command, "--ignore-unseen", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["top"] == {"1": 1.0, "5": 1.0}
     assert cli(command[:3]) == 2

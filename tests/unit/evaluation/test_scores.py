@@ -171,7 +171,7 @@ def test_join_names_what_does_not_fit():
         ({"labels": np.asarray([0])}, "1 labels for 2 videos"),
         ({"logits": np.zeros((2, 4))}, r"logits have shape \(2, 4\), expected \(2, 3\)"),
         ({"groups": ["g"]}, "1 groups for 2 videos"),
-        ({"view_logits": np.zeros((3, 3), np.float32)}, "expected both or none"),
+        ({"view_logits": np.zeros((3, 3), np.float32)}, "expected both or neither"),
         (
             {"view_logits": np.zeros((3, 3), np.float32), "view_counts": np.asarray([1, 1])},
             r"view logits have shape \(3, 3\), expected \(2, 3\)",

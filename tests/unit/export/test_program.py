@@ -119,7 +119,7 @@ def test_sizes_that_would_never_be_computed_end(pt2_file: Path, tmp_path: Path) 
         ),
         (
             lambda m: given(m, "stride").update(as_int=1),
-            "the argument 'stride' of .* is not allowed to be several",
+            r"the argument 'stride' of .* has a type that is not allowed \(several\)",
         ),
         (
             lambda m: given(m, "input").update(as_tensor={"name": "absent"}),

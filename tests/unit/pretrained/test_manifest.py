@@ -144,7 +144,7 @@ def test_git_ignores_what_is_fetched(repository, published):
             ("licence: MIT", f"licence: MIT\n    sha256: {'a' * 64}\n    sha256_prefix: abcdef"),
             "`sha256` does not start with `sha256_prefix`",
         ),
-        (("mean: [0.5]", "mean: [0.5, 0.5]"), "mean and std must have 3 values for rgb"),
+        (("mean: [0.5]", "mean: [0.5, 0.5]"), "mean and std must have 1 or 3 values for rgb"),
         (
             ("source: here", "source: here\n" + ENTRY.split("entries:\n")[1]),
             "name 'small' is used by two entries",

@@ -61,12 +61,12 @@ def test_a_stream_takes_segments_of_one_frame_and_of_several(
     _check_input(flags, run())
     assert capsys.readouterr().err == ""
     _check_input(flags, run(segments=8, stride=4))
-    assert "segments are 4 source frames apart and span 29 frames" in " ".join(
+    assert "segments are 4 source frames apart and a clip spans 29 frames" in " ".join(
         capsys.readouterr().err.split()
     )
     pairs = run(segments=4, stride=1)
     _check_input(flags, pairs)
-    assert "segments are 4 source frames apart and span 14 frames" in " ".join(
+    assert "segments are 4 source frames apart and a clip spans 14 frames" in " ".join(
         capsys.readouterr().err.split()
     )
     assert _picked(flags, pairs.model.spec) == (0, 1, 4, 5, 8, 9, 12, 13)

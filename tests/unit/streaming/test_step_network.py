@@ -68,7 +68,8 @@ def batch_is_free(net: StepNetwork) -> tuple[Any, ...]:
     return {0: batch}, (None, *({place: batch} for place in places))
 
 
-@pytest.mark.parametrize("name", [pytest.param("average", marks=pytest.mark.slow), "lstm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["average", "lstm"])
 def test_exported_by_torch(name: str) -> None:
     model, net = network(name)
     frames, states = frames_of(model, net.frames_per_step, batch=2), net.initial_states(2, 32, 32)

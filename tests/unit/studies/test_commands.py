@@ -115,7 +115,7 @@ def test_compare_uses_the_part_asked_for(studio, capsys) -> None:
         ([], "no run or score file given"),
         (
             ["A"],
-            "only one variant (a), because runs that differ only in the seed are one variant",
+            "only one variant (a), because runs that differ only in seed or split form one variant",
         ),
         (["A", "A"], "a: the same run or file is given twice"),
         (["A", "B", "--baseline", "berd"], "--baseline is 'berd': expected the name or number of a variant"),

@@ -107,7 +107,13 @@ class Compared(fx.Interpreter):
         return made
 
 
-@pytest.mark.parametrize("kind", ACCEPTED)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("slowfast", "densenet3d") else kind
+        for kind in ACCEPTED
+    ],
+)
 def test_every_convolution_computes_its_float_twin_and_a_file_keeps_it(kind: str, tmp_path: Path) -> None:
     model = built({"kind": kind, **FAMILIES.get(kind, {})}, crop=64 if kind == "c3d" else 32)
     convolutions = sum(isinstance(part, nn.Conv3d) for part in model.backbone.modules())

@@ -502,23 +502,24 @@ def _show_sensitivity(
         rows.append([layer, *(cells.get(level, "–") for level in levels), signed_number(loss, 3)])
     print_table(f"change of {found.metric} in points after pruning {found.what} of one layer", columns, rows)
     say(
-        "loss: the layer's largest change of the loss; the layers are sorted by it, the least sensitive first"
+        "loss: largest change of the loss at any level; the layers are sorted by it, with the smallest change first"
     )
     say(found.reference)
     if found.fixed:
         say(
-            f"{plural(len(found.fixed), 'layer', 'keeps', 'keep')} all channels, as part of the last feature map: "
+            f"{plural(len(found.fixed), 'layer', 'keeps', 'keep')} all channels, because the last feature map keeps "
+            "its width: "
             f"{found.fixed[0]}, …"
         )
     if found.shared:
         one, other = next(iter(found.shared.items()))
         sharing = plural(len(found.shared), "layer", "shares", "share")
-        say(f"{sharing} channels with others, for example {one} with {other}")
+        say(f"{sharing} the channels and the results of a measured layer, for example {one} those of {other}")
     say(f"table and figure: {folder / found.what}.csv, .json, .png, .svg")
     if choice is not None:
         say(
             f"pruning {plural(len(choice.levels), 'layer')} leaves {per_cent(choice.reached)} of the {choice.measure} "
-            f"(budget {100 * choice.budget:g} %): {file}"
+            f"(budget {100 * choice.budget:g} %); levels: {file}"
         )
         what = "" if found.what == "weights" else " --what channels"
         say(f"next: two-stream compress prune {run}{what} --levels {file}")

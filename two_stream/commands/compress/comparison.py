@@ -39,6 +39,7 @@ from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.plotting import SERIES
 from two_stream.runtime.provenance import code_version, environment
+from two_stream.runtime.text import signed_number
 from two_stream.studies.statistics.comparison import Panel, compare_panels, correct_families, panel_of
 from two_stream.studies.statistics.results import Comparison
 from two_stream.types import Part, ScoreTable
@@ -108,7 +109,9 @@ class CompressionReport:
         else:
             verb = "fell" if points < 0 else "rose"
             loss = f"{name} {verb} by {abs(points):.1f} points ({from_to}"
-        interval = f"95 % interval of the change {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+        interval = (
+            f"95 % interval of the change {signed_number(100 * gap.low)} to {signed_number(100 * gap.high)}"
+        )
         loss += f"{'' if loss.endswith('(') else '; '}{interval if gap.known else 'too few sources for an interval'})."
         if not self.comparison.significant:
             detectable = self.comparison.detectable
@@ -130,7 +133,7 @@ class CompressionReport:
 
     @property
     def _latencies(self) -> tuple[float, float]:
-        """The latencies before and after; zeros if their ranges over the rounds overlap, so that they may be equal."""
+        """The latencies before and after; zeros if their ranges overlap, because they may then be equal."""
         one, two = self.before.costs, self.after.costs
         apart = one.latency_high < two.latency_low or two.latency_high < one.latency_low
         return (one.latency_ms, two.latency_ms) if apart else (0.0, 0.0)
@@ -260,7 +263,7 @@ def show_compression(report: CompressionReport, made: Path) -> None:
     title = f"{report.after.name} against {report.before.name}"
     console.print(table(title, COLUMNS, report.rows))
     say(report.protocol)
-    say(f"costs measured alternately on {report.device}; {report.comparison.test}")
+    say(f"costs: measured alternately on {report.device}; test of the accuracies: {report.comparison.test}")
     say(report.claim)
     say(f"report: {made / NAME}.html")
 

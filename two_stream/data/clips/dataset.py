@@ -203,7 +203,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         return ClipItem(record.id, labels[0], as_clip(frames), targets)
 
     def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
-        """Return the frame numbers of a video's clip, its crop and flip, and the protocol of the flip."""
+        """Return the frame numbers of a video's clip, its crop and flip, and the protocol for mirroring flow."""
         spec, frames = self.spec, record.num_frames
         sampling, augment = sampling_of(spec, self.data.sampling), self.data.augment
         if self.epoch is None:
@@ -268,7 +268,7 @@ class Companion:
     source: ClipSource
     spec: InputSpec
     records: Mapping[str, VideoRecord]
-    """videos by id, with their number of frames in the other network's modality"""
+    """videos, with their ids as keys; the number of frames is that of the other network's modality"""
     protocol: str
     """`augment.protocol` of the other network's training, which decides how mirroring changes flow"""
 

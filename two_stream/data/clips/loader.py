@@ -1,7 +1,8 @@
 """Loaders: batches of training and validation clips.
 
 The order of an epoch depends only on the seed and the number of the epoch. A resumed epoch skips finished batches
-without reading them. Worker processes draw no random numbers, so the number of workers does not change the batches.
+without reading them. The random numbers for a clip depend only on the seed, the epoch and the video, so the number of
+workers does not change the batches.
 """
 
 from __future__ import annotations

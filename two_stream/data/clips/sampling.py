@@ -1,22 +1,24 @@
 """Selects the frames of a clip. Frame numbers are 1-based, as in file names; starts are 0-based.
 
-The protocols `single`, `multi`, `uniform`, `sliding` and `train` use the whole video. The other protocols select
+The protocols `single`, `multi`, `uniform`, `sliding` and `train` are two-stream's own. The other protocols select
 exactly the same frames as published code, including its errors:
 
-- `paper-*` (LateTemporalModeling3DCNN): In a video longer than a clip, the last frame is never read and the first one
-  is skipped. A video has a second test clip only if it has at least twice the clip length plus three frames.
+- `paper-*` (LateTemporalModeling3DCNN): In a video longer than a clip, the last frame is never read. Test clips of
+  most videos also skip the first frame. A video has a second test clip only if it has at least twice the clip length
+  plus three frames.
 - `efficient3d-*` (Efficient-3DCNNs): `clip_length * stride` adjacent frames are selected, and then every `stride`-th of
   them. If fewer frames are left in the video, they are looped from the start of the window. A random clip never starts
-  at the last possible frame. `windows` accepts a video of one frame, which the published data set leaves out.
-- `3dresnets-*` (3D-ResNets-PyTorch): Every `stride`-th frame of the video is listed first, and starts are positions in
-  this list. `even` and `sliding` use the list only for their starts and select adjacent frames, like the published
-  `main.py` with `--sample_t_stride`. `windows` selects windows of adjacent frames first, and then every `stride`-th
-  frame of each window. A short last window is looped from its own first frame.
+  at the last possible frame. `windows` selects only `clip_length` adjacent frames, and loops them if `stride` is above
+  1. It accepts a video of one frame, which the published data set leaves out.
+- `3dresnets-*` (3D-ResNets-PyTorch): First, a list of every `stride`-th frame of the video is made. Starts are
+  positions in this list. `even` and `sliding` use the list only for their starts and select adjacent frames, like the
+  published `main.py` with `--sample_t_stride`. `windows` selects windows of adjacent frames first, and then every
+  `stride`-th frame of each window. A short last window is looped from its own first frame.
 - `co3d-*` (PySlowFast): Frames are spread evenly over `[start, start + clip_length * stride - 1]`, clamped to the video
   and rounded down. The distance between frames is slightly larger than `stride`.
 - `segments-*` (TSN, arXiv 1608.00859): The video is divided into equal parts, and some frames of each part are
-  selected, as in mmaction2. `SampleFrames` returns one clip of the whole video, or two clips with twice-sampling.
-  `UniformSample` returns several clips, each with other frames of the same parts.
+  selected, as in mmaction2. Its `SampleFrames` returns one clip of the whole video, or two clips with twice-sampling.
+  Its `UniformSample` returns several clips, each with other frames of the same parts.
 """
 
 from __future__ import annotations
@@ -185,7 +187,7 @@ def clips_for(
     if spec.segments not in (0, spec.clip_length):
         raise SettingsError(
             f"sliding clips of a network with {spec.clip_length // spec.segments} frames in each of {spec.segments} "
-            "segments are not supported; use single, twice or uniform clips"
+            "segments are not supported; set `views` to single, twice or uniform"
         )
     return sample_clips(
         protocol, num_frames, spec.clip_length, stride=spec.stride, num_clips=num_clips, step=step, rng=rng
@@ -314,7 +316,7 @@ def _chooser(
 def _real_chooser(
     offset: int | Sequence[int] | None, rng: np.random.Generator | None
 ) -> Callable[[float], float]:
-    """Return a function (largest start) -> start, which returns the given offset or a random start, a real number."""
+    """Return a function (largest start) -> start, which returns the given offset or a random start as a float."""
 
     def choose(largest: float) -> float:
         if isinstance(offset, int):
@@ -407,8 +409,8 @@ def _family_clips(
     """Return the frame numbers (1-based) of each clip for a protocol in `FAMILY_PROTOCOLS`; see `sample_clips`.
 
     `choose` returns the start for `efficient3d-random` and `3dresnets-random`. `draw` returns the start for
-    `co3d-random`, a real number from 0 to its argument. With 0 clips, `efficient3d-windows` returns adjacent windows,
-    as in its published test.
+    `co3d-random`, a real number from 0 to its argument. If `num_clips` is 0, `efficient3d-windows` returns adjacent
+    windows, as in the published test code.
     """
     family, _, kind = protocol.partition("-")
     frames = range(1, num_frames + 1)
@@ -469,7 +471,7 @@ def _start(kind: str, count: int, size: int, choose: Callable[[int, range], int]
 
 
 def _windows(thinned: range, size: int, step: int, most: int | None) -> list[list[int]]:
-    """Return windows of adjacent frames that start at every `step`-th listed frame; only the last may be short."""
+    """Return windows of adjacent frames that start at every `step`-th frame of `thinned`; a short one is looped."""
     found: list[list[int]] = []
     last = thinned[-1]
     for first in thinned[::step]:
@@ -517,8 +519,8 @@ def _segment_starts(
 
     `segments-single` takes the middle frame of each part; segments of several frames are spread evenly from the first
     frame to the last. `segments-twice` adds a clip of the first frame of each part, or, with several frames per
-    segment, the clip of `segments-uniform`. `segments-uniform` divides each part among `num_clips` clips. A segment
-    spans `span` frames.
+    segment, the clip that `segments-uniform` returns if `num_clips` is 1. `segments-uniform` divides each part among
+    `num_clips` clips. A segment spans `span` frames.
     """
     if protocol == "segments-uniform":
         return [_shared(num_frames, segments, span, clip, num_clips) for clip in range(num_clips)]

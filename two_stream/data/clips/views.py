@@ -128,7 +128,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 class ViewLoader(Loader[VideoViews]):
     """Loads chunks in the order of the videos. With `on_error: skip`, a video with an unreadable chunk is skipped.
 
-    If earlier chunks of the video have been yielded already, `skipped` contains the id of the video.
+    Earlier chunks of this video may have been yielded; `skipped` contains its id, so that they can be discarded.
     """
 
     def __iter__(self) -> Iterator[VideoViews]:

@@ -36,9 +36,10 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
     """Return the problems of a data set, first in its split lists, then in the listed files.
 
     The kinds of problems are `missing`, `unreadable`, `doubled`, `label`, `leakage`, `rgb_flow_mismatch`, `too_short`,
-    `imbalance`, `one_class` and `count_mismatch`. `doubled` means that an id occurs twice in a list, and `leakage` that
-    a video or its source is on both sides of a split. `label` means that a label is out of range or differs between two
-    lists. `count_mismatch` means that the number of frames differs between a list and the disk.
+    `imbalance`, `one_class` and `count_mismatch`, and those of `examine_videos` and `examine_frame_folders`.
+    `doubled` means that an id occurs twice in a list, and `leakage` that a video or its source is on both sides of a
+    split. `label` means that a label is out of range or differs between two lists. `count_mismatch` means that the
+    number of frames differs between a list and the disk.
 
     Args:
         record: The data set.
@@ -110,7 +111,7 @@ def _whole(records: dict[str, VideoRecord], segments: dict[str, Segment]) -> dic
 
 
 def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) -> list[VideoRecord]:
-    """Read the valid lines of a list, and keep repeated ids once."""
+    """Read a list and report its problems; a repeated id is kept once."""
 
     def add(kind: str, severity: Severity, detail: str) -> None:
         findings.append(Finding(kind, severity, str(path), detail))

@@ -197,8 +197,8 @@ def count_one(path: Path, beat: Beat, backend: str) -> int | str:
 def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = False) -> FolderCounts:
     """Count the frames in the frame folders of a record.
 
-    If one modality is missing, its count is computed from the other: flow has one frame fewer. If most folders start at
-    one number, folders that start at another number are reported as failures.
+    If one modality is missing, its count is computed from the other: flow has one frame fewer. A folder whose first
+    file has a different number than in most folders is reported as a failure.
 
     Args:
         record: The data set.

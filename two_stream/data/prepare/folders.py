@@ -258,7 +258,7 @@ def write_dataset(
 
 
 def relative_path(path: Path, folder: Path) -> str:
-    """Return a path relative to a folder, so that both can be moved together; absolute if only the root is shared."""
+    """Return a path relative to a folder, so that both can be moved together; absolute if they share only the root."""
     target, start = path.resolve(), folder.resolve()
     if target.anchor == os.path.commonpath([target, start]):
         return target.as_posix()

@@ -1,6 +1,6 @@
-"""The interface of clip sources, and frame folders and video files as sources.
+"""The interface of clip sources, and its implementations for frame folders and for video files.
 
-A source returns frames with given numbers (1-based) as uint8 `(T, H, W, C)`, resized to the input specification. Flow
+A source returns frames with given numbers (1-based) as uint8 `(T, H, W, C)`, resized as the network requires. Flow
 frame n is the flow between images n and n + 1, whether it is stored or computed on the fly.
 """
 
@@ -59,7 +59,7 @@ def read_clip(
 ) -> Frames:
     """Return the frames with these numbers for a network, as uint8 `(len(numbers), H, W, spec.channels)`.
 
-    If `spec.stack` is set, each returned frame contains the flow fields of `stacked_numbers`. See also
+    If `spec.stack` is larger than 1, each returned frame contains the flow fields of `stacked_numbers`. See also
     `ClipSource.read`.
     """
     if spec.stack == 1:
@@ -165,7 +165,7 @@ class VideoFiles(ClipSource):
 
     @cached_property
     def index(self) -> dict[str, list[Path]]:
-        """The video files below the root, by name."""
+        """The index of the video files below the root; see `index_videos`."""
         return index_videos(self.root)
 
     def _rgb(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:

@@ -89,7 +89,7 @@ def write_segments(path: Path, segments: Mapping[str, Segment]) -> None:
 
 
 def segments_of(record: Record) -> dict[str, Segment]:
-    """Return the segments of a data set by id; empty if it has no segments.
+    """Return the segments of a data set, with their ids as keys; empty if it has no segments.
 
     Raises:
         DataError: The file is missing or wrong.

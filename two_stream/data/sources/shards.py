@@ -2,7 +2,7 @@
 
 The shards `ROOT/<modality>/000000.tar` and so on contain one sample per video: `key.json`, followed by the frames. They
 can be read sequentially with `tar` and the webdataset library. The file `index.npz` next to the shards contains the
-position of every frame, so that any clip can be read with a single range request. Shuffling, sampling and resuming
+position of every frame, so that a clip can be read without the rest of its shard. Shuffling, sampling and resuming
 therefore work as with frame folders. `data/packing.py` writes the shards and the index.
 """
 

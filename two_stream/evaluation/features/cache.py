@@ -47,7 +47,7 @@ FORMAT = 1
 FACTS = "features.json"
 CENTRED = 1
 """number of rows before the rows of the augmented clips of a training video"""
-AGAIN = "write it again with `two-stream features`"
+AGAIN = "write the features again with `two-stream features`"
 _IGNORED = ("model.backbone.pretrained", "model.backbone.weights")
 """settings on the origin of the weights; they are ignored, because the SHA-256 of the weights is compared"""
 _ADDED = {"segments": 0, "stack": 1}
@@ -132,7 +132,7 @@ class FeatureCache:
         folder: Path of the folder.
         facts: How the features were computed.
         layout: Layout of a row.
-        content: SHA-256 of the rows; the time of writing does not change this value.
+        content: SHA-256 of the stored arrays and the backbone; it does not depend on the time of writing.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -159,7 +159,7 @@ class FeatureCache:
         if facts is None:
             raise CheckpointError(
                 f"{self.folder}: the {name} part is not stored (only {', '.join(self.facts.parts)}); {AGAIN} "
-                "--parts train test"
+                "and --parts train test"
             )
         rows = self._array(f"{name}.npy", np.float32, (facts.rows, self.layout.width))
         mirrored = self._array(f"{name}_mirrored.npy", np.bool_, (facts.rows,))
@@ -173,7 +173,7 @@ class FeatureCache:
         """
         if sha256 != self.facts.backbone_sha256:
             raise CheckpointError(
-                f"{self.folder}: the stored features are of a different backbone (weights "
+                f"{self.folder}: the stored features were computed by a different backbone (SHA-256 "
                 f"{self.facts.backbone_sha256[:12]}…, expected {sha256[:12]}…); {advice}"
             )
 
@@ -290,7 +290,7 @@ def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple
     path = folder / FACTS
     if not path.is_file() and not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
-            f"{folder}: no stored features ({FACTS}); write them with `two-stream features`"
+            f"{folder}: no stored features ({FACTS} is missing); write them with `two-stream features`"
         )
     verify_checksums(folder, "feature cache", AGAIN)
     try:
@@ -309,7 +309,7 @@ def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple
 
 
 def backbone_sha256(model: Recognizer) -> str:
-    """Return the SHA-256 of a backbone's weights and statistics with their names, including the reduction block."""
+    """Return the SHA-256 of the names and values of a backbone's weights and buffers, including the reduction block."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.backbone.state_dict().items()):
         if name.endswith("num_batches_tracked"):  # counts steps and does not change the output
@@ -323,7 +323,7 @@ def backbone_sha256(model: Recognizer) -> str:
 class StoredClips:
     """Stored training clips of videos; the clips are numbered as in `epoch_plan`.
 
-    Epoch e uses the augmented clip with index e modulo the number of stored clips. If a video is drawn again in the
+    Epoch e uses the augmented clip with index e modulo the number of augmented clips. If a video is drawn again in the
     same epoch, its next clip is used.
     """
 
@@ -350,7 +350,7 @@ class StoredClips:
     def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, Skipped]:
         """Return a batch, and `(id, reason)` for each of its videos that could not be read.
 
-        Numbers greater than the number of videos start again with the first video, as in `ClipDataset`. If `epoch` is
+        Numbers of `len(records)` or more start again with the first video, as in `ClipDataset`. If `epoch` is
         None, the clips are centred.
         """
         rows: list[int] = []
@@ -446,7 +446,7 @@ class StoredViews:
         """Open the cache `experiment.data.features` and check that it fits the run.
 
         `experiment.evaluate` must be resolved for this device. `precision` is the requested precision; `auto` means
-        that of the cache. For the validation and training parts, the cache contains only centred clips, in the
+        the precision of the cache. For the validation and training parts, only the centred clips are scored, in the
         precision of the training.
 
         Raises:

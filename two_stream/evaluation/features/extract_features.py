@@ -149,7 +149,7 @@ def _check_room(plans: Sequence[_Plan], layout: FeatureLayout, out: Path) -> Non
     needed = views * layout.width * 4
     videos = sum(len(plan.videos) for plan in plans)
     note(
-        f"storing {plural(videos, 'video')} as {plural(views, 'view')} of {layout}: {byte_size(needed)} in {out}"
+        f"storing {plural(views, 'view')} of {plural(videos, 'video')} as {layout}: {byte_size(needed)} in {out}"
     )
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free - _SPARE
@@ -298,7 +298,7 @@ class _Writer:
         return ViewLoader(views, [[n] for n in range(len(views))], collate_views, self.experiment.data)
 
     def _clips(self, plan: _Plan) -> list[ClipDataset]:
-        """Return one data set with the centred clips and one data set for each of the first epochs."""
+        """Return one data set with the centred clips and one data set for each of the first `train_views` epochs."""
         return [
             open_clips(
                 self.experiment.data,

@@ -156,7 +156,7 @@ class Encoder:
         self._mux(frame)
 
     def end(self, seconds: float) -> None:
-        """Set the end time of the last image. By default the last image is displayed as long as the image before."""
+        """Set the end time of the last image. By default, it is displayed for as long as the previous image."""
         self._end = round(seconds * self._ticks)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:

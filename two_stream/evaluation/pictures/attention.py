@@ -71,7 +71,7 @@ class Pathway:
     weights: NDArray[np.float64]
     """attention weights `(H, T)` of H attention heads and T time steps; see `Head.attention`"""
     frames: list[list[int]]
-    """frame numbers (from 1) of each time step; the receptive field of a step is larger"""
+    """frame numbers (from 1) of each time step; its receptive field covers more frames"""
 
     @property
     def shown(self) -> list[int]:
@@ -250,7 +250,7 @@ def _thumbnails(
 
 
 def _brightened(flow_THWC: Frames) -> Frames:
-    """Scale stored flow so that its longest vectors have full brightness, but at most by `_LOUDEST`."""
+    """Scale stored flow by a factor of up to `_LOUDEST`, so that its longest vectors have full brightness."""
     centred = flow_THWC.astype(np.float32) - 127.5
     longest = float(np.percentile(np.hypot(centred[..., 0], centred[..., 1]), 99.5))
     factor = min(_LOUDEST, max(1.0, 127.5 / max(longest, 1.0)))

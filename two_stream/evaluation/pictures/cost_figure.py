@@ -101,7 +101,7 @@ def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
 
 @plain_figures()
 def throughput(name: str, speeds: Sequence[Mapping[str, Any]], target: Path) -> None:
-    """Draw clips per second against the batch size, with one line for each pass and precision."""
+    """Draw clips per second against the batch size, with one line for each precision and kind of pass (`work`)."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     lines = dict.fromkeys((speed["work"], speed["precision"]) for speed in speeds)
@@ -126,7 +126,7 @@ def stage_shares(title: str, stages: Mapping[str, Mapping[str, float]], target: 
     """Draw a bar for each stage and measure: the stage's share of the network's total.
 
     `stages` contains the values of the stages in order, for example `{"layer1": {"time": 3.2, "parameters": 1000}}`.
-    The names of the measures are drawn as titles. A stage can lack some of them.
+    The names of the measures are drawn as titles. A stage can lack some of the measures.
     """
     measures = list(dict.fromkeys(measure for values in stages.values() for measure in values))
     figure = Figure(figsize=(_SIZE[0] + 1, 1.2 + 0.26 * len(stages)), layout="constrained")
@@ -238,9 +238,9 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
 def _chosen_places(
     dots: NDArray[np.float64], places: NDArray[np.float64], height: float
 ) -> NDArray[np.float64]:
-    """Return for each point the place of its name, so that few lines pass through other points.
+    """Return the place of each point's name, so that the lines to the names are short and cross few other points.
 
-    `dots` `(N, 2)` and the N `places` are fractions of axes that are `height` inches high. The lines are also short.
+    `dots` `(N, 2)` and the N `places` are fractions of axes that are `height` inches high.
     """
     from scipy.optimize import linear_sum_assignment
 

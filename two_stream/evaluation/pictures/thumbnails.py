@@ -28,8 +28,9 @@ _GAP = 2
 def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -> tuple[str, str]:
     """Return `(data URI of a JPEG strip, "")`, or `("", reason)` if there is no strip.
 
-    Frames are evenly spaced from the first to the last. RGB frames or the video are preferred. If this machine has no
-    RGB images of a flow run, the strip shows flow (hue: direction, brightness: length).
+    Frames are evenly spaced from the first to the last. The strip shows stored RGB frames or
+    frames of the video. If a flow run has neither on this machine, the strip shows flow (hue: direction, brightness:
+    length).
 
     `experiment` contains the settings of the run that scored the video, and `modality` is the run's modality.
     """
@@ -62,7 +63,8 @@ def encode(frames_THWC: NDArray[np.uint8]) -> str:
 def flow_picture(flow_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return stored flow `(T, H, W, 2)` as RGB.
 
-    The hue is the direction, the brightness the length (full at 20 pixels).
+    The hue shows the direction. The brightness shows the square root of the length; it is full at the flow bound
+    (20 pixels by default).
     """
     vectors = flow_THWC.astype(np.float32) / 255 * 2 - 1
     length, angle = np.hypot(vectors[..., 0], vectors[..., 1]), np.arctan2(vectors[..., 1], vectors[..., 0])

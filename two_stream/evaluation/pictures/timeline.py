@@ -1,4 +1,4 @@
-"""Time line of a long video: the classes of each window of a sliding clip, as CSV and as an image."""
+"""Timeline of a long video: the classes of each window of a sliding clip, as CSV and as an image."""
 
 from __future__ import annotations
 

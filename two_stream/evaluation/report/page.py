@@ -1,8 +1,8 @@
 """Parts of report pages: the common template, tables, and figures as inline SVG for the light and dark themes.
 
 Every page extends `page.html`, which starts with the answer, see `Top`. Matplotlib draws with the colours of the light
-theme, which are then replaced by CSS variables of the page. Figures contain their values as data, which the page shows
-under the pointer or with the arrow keys.
+theme, which are then replaced by CSS variables of the page. Figures contain their values as data. The page
+shows the value nearest to the pointer, and the arrow keys step through the values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import Table, minus, percent, sentence, text_table
 from two_stream.runtime import plotting
 from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, plain_figures, shorten
-from two_stream.runtime.text import shown_lines
+from two_stream.runtime.text import shown_lines, signed_number
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _VARIABLES = {color: f"var(--{name})" for name, color in plotting.LIGHT.items()}
@@ -76,7 +76,7 @@ class Top:
     figure_note: str = ""
     code_version: str = ""
     created: str = ""
-    """ISO time"""
+    """time of the page or of its newest scores, in ISO format"""
 
 
 def page_templates(*folders: Path) -> jinja2.Environment:
@@ -122,7 +122,7 @@ def _minute(time: str) -> str:
 
 
 def _breakable(text: str) -> list[str]:
-    """Split a text of a table where a line may end: after punctuation inside a word."""
+    """Split a table cell's text where a line may break: after `.`, `/` or `_` inside a word."""
     return re.split(r"(?<=[^\W\d][./_])(?=[^\W\d]{3})", minus(shown_lines(text)))
 
 
@@ -208,7 +208,7 @@ class IntervalRow:
 def draw_intervals(
     axis: Axes, rows: Sequence[IntervalRow], unit: str, line: tuple[float, str] | None = None
 ) -> None:
-    """Draw values (fractions, shown times 100) with their intervals, one row each, below their names.
+    """Draw fractions (in per cent or points) with their intervals, one in each row, below their names.
 
     Args:
         axis: Axes to draw on; see `intervals_height`.
@@ -254,10 +254,8 @@ def draw_intervals(
         filling = row.color if row.is_filled else SURFACE
         mark: dict[str, Any] = {"markerfacecolor": filling, "markersize": 6.0, "markeredgewidth": 1.5}
         axis.plot([100 * row.interval.value], [place], "o", color=row.color, **mark)
-        signed = unit == "points"
-        numbers = [
-            f"{number:+.1f}" if signed else f"{number:.1f}" for number in (100 * row.interval.value, *ends)
-        ]
+        written = signed_number if unit == "points" else "{:.1f}".format
+        numbers = [written(number) for number in (100 * row.interval.value, *ends)]
         interval = f" [{numbers[1]}, {numbers[2]}]" if row.interval.known else ", no interval"
         add_value(axis, 100 * row.interval.value, place, f"{row.name}: {numbers[0]} {unit}{interval}")
         if row.published is not None:
@@ -289,7 +287,7 @@ def intervals_height(rows: Sequence[IntervalRow]) -> float:
 def accuracy_rows(
     rows: Sequence[IntervalRow], metric: str, guess: tuple[float, str] | None = None, label: str = ""
 ) -> str:
-    """Draw accuracies with their intervals and sources; `guess` is the accuracy of guessing and its name."""
+    """Draw accuracies with their intervals and sources; `guess` is `(accuracy of guessing, label)`."""
     with drawing(intervals_height(rows)) as (figure, (axis,)):
         draw_intervals(axis, rows, "%", guess)
         low, high = axis.get_xlim()
@@ -354,7 +352,7 @@ def _curve(
     chosen: int | None = None,
     width: int = 1,
 ) -> None:
-    """Draw a curve; of equal learning rates, the first ones are wider, so that they can be seen."""
+    """Draw a curve; `width` makes the learning rates of earlier runs wider, so that equal curves stay visible."""
     scale = 100.0 if key.endswith(("top1", "map")) else 1.0
     points = [(row["epoch"], scale * row[key]) for row in rows if key in row and "epoch" in row]
     if not points:
@@ -413,7 +411,7 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def confusion_table(counts_KK: NDArray[np.int64], names: Sequence[str]) -> Table:
-    """Return a confusion matrix as a table; of many classes, only the most frequent confusions."""
+    """Return a confusion matrix as a table; with many classes, only the most frequent confusions are listed."""
     if len(names) <= _NUMBERED:
         rows = [[name, *map(int, counts)] for name, counts in zip(names, counts_KK)]
         return text_table("Rows are true classes, columns are predicted classes.", ["", *names], rows)

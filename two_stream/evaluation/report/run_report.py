@@ -268,7 +268,7 @@ def _facts(
 
 
 def _newest(tables: Sequence[ScoreTable]) -> str:
-    """Return the time of the newest score file; unlike the time of writing, it is the same if a report is repeated."""
+    """Return the time of the newest score file, which is the same if the report is written again."""
     files = [Path(str(table.meta["file"])) for table in tables if table.meta.get("file")]
     times = [path.stat().st_mtime for path in files if path.is_file()]
     return datetime.fromtimestamp(max(times)).isoformat(timespec="seconds") if times else ""
@@ -277,7 +277,7 @@ def _newest(tables: Sequence[ScoreTable]) -> str:
 def _outlook(
     main: words.Line, streams: list[words.Line], fused: ScoreTable | None, baseline: ScoreTable | None
 ) -> str:
-    """Return what more data would show: the gain of the fusion, or the difference from the baseline."""
+    """Return a sentence on how much data would show the gain of the fusion, or the difference from the baseline."""
     other, name = baseline, "the baseline"
     if fused is not None:
         best = max(streams, key=lambda line: line.summary.main.value)

@@ -48,11 +48,11 @@ def baseline_folder(runs: Path, dataset: str, split: int) -> Path:
 def find_baseline(table: ScoreTable) -> tuple[ScoreTable | None, str]:
     """Return the baseline's scores to compare a table with, and the command that computes these scores.
 
-    The scores are searched in the folder `runs` that contains the table's run. The run can be `runs/<run>`,
+    The scores are looked up in the nearest four folders above the table's run, because the run can be `runs/<run>`,
     `runs/<group>/<run>` or a study's cell `runs/studies/<study>/runs/<cell>`.
 
-    The first result is None if no scores are found. The command is empty for tables without a baseline: tables of other
-    parts than test, multi-label tables, the baseline's own tables, and tables whose data set is unknown.
+    The first result is None if no scores are found. The command is empty for tables without a baseline: tables of parts
+    other than test, multi-label tables, the baseline's own tables, and tables whose data set is unknown.
 
     Raises:
         ScoreError: The baseline's score file is damaged.

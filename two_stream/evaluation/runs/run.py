@@ -1,4 +1,4 @@
-"""Finished runs: loads a run, scores a part of its data set or a video, and records how the scores were computed."""
+"""Loads finished runs, scores a part of their data set or a video, and records how the scores were computed."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def evaluate_run(
 ) -> tuple[ScoreTable, Path]:
     """Score a part of a run's data set and write `runs/<name>/scores/<part>_<protocol>.npz`.
 
-    If the run was trained on stored features (`data.features`), these features are scored. The stored features of
-    training and validation videos contain only the centred clip and crop.
+    If the run was trained on stored features (`data.features`), these features are scored. For
+    training and validation videos, only the stored features of the centred clip and crop are scored.
 
     Args:
         run: A loaded run, its folder, or a loaded export (`export.load`).

@@ -159,7 +159,7 @@ def check_table(table: ScoreTable, where: str) -> None:
         _refuse(where, "the label is not among the targets:", _pick(table.ids, ~own))
     if (table.view_logits is None) != (table.view_counts is None):
         raise ScoreError(
-            f"{where}: only one of `view_logits` and `view_counts` is set; expected both or none"
+            f"{where}: only one of `view_logits` and `view_counts` is set; expected both or neither"
         )
     if table.view_logits is not None and table.view_counts is not None:
         expected = (int(table.view_counts.sum()), classes)
@@ -175,7 +175,7 @@ def name_of(table: ScoreTable) -> str:
 
 
 def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Reorder tables to the videos of the first table, so that `ids`, `labels` and `class_names` are equal.
+    """Reorder the rows of tables as in the first table, so that `ids`, `labels` and `class_names` are equal.
 
     Raises:
         ScoreError: Videos, class names or labels differ, or an id is duplicated.
@@ -215,7 +215,9 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
     aligned = reorder(other, order)
     if (aligned.targets is None) != (first.targets is None):
-        raise ScoreError(f"{theirs}: only one of this file and {ours} is multi-label; expected both or none")
+        raise ScoreError(
+            f"{theirs}: only one of this file and {ours} is multi-label; expected both or neither"
+        )
     if aligned.targets is not None and first.targets is not None:
         wrong = np.asarray((aligned.targets != first.targets).any(1))
         _refuse(theirs, f"labels differ from {ours}:", _pick(first.ids, wrong))
@@ -252,7 +254,7 @@ def view_rows(
 ) -> NDArray[np.float32]:
     """Return the views of the videos with the indices `order`.
 
-    `views` are the views of all videos, `(sum of V, K)`; `counts` is the number of views of each video.
+    `views` are the logits of all views, `(sum of counts, K)`; `counts` is the number of views of each video.
     """
     ends = np.cumsum(counts)
     return np.concatenate([views[:0], *(views[ends[row] - counts[row] : ends[row]] for row in order)])

@@ -13,9 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit, log_expit, log_softmax, softmax
-from scipy.stats import rankdata
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.files import join, name_of
@@ -45,8 +43,8 @@ class Curve:
     """weights w of the first stream; the second stream has weight 1 - w"""
     accuracies: list[float]
     chosen: float
-    """weight with the best accuracy; if a range of weights is equally good, its middle (of several ranges, the one
-    nearest to 0.5)"""
+    """weight with the best accuracy; if a range of weights is equally good, the middle of the range (if there
+    are several ranges, the middle nearest to 0.5)"""
     accuracy: float
     """accuracy with the weight `chosen`, on the same data"""
     videos: int
@@ -174,7 +172,7 @@ def _trace(
 
 
 def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> int:
-    """Return the index in the middle of the range of best values (of several ranges, the one nearest to 0.5)."""
+    """Return the index of the best weight, selected as described in `Curve.chosen`."""
     best = np.flatnonzero(np.round(found, _ROUND) == np.round(found.max(), _ROUND))
     runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     middles = [int(run[len(run) // 2]) for run in runs]
@@ -196,10 +194,12 @@ def stream_name(table: ScoreTable, index: int) -> str:
 def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
     """Return non-negative weights that minimise the cross-entropy of the weighted sum of the tables' logits.
 
-    The tables must be joined. For multi-label tables, the cross-entropy is the mean binary one over classes. Logits are
+    The tables must be joined. For multi-label tables, the binary cross-entropy is averaged over the classes. Logits are
     divided by the standard deviation of their stream, so that the ridge penalty affects all streams equally. The
     returned weights are for the original logits. The optimization problem is convex.
     """
+    from scipy.optimize import minimize  # slow to import, and only needed for learned weights
+
     logits, labels, targets = [table.logits for table in tables], tables[0].labels, tables[0].targets
     scales = [float(s.std()) or 1.0 for s in logits]
     stacked = np.stack([s / scale for s, scale in zip(logits, scales)])
@@ -274,6 +274,8 @@ def _unit_length(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _borda(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.stats import rankdata  # slow to import, and only needed for ranks
+
     return np.asarray(rankdata(scores, method="average", axis=1) - 1.0, dtype=np.float64)
 
 

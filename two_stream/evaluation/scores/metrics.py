@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
-from sklearn.metrics import average_precision_score
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores import metrics
 from two_stream.evaluation.scores.statistics import (
     LEVEL,
     Difference,
@@ -109,7 +107,7 @@ def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
 def main_value(logits: NDArray[np.float64], table: ScoreTable) -> float:
     """Return the main metric of scores `(N, K)` of a table's videos: mAP for a multi-label table, otherwise top-1."""
     if table.targets is not None:
-        return metrics.mean_average_precision(logits, table.targets)
+        return mean_average_precision(logits, table.targets)
     return top_k_accuracy(logits, table.labels)
 
 
@@ -187,7 +185,7 @@ def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]
 
 
 def source_accuracies(table: ScoreTable) -> list[float]:
-    """Return the top-1 accuracy of each source; empty if the sources are unknown and for a multi-label data set."""
+    """Return the top-1 accuracy of each source; empty if the sources are unknown or the data set is multi-label."""
     unit, groups = video_sources(table)
     if groups is None or table.targets is not None:
         return []
@@ -204,8 +202,8 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
         raise ScoreError("a paired difference requires joined tables; call `join` first")
     unit = video_sources(first)[0]
     if first.targets is not None:
-        one, two = metrics.pseudo_values([first.logits, second.logits], first.targets, unit)
-        found = metrics.estimate_map((one - two)[:, None], unit)
+        one, two = pseudo_values([first.logits, second.logits], first.targets, unit)
+        found = estimate_map((one - two)[:, None], unit)
         return Difference(found, found.interval(level), found.p_zero())
     one, two = (
         (ranks(table.logits, table.labels) == 0)[:, None].astype(np.float64) for table in (first, second)
@@ -267,12 +265,12 @@ def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
 
 def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
     assert table.targets is not None
-    (values,) = metrics.pseudo_values([table.logits], table.targets, unit)
-    return metrics.estimate_map(values[:, None], unit).share_interval()
+    (values,) = pseudo_values([table.logits], table.targets, unit)
+    return estimate_map(values[:, None], unit).share_interval()
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
-    """Count the videos that both tables, only one or neither of them predict correctly. The tables must be joined."""
+    """Count the videos predicted correctly by both tables, by only one, or by neither. The tables must be joined."""
     one, two = (table_ranks(table) == 0 for table in (first, second))
     return {
         "both": int((one & two).sum()),
@@ -291,7 +289,7 @@ def score_gaps(table: ScoreTable) -> NDArray[np.float64]:
 
 
 def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
-    """Return the rows of the mistakes with the largest difference between the predicted and the true class's scores."""
+    """Return the rows of the `count` mistakes with the largest `score_gaps`."""
     gap = score_gaps(table)
     wrong = np.flatnonzero(table_ranks(table) > 0)
     return [int(row) for row in wrong[np.argsort(-gap[wrong], kind="stable")][:count]]
@@ -306,6 +304,8 @@ def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> 
 
 def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.float64]:
     """Return the average precision of each class, `(K,)`; NaN for a class without videos."""
+    from sklearn.metrics import average_precision_score  # slow to import, and only needed for several labels
+
     found = np.full(logits_NK.shape[1], np.nan)
     for index in np.flatnonzero(targets_NK.any(axis=0)):
         found[index] = average_precision_score(targets_NK[:, index], logits_NK[:, index])
@@ -351,7 +351,7 @@ def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Est
 def reweighted(
     tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], weights_RG: NDArray[np.int64]
 ) -> list[NDArray[np.float64]]:
-    """Return the mAP `(R,)` for each array of scores, if units have integer weights `(R, G)` in R repetitions."""
+    """Return the mAP `(R,)` of each array of scores in R repetitions with the integer weights `(R, G)` of the units."""
     rows = len(weights_RG)
     sums = [np.zeros(rows) for _ in tables]
     counts = np.zeros(rows)

@@ -3,7 +3,7 @@
 The format `{"results": {video: [{"label": …, "score": …}, …]}}` contains the best classes of each video by mean softmax
 over its clips. With `--inference_no_average`, 3D-ResNets writes a list for each clip: `[{"segment": [first, end],
 "result": […]}, …]`. The original code loses the last video of a file and fails if a class does not occur. Two-stream
-writes every video; a listed video without a result counts as a mistake and is reported.
+writes every video; a video of the ground truth without a result counts as a mistake and is reported.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class EvaluatedFile:
     videos: int
     """number of videos that the ground truth lists"""
     unseen: tuple[str, ...]
-    """listed videos without a result"""
+    """videos of the ground truth without a result"""
     unlisted: tuple[str, ...]
     """videos with a result that the ground truth does not list; they are not counted"""
     top: dict[int, float]
     """for each k, the fraction of counted videos with a true class among the k best classes"""
     counted: int
-    """number of counted videos: all listed videos, or only the listed videos with a result"""
+    """number of counted videos: all videos of the ground truth, or only those with a result"""
 
 
 def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _guesses(entries: Any, where: str) -> Guesses:
     if per_clip and len(per_clip) < len(entries):
         raise ScoreError(
             f"{where}: entries with `segment` (clips) and entries with `label` (classes) are mixed; "
-            "expected only one of them"
+            "expected only one kind"
         )
     sums: dict[str, float] = {}
     for clip in per_clip or [entries]:
@@ -140,8 +140,8 @@ def evaluate_results(
 ) -> EvaluatedFile:
     """Return hit@k of a result file: the fraction of videos with a true class among the k best classes.
 
-    Listed videos without a result count as mistakes; if `ignore_unseen` is true, they are left out (as with `--ignore`
-    of 3D-ResNets).
+    Videos of the ground truth without a result count as mistakes; if `ignore_unseen` is true, they are left out (as
+    with `--ignore` of 3D-ResNets).
 
     Raises:
         SettingsError: A k is below 1.

@@ -12,8 +12,7 @@ from math import ceil, inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from scipy.stats import t as student
+from scipy.special import bdtr, betaincinv, stdtr, stdtrit
 
 LEVEL = 0.95
 POWER = 0.8
@@ -134,7 +133,7 @@ class Estimate:
             return 1.0
         if self.constant:
             return 1.0 if self.value == 0 else float(min(1.0, 2.0 ** (1 - self.effective)))
-        return float(min(1.0, 2 * student.sf(abs(self.value) / self.se, self.df)))
+        return float(min(1.0, 2 * stdtr(self.df, -abs(self.value) / self.se)))
 
 
 def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
@@ -219,8 +218,8 @@ def _crossed(
     over training runs, plus the variance over units, minus their interaction. Two changes make the analysis more
     conservative. First, the variance is never smaller than the variance over units. Second, the degrees of freedom are
     those of the training runs, divided by the fraction of the variance that is due to training runs. Hillis squares the
-    fraction, but the variance of three training runs is often small by chance, so that equal variants would be found
-    different too often.
+    fraction. Because the variance of three training runs is often small by chance, the square would too often lead to
+    a significant difference between equal variants.
 
     `variance` is the variance of the mean over units. `rest_GS` are the deviations of the units in each training run,
     scaled so that their means over units are the deviations of the training runs. For the other arguments see
@@ -337,7 +336,7 @@ def t_interval(values: Sequence[float] | Values, level: float = LEVEL) -> Interv
 def mcnemar_exact(first_only: int, second_only: int) -> float:
     """Return the two-sided p value of McNemar's exact test from the numbers of discordant pairs."""
     total = first_only + second_only
-    return float(binomtest(first_only, total).pvalue) if total else 1.0
+    return float(min(1.0, 2 * bdtr(min(first_only, second_only), total, 0.5))) if total else 1.0
 
 
 def mcnemar_interval(first_only: int, second_only: int, videos: int, level: float) -> Interval:
@@ -350,8 +349,10 @@ def mcnemar_interval(first_only: int, second_only: int, videos: int, level: floa
     value = (first_only - second_only) / videos
     if not total:
         return Interval(value, value, value)
-    found = binomtest(first_only, total).proportion_ci(level, method="exact")
-    low, high = (total / videos * (2 * float(share) - 1) for share in (found.low, found.high))
+    tail = (1 - level) / 2
+    least = betaincinv(first_only, second_only + 1, tail) if first_only else 0.0
+    most = betaincinv(first_only + 1, second_only, 1 - tail) if second_only else 1.0
+    low, high = (total / videos * (2 * float(share) - 1) for share in (least, most))
     return Interval(value, low, high)
 
 
@@ -375,11 +376,12 @@ def detectable(se: float, df: float, alpha: float, power: float = POWER) -> floa
 
 
 def data_needed(estimate: Estimate, alpha: float, power: float = POWER) -> float:
-    """Return how many times the present data a two-sided t test at `alpha` needs to find the estimated difference.
+    """Return the factor by which the data must grow for a two-sided t test at `alpha` to find the estimated difference.
 
-    The difference is found with probability `power` if its true value is the estimated one. The standard error falls
-    with the square root of the data (sources and training runs in proportion), and its degrees of freedom rise with
-    them. The result is 0 if it is unknown: for a difference of 0, or with too few units for a test.
+    The difference is found with probability `power` if its true value is the estimated one. It is assumed that sources
+    and training runs grow in proportion. The standard error then falls with the square root of the amount of data, and
+    its degrees of freedom are proportional to that amount. The result is 0 if it is unknown: for a difference of 0, or
+    with too few units for a test.
     """
     if estimate.units < estimate.least or estimate.value == 0:
         return 0.0
@@ -397,4 +399,4 @@ def in_clips(share: float, videos: float) -> int:
 
 
 def _quantile(probability: float, df: float) -> float:
-    return float(student.ppf(probability, df))
+    return float(stdtrit(df, probability))

@@ -18,7 +18,7 @@ from two_stream.evaluation.scores.fusion import stream_name
 from two_stream.evaluation.scores.metrics import Summary, difference, gain, summarise
 from two_stream.evaluation.scores.statistics import LEAST_UNITS, LEVEL, Interval, expected_interval
 from two_stream.runtime.console import console, say, table
-from two_stream.runtime.text import plural
+from two_stream.runtime.text import plural, signed_number
 from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
@@ -83,7 +83,7 @@ def percent(value: Interval | float | None, digits: int = 1) -> str:
 
 def difference_in_points(gap: Interval) -> str:
     """Format a difference with its interval in percentage points; all numbers have a sign."""
-    return f"{100 * gap.value:+.1f} {_ends(gap) if gap.known else '[unknown]'}"
+    return f"{signed_number(100 * gap.value)} {_ends(gap) if gap.known else '[unknown]'}"
 
 
 def rows(found: Sequence[Line]) -> list[list[str]]:
@@ -183,7 +183,7 @@ def caveats(line: Line) -> list[str]:
 
 
 def more_data(times: float, what: str, sources: int | None, trainings: int = 1) -> str:
-    """Return a sentence on the data that a difference requires.
+    """Return a sentence on how much data would be needed to show a difference.
 
     Args:
         times: How many times the present data; see `statistics.data_needed`.
@@ -261,7 +261,7 @@ def against_baseline(main: Line, baseline: ScoreTable) -> str:
 
 
 def _points(found: Interval) -> str:
-    return f"{100 * found.value:+.1f} points, {_interval(found)}"
+    return f"{signed_number(100 * found.value)} points, {_interval(found)}"
 
 
 def _interval(found: Interval) -> str:
@@ -269,7 +269,7 @@ def _interval(found: Interval) -> str:
 
 
 def _ends(found: Interval) -> str:
-    return f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"[{signed_number(100 * found.low)}, {signed_number(100 * found.high)}]"
 
 
 def minus(text: str) -> str:
@@ -329,9 +329,9 @@ _NUMBER = re.compile(r"[-+−±]?\d")
 def text_table(
     caption: str, columns: Sequence[str], rows: Sequence[Sequence[object]], strong: str | None = None
 ) -> Table:
-    """Return a table of texts, sorted by the number with which a text starts. The row with the name `strong` is bold.
+    """Return a table of texts with sort keys. The row with the name `strong` is bold.
 
-    A column is numeric if all its cells start with a number or are empty.
+    A column is numeric if all its cells start with a number or are empty. The sort keys of its cells are these numbers.
     """
     texts = [[str(cell) for cell in row] for row in rows]
     numeric = [

@@ -35,8 +35,8 @@ FOLD_TOLERANCE = 1e-4
 def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """Return a copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
 
-    A forward pass on `example` determines which norm follows which convolution. If the outputs of copy and original
-    differ by more than rounding, the original is returned with a warning.
+    A forward pass on `example` determines which norm follows which convolution. If the outputs of the copy and the
+    original differ by more than rounding, the original is returned with a warning.
 
     Args:
         model: Maps the example to a tensor.

@@ -90,8 +90,8 @@ _Owners = list[tuple[VideoProgress, list[int]]]
 class Canvas:
     """A batch that views are written to, and its forward pass.
 
-    A recognizer receives normalised values in its own memory format, in half precision if its first convolution would
-    convert them anyway. Any other model receives uint8 clips.
+    A recognizer receives normalised values in its own memory format and in the autocast precision. Any other model
+    receives uint8 clips.
     """
 
     def __init__(
@@ -247,7 +247,7 @@ class VideoScores(NamedTuple):
     logits: NDArray[np.float64]
     """logits `(N, K)`, aggregated over views (see `aggregate_views`)"""
     view_logits: NDArray[np.float32] | None
-    """logits of all views `(sum of V, K)`; None without `keep_views`"""
+    """logits of all views `(sum of counts, K)`; None without `keep_views`"""
     counts: NDArray[np.int64]
     """number of views of each video, `(N,)`"""
 

@@ -131,7 +131,7 @@ def fuse_results(
 ) -> NDArray[np.float64]:
     """Return the class probabilities `(K,)` of a video from the results of one or more networks.
 
-    With the rule `l2`, the sum of normalised logits has a length near 1, so its softmax would be almost uniform. The
+    With the rule `l2`, the sum of normalised logits is so short that its softmax would be almost uniform. The
     sum is therefore multiplied by the mean length of the streams' logits and divided by the sum of the weights. For
     multi-label networks, the probabilities of the classes are independent.
 

@@ -56,7 +56,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that was downloaded and checked."""
+    """A local file that was checked, and how it was obtained."""
 
     file: Path
     how: Literal["present", "copied", "downloaded"]

@@ -89,7 +89,9 @@ class PublishedFile(Options):
             raise ValueError(f"{self.name}: `sha256` does not start with `sha256_prefix`")
         channels = 3 if self.modality == "rgb" else 2
         if {len(self.preprocessing.mean), len(self.preprocessing.std)} - {1, channels}:
-            raise ValueError(f"{self.name}: mean and std must have {channels} values for {self.modality}")
+            raise ValueError(
+                f"{self.name}: mean and std must have 1 or {channels} values for {self.modality}"
+            )
         return self
 
     @property

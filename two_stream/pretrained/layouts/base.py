@@ -23,8 +23,8 @@ class Layout:
     """A naming scheme of weights: a table that maps prefixes of keys; the longest matching prefix is used.
 
     The table is used in both directions. If the published network stores a parameter under two names, two published
-    prefixes map to one of our prefixes. When a checkpoint is read, the later prefix is used; when it is written, both
-    prefixes are written.
+    prefixes map to one of our prefixes. When a checkpoint is read, the tensor that is stored last is used; when it is
+    written, both prefixes are written.
     """
 
     name: str

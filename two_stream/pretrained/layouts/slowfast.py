@@ -14,7 +14,10 @@ _REPLACED = 2
 
 
 def _trunk(prefix: str, replaced: tuple[int, ...] = ()) -> Iterator[Pair]:
-    """Yield (published prefix, our prefix) of all parts before the head; FRMB changes the last block if `replaced`."""
+    """Yield (published prefix, our prefix) of all parts before the head.
+
+    `replaced` lists the pathways whose last block FRMB replaces.
+    """
     for place, pathway in enumerate(_PATHWAYS):
         stem = f"{prefix}s1.pathway{place}_stem."
         yield f"{stem}conv.", f"backbone.stem.{pathway}.0."

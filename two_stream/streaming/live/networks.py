@@ -40,7 +40,7 @@ class StreamNetwork(Protocol):
         """Process the next frames, uint8 `(1, C, n, H, W)`, and return the complete predictions, `(1, m, K)`."""
 
     def finish(self) -> torch.Tensor:
-        """Return the logits `(1, m, K)` of the windows that the end of the stream completes, and reset the network."""
+        """End the stream: return the logits `(1, m, K)` of the remaining windows, and reset the network."""
 
     def reset(self) -> None:
         """Forget all frames."""
@@ -121,9 +121,9 @@ class NetworkTrack:
         return {place: WindowLogits(row, first) for (place, first), row in zip(due, logits_MK, strict=True)}
 
     def finish(self) -> list[WindowLogits]:
-        """Return the predictions that the end of the stream completes.
+        """End the stream and return the predictions for the remaining windows.
 
-        If the number of a window's first frame is no longer stored, the number of the newest frame is used.
+        If the number of a window's first frame is not stored, the number of the newest frame is used.
         """
         network = self.network
         logits_MK = self._compute(network.finish)
@@ -177,7 +177,7 @@ class Prepare:
 
 
 class SlidingRecognizer:
-    """A clip network on a stream, which computes a complete clip for each prediction.
+    """Applies a clip network to a stream: each prediction processes a complete clip.
 
     The class is used for networks that cannot be converted to stream networks, and for comparisons.
 
@@ -232,7 +232,7 @@ class SlidingRecognizer:
         return torch.stack(logits, dim=1) if logits else self._no_logits(len(frames_BCTHW))
 
     def finish(self) -> torch.Tensor:
-        """Return no logits, `(B, 0, K)`, because the end of a stream completes no clip, and reset the network."""
+        """Reset the network and return no logits, `(B, 0, K)`, because incomplete clips give no prediction."""
         batch = 1 if self._held is None else len(self._held)
         self.reset()
         return self._no_logits(batch)

@@ -167,8 +167,8 @@ class _Server(ThreadingHTTPServer):
 class BrowserWindow:
     """Serves a web page with the latest image and the state of the stream. Slow browsers miss images and messages.
 
-    The machine does not need a screen. By default, only browsers on this machine can connect. As a context manager, the
-    window ends with the error that is raised, which the page then shows.
+    The machine does not need a screen. By default, only browsers on this machine can connect. If the
+    window is used as a context manager and an error is raised, the page shows the error.
     """
 
     def __init__(
@@ -283,8 +283,8 @@ class BrowserWindow:
         """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page.
 
         Requests from pages of other sites are rejected, because these pages could embed the images, or use a host name
-        of their own that resolves to this machine. Numeric addresses in `Host` are accepted, because an attack by name
-        resolution requires a host name.
+        of their own that resolves to this machine. Numeric addresses in `Host` are accepted, because DNS
+        rebinding requires a host name.
         """
         name = urlsplit(f"//{host}").hostname or ""
         if site not in ("", "none", "same-origin"):
@@ -298,7 +298,7 @@ class BrowserWindow:
     def next_picture(self, after: int) -> tuple[int, bytes]:
         """Wait for an image whose number is larger than `after`, and return its number and the newest image as JPEG.
 
-        The JPEG is empty if no image arrives. An image is encoded once, by the first browser that asks for it.
+        The JPEG is empty if no image arrives. An image is encoded only once, for the first browser that requests it.
         """
         with self._changed:
             self._changed.wait_for(
@@ -314,7 +314,7 @@ class BrowserWindow:
             return self._encoded
 
     def state(self, after: int = -1) -> dict[str, Any]:
-        """Return the state of the stream as values for JSON, with the time line's points of images after `after`."""
+        """Return the state of the stream as values for JSON, with the points of the time line after image `after`."""
         with self._changed:
             attempt = self._attempt()
             running = "lost" if attempt else "live" if self._number else "connecting"

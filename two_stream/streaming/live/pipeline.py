@@ -106,7 +106,7 @@ class FrameResult:
     reset"""
     ended: bool = False
     """whether this result follows the end of the source. `frame` is then the last frame again, and `windows` contains
-    the predictions that were completed by the end"""
+    the predictions for windows that remained at the end"""
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class Pipeline:
             yield FrameResult(item.frame, windows[row], item.passed, begins=begins and row == 0)
 
     def _finish(self) -> Iterator[FrameResult]:
-        """Yield the predictions that the end of a file completes, in the order of their windows."""
+        """Yield the predictions for the windows that remain at the end of a file, in the order of the windows."""
         if self._newest is None:
             return
         windows: dict[int, dict[str, WindowLogits]] = {}

@@ -33,7 +33,7 @@ class Prediction:
     probabilities: NDArray[np.float64]
     """fused probabilities `(K,)`"""
     logits: dict[str, NDArray[np.float64]]
-    """logits `(K,)` by network: for this frame or, if the network has none, from the latest earlier frame"""
+    """latest logits `(K,)` of each network, from this frame or an earlier frame"""
 
 
 class Watcher:

@@ -281,7 +281,7 @@ class Shift(WindowCell):
 
 
 class _ShiftTracer(fx.Tracer):
-    """Traces modules that contain a shift; all other modules are treated as one layer."""
+    """Traces modules that contain a shift; each other module is treated as a single layer."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
@@ -306,7 +306,7 @@ def _add_timm(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> i
     if options.picture or options.difference != "none":
         setting = "picture: true" if options.picture else f"difference: {options.difference}"
         raise SettingsError(
-            f"backbone timm cannot stream with `{setting}`, because its input is computed from several frames; "
+            f"backbone timm cannot stream with `{setting}`, because streaming does not support this input; "
             "use `--mode sliding`, which computes clips"
         )
     if options.tsm or options.inflate:

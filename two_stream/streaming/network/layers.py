@@ -142,8 +142,8 @@ class Picked(WindowCell):
 class Excitation(WindowCell):
     """Squeeze-and-excitation of each frame with the mean over the window that starts with the frame.
 
-    The option is called `se_scope: clip` in co3d. At the end of the stream, the last full window is used for the
-    remaining frames. A clip as long as the window therefore has the same result as in the clip network.
+    At the end of the stream, the last full window is used for the remaining frames. A clip as long as the window
+    therefore has the same result as in the clip network.
     """
 
     def __init__(self, part: SqueezeExcitation, window: int) -> None:

@@ -165,7 +165,7 @@ def multiply_adds_per_prediction(
     """Return the multiply-adds for one prediction of a running stream, counted on the meta device.
 
     The result can be compared with `profiling.multiply_adds`, which counts one clip and therefore one prediction of
-    sliding clips. The count depends only on the options of the model. The other arguments are those of `convert`.
+    sliding clips. The weights of the model are not used. The other arguments are those of `convert`.
 
     Raises:
         SettingsError: The model cannot stream.

@@ -65,9 +65,9 @@ class Entry:
     metric: str = "top-1"
     epochs: str = DASH
     date: float = 0.0
-    """time of the newest file, in seconds"""
+    """time of the newest file, in seconds since 1970"""
     curve: tuple[str, str] | None = None
-    """description, and the points of a polyline in a box of 100 × 30"""
+    """description of the learning curve, and its points as an SVG polyline in a box of 100 × 30"""
     found: str = ""
     """answer of a study, or verdict on a compression"""
     picture: str = ""
@@ -157,7 +157,7 @@ def _tell_apart(entries: Sequence[Entry]) -> None:
 
 
 def _entry(entry: Entry, items: Sequence[Scored], pictures: bool) -> Entry:
-    """Add the newest scores."""
+    """Return an entry with its newest scores added."""
     if not items:
         return entry
     item, board = max(items, key=lambda one: Path(one[0].file).stat().st_mtime)
@@ -294,7 +294,7 @@ def write_board(root: Path, out: Path, *, pictures: bool = False) -> list[str]:
 
 
 def _place(board: leaderboard.RankedTable, boards: Sequence[leaderboard.RankedTable]) -> str:
-    """Return the data of a board, with the protocol if boards differ only in it."""
+    """Return the data set, split and part of a board, and the protocol if several boards have the same data."""
     data, protocol = board.title.split(" · ")[:2]
     alike = [one for one in boards if one.title.startswith(f"{data} · ")]
     return f"{data} ({protocol})" if len(alike) > 1 else data

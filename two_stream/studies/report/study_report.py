@@ -1,4 +1,4 @@
-"""The report of a study: a self-contained HTML page with its figures, and its content as Markdown, CSV, JSON and LaTeX.
+"""The report of a study: a self-contained HTML page with figures, and its content as Markdown, CSV, JSON and LaTeX.
 
 Figures write names above their rows, because long names do not fit the width of a phone.
 """
@@ -38,7 +38,8 @@ from two_stream.evaluation.report.page import (
 )
 from two_stream.evaluation.scores.words import Table, TableCell
 from two_stream.runtime.files import write_json, write_text
-from two_stream.runtime.plotting import INK, MUTED, SERIES, shorten
+from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, shorten
+from two_stream.runtime.text import signed_number
 from two_stream.studies.report import tables
 from two_stream.studies.report.tables import number
 from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult
@@ -80,7 +81,7 @@ def _colour(comparison: Comparison) -> str:
 
 
 def variant_rows(result: StudyResult) -> list[IntervalRow]:
-    """Return the rows of the figure of the variants' accuracies, with their sources, runs and published values."""
+    """Return the rows of the accuracy figure: each variant with its sources, runs and published value."""
     return [
         IntervalRow(
             one.name,
@@ -96,9 +97,9 @@ def variant_rows(result: StudyResult) -> list[IntervalRow]:
 
 
 def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
-    """Draw the sorted differences by class; only the largest if there are many classes.
+    """Draw the difference for each class, in descending order; with many classes, only the largest gains and losses.
 
-    None if no class has a value other than 0.
+    Returns None if no class has a difference other than 0.
     """
     known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
     if not any(value for value, _ in known):
@@ -112,7 +113,7 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
         axis.barh(range(len(order)), values, height=0.66, color=colors, alpha=0.8)
         axis.axvline(0, color=INK, linewidth=1.0)
         for at, (value, place) in enumerate(order):
-            add_value(axis, 100 * value, at, f"{names[place]}: {100 * value:+.1f} points")
+            add_value(axis, 100 * value, at, f"{names[place]}: {signed_number(100 * value)} points")
         axis.set_yticks(range(len(order)), [shorten(names[place]) for _, place in order], fontsize=8.0)
         axis.set(ylim=(len(order) - 0.4, -0.6), xlabel="difference in points")
         reach = 1.05 * max(1.0, *(abs(value) for value in values))
@@ -139,12 +140,14 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
         ]
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
         for row, column in cells:
-            text = f"{names[row]}, predicted as {names[column]}: {counts_KK[row, column]:+.1f} videos"
+            text = (
+                f"{names[row]}, predicted as {names[column]}: {signed_number(counts_KK[row, column])} videos"
+            )
             add_value(axis, column, row, text)
         if classes <= _NUMBERED:
             for row, column in cells:
-                text = f"{counts_KK[row, column]:+.0f}".replace("-", "−")
-                if text not in ("+0", "−0"):
+                text = signed_number(counts_KK[row, column], 0)
+                if text != "0":
                     axis.text(column, row, text, ha="center", va="center", color=INK, fontsize=8.0)
         axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
         axis.set_aspect("equal")
@@ -214,11 +217,15 @@ def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, c
         epochs, values = _mean([run], key)
         axis.plot(epochs, values, color=color, linewidth=0.7, alpha=0.5)
     epochs, means = _mean(runs, key)
-    mark = "o" if len(epochs) == 1 else None
+    if not epochs:
+        return
+    loss = key.endswith("loss")
+    best = epochs[int(np.argmin(means) if loss else np.argmax(means))]
     for epoch, mean in zip(epochs, means):
-        unit = "" if key.endswith("loss") else " %"
-        add_value(axis, epoch, mean, f"{name}, epoch {epoch:g}: {mean:.4g}{unit}")
-    axis.plot(epochs, means, color=color, linewidth=2.0, marker=mark, markersize=4, label=shorten(name, 32))
+        text = f"{name}, epoch {epoch:g}{', best' if epoch == best else ''}: {mean:.4g}{'' if loss else ' %'}"
+        add_value(axis, epoch, mean, text)
+    style = {"marker": "o", "markevery": [epochs.index(best)], "markersize": 6, "markerfacecolor": SURFACE}
+    axis.plot(epochs, means, color=color, linewidth=2.0, label=shorten(name, 32), **style)
 
 
 def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
@@ -438,7 +445,7 @@ class ClassView:
 
 
 def class_views(result: StudyResult) -> list[ClassView]:
-    """Return a `ClassView` for each comparison; significant differences come first, then large ones."""
+    """Return a `ClassView` for up to `_PAIRS` comparisons; significant differences come first, then large ones."""
     ordered = sorted(result.comparisons, key=lambda one: (not one.significant, -abs(one.difference.value)))
     views = [_view(result, one) for one in ordered[:_PAIRS]]
     return [view for view in views if view.classes or view.confusion or view.cells]

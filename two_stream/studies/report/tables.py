@@ -75,10 +75,10 @@ def _is_better(comparison: Comparison) -> bool:
 
 
 def variants_table(result: StudyResult, form: Form = "page") -> Table:
-    """Return a table with accuracy, verdict and cost of each variant. Only significantly better variants are bold.
+    """Return a table with the results of each variant. Only significantly better variants are bold.
 
-    The form `page` has all columns, `paper` the columns that fit a page of LaTeX, and `terminal` only the accuracies,
-    seeds and splits.
+    The form `page` has all metrics but no costs (see `costs_table`), `paper` has the columns that fit a page of LaTeX,
+    and `terminal` has only the accuracies, with the seeds and splits if their number differs between variants.
     """
     better = better_variants(result)
     seconds = {one.second for one in result.comparisons}
@@ -96,7 +96,7 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
         return replace(cell, text=f"{cell.text} ({one.published.source})")
 
     def differing(key: Literal["seeds", "splits"]) -> Collection[str]:
-        """Return the forms with a column that the line of the protocol replaces if all variants agree."""
+        """Return the forms with a column for `key`; none if the protocol line shows the number for all variants."""
         return ("terminal",) if len({len(getattr(one, key)) for one in result.variants}) > 1 else ()
 
     on_page, on_both, everywhere = ("page",), ("page", "paper"), ("page", "paper", "terminal")
@@ -119,7 +119,7 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
 
 
 def costs_table(result: StudyResult) -> Table:
-    """Return a table with the costs of each variant; columns with one value are only in the caption."""
+    """Return a table with the costs of each variant; a cost that is equal for all variants is only in the caption."""
     variants = [one for one in result.variants if one.cost is not None]
     columns: list[Column] = [
         ("variant", False, lambda one: _text(one.name)),
@@ -378,7 +378,8 @@ def differing_values(
 ) -> dict[str, dict[str, str]]:
     """Return the settings that differ, as in `differing_settings`.
 
-    `flat` contains the settings of each run or variant, and `chosen` those that are not the default in at least one.
+    `flat` contains the settings of each run or variant, and `chosen` those that are not the default in at
+    least one of them.
     """
     found = {}
     for key in dict.fromkeys(key for values in flat.values() for key in values):

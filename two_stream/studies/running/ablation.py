@@ -53,8 +53,8 @@ class StudyWorkers:
     """The devices on which the cells of a study run, and the number of cells that run at the same time."""
 
     jobs: int | None = None
-    """number of cells that run at the same time on each device; None: one per GPU, and on a CPU the number of cores
-    divided by `threads`"""
+    """number of cells that run at the same time on each device; None: one per GPU; on a CPU, the number of cores
+    divided by `threads` (one if `threads` is 0)"""
     devices: tuple[str, ...] = ()
     """GPUs to use; if empty, the device of the settings"""
     ray: str | None = None
@@ -142,7 +142,7 @@ def _run_first(
 ) -> dict[str, str]:
     """Run the jobs that the cells depend on.
 
-    Returns `{usual folder: folder}` for results that are reused from older code.
+    Returns `{expected folder: actual folder}` for results that are reused from a different version of the code.
 
     Raises:
         SettingsError: A job that cells depend on has failed.
@@ -270,7 +270,7 @@ class LiveTable:
     """Progress of a study's jobs: number of done, running and failed jobs, and the remaining time."""
 
     def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[StudyJob], slots: int) -> None:
-        """Create a table; `rows` contains the row name for each job, and `slots` is the number of jobs at a time."""
+        """Create a table; `rows` contains the row name for each job, and `slots` is the number of simultaneous jobs."""
         self.what = what
         self.rows = list(rows)
         self.jobs = list(jobs)

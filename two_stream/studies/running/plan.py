@@ -289,7 +289,7 @@ class Cell:
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study file. A relative path `base` is searched in the folder of the file, then in the working directory.
+    """Read a study file. A relative path `base` is looked up in the folder of the file, then in the working directory.
 
     Raises:
         SettingsError: The file is invalid.

@@ -17,7 +17,7 @@ from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.files import join, name_of, reorder
 from two_stream.evaluation.scores.metrics import main_value, per_class, source_units, table_ranks
 from two_stream.evaluation.scores.statistics import LEVEL, Estimate, Interval, Sample, estimate_mean
-from two_stream.runtime.text import plural
+from two_stream.runtime.text import plural, signed_number
 from two_stream.studies.statistics.results import Comparison, McNemar
 from two_stream.types import ScoreTable
 
@@ -98,7 +98,7 @@ class Panel:
         ]
 
     def by_source(self, values_VS: NDArray[np.float64]) -> list[float]:
-        """Return the mean of values of each source; empty if the sources are unknown or the set is multi-label."""
+        """Return the mean value of each source; empty if the sources are unknown or the data set is multi-label."""
         if self.groups is None or self.multi_label:
             return []
         return list(np.bincount(self.unit, values_VS.mean(axis=1)) / np.bincount(self.unit))
@@ -110,7 +110,7 @@ class Panel:
 
     @cached_property
     def pseudo_values(self) -> NDArray[np.float64]:
-        """Values `(G, S)` of G units and S training runs for mAP; the means over units are `by_training`."""
+        """Pseudo-values `(G, S)` of mAP for G units and S training runs; the means over units are `by_training`."""
         found = []
         for seed in self.seeds:
             own = []
@@ -136,8 +136,8 @@ def panel_of(name: str, tables: Tables) -> Panel:
     """Build the panel of a variant from its score tables.
 
     Only seeds that occur in all splits are used. If no seed occurs in all splits, the first seeds of all splits form
-    the first column, the second seeds the second column, and so on. Columns that combine different seeds are named by
-    the seed of the first split.
+    the first column, the second seeds the second column, and so on. Columns that combine different seeds are named
+    after the seed of the first split.
 
     Raises:
         ScoreError: There are no tables or fewer than two videos, or the tables of a split have different videos.
@@ -165,7 +165,7 @@ def panel_of(name: str, tables: Tables) -> Panel:
 
 
 def _refuse_other_holdouts(tables: Sequence[ScoreTable]) -> None:
-    """Raise an error that explains why the training runs have different holdout videos."""
+    """Raise an error if the training runs of a split were scored on different holdout videos."""
     other = next((table for table in tables[1:] if set(table.ids) != set(tables[0].ids)), None)
     if other is not None and tables[0].meta.get("part") == "val":
         raise ScoreError(
@@ -193,7 +193,8 @@ def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
 
     Within a split, cells with the same seed are paired. If the variants have no seed in common, the first training runs
     of all variants are paired, then the second ones, and so on. Pairing different seeds is valid, because training runs
-    are independent of each other. Pairs of different seeds are named by the seed of the first variant.
+    are independent of each other. Pairs of different seeds are named after the seed of the
+    first variant.
     """
     seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]
@@ -383,8 +384,9 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
         return f"{winner} beats {loser} {size_}"
     start = f"no difference shown between {comparison.first} and {comparison.second}"
     if not gap.known:
-        return f"{start}: {100 * gap.value:+.1f} {unit}, and too few sources for an interval"
-    found = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
+        return f"{start}: {signed_number(100 * gap.value)} {unit}, and too few sources for an interval"
+    value, low, high = (signed_number(100 * one) for one in (gap.value, gap.low, gap.high))
+    found = f"{value} {unit} [{low}, {high}], {p}"
     if identical:
         found = f"they are right on the same clips (0 of {comparison.videos} differ)"
     if comparison.detectable >= 1:

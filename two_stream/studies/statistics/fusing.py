@@ -66,7 +66,7 @@ def fusion_study(
     fit: Mapping[str, Tables] | None = None,
     level: float = LEVEL,
 ) -> FusionResult:
-    """Fuse every RGB × flow pair, all streams, and all streams but one (for each stream left out).
+    """Fuse every pair of an RGB and a flow stream, all streams, and all streams but one (for each stream in turn).
 
     Args:
         streams: Score tables by stream and `(split, seed)`. Streams are fused separately for each `(split, seed)`. If

@@ -88,7 +88,7 @@ class VariantResult:
     cost: VariantCost | None = None
     published: Published | None = None
     sources: list[float] = field(default_factory=list)
-    """accuracy of each source as a mean over training runs; empty if unknown and for a multi-label data set"""
+    """accuracy of each source as a mean over training runs; empty if the sources are unknown or the metric is mAP"""
     best: bool = False
     """whether no variant has a higher mean; this is not a test"""
 
@@ -132,9 +132,9 @@ class Comparison:
     seeds: int
     per_class: list[float | None] = field(default_factory=list)
     sources: list[float] = field(default_factory=list)
-    """difference of each source as a mean over training runs; empty if unknown and for a multi-label data set"""
+    """difference for each source as a mean over training runs; empty if the sources are unknown or the metric is mAP"""
     data_needed: float = 0.0
-    """how many times the present data would show the difference with 80 % probability; see `statistics.data_needed`"""
+    """factor by which the data must grow to show the difference with 80 % probability; see `statistics.data_needed`"""
 
 
 @dataclass(frozen=True)

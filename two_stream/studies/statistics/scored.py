@@ -137,7 +137,7 @@ def group_variants(
 
 
 def _may_join(item: ScoredRun, member: ScoredRun) -> bool:
-    """Return whether two files can be runs of one variant; in the same split, the backbone must be the same."""
+    """Return whether two files can be runs of one variant; files of the same split must have the same backbone."""
     return item.cell != member.cell and (item.cell[0] != member.cell[0] or item.backbone == member.backbone)
 
 

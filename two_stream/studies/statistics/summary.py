@@ -477,7 +477,7 @@ def _cheapest(variants: Sequence[VariantResult], names: Sequence[str]) -> list[s
 
 
 def _outlook(comparisons: Sequence[Comparison]) -> str:
-    """Return what more data would show: about the comparison for which the least data is missing."""
+    """Return a sentence on how much data would show a difference, for the comparison that requires the least data."""
     open_ = [one for one in comparisons if not one.significant and one.data_needed > 1]
     if not open_:
         return ""

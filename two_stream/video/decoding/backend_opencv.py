@@ -1,4 +1,4 @@
-"""The OpenCV backend. OpenCV is faster with simple files, but does not report damage and cannot decode AV1."""
+"""The OpenCV backend. OpenCV is faster than PyAV for simple files, but does not report damage and cannot decode AV1."""
 
 from __future__ import annotations
 

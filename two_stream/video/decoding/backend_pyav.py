@@ -199,7 +199,7 @@ class PyavVideo(Video):
         self._stopped = None  # decoding from the beginning finds any damage
 
     def _find_index(self) -> Index | None:
-        """Return the stored index, or create one from the packets, or by decoding all frames if it can be stored."""
+        """Return the stored index, or create one from the packets, otherwise (if it can be stored) from all frames."""
         if self._searched_index:
             return None
         self._searched_index = True

@@ -114,7 +114,7 @@ class Video(ABC):
         return self._times
 
     def _timed(self, walk: Iterable[Decoded]) -> Iterator[tuple[float | None, Callable[[], Image]]]:
-        """Yield the time and image of each frame of the whole file, and store the times at the end."""
+        """Yield each frame's time and the function that returns its image; store the times after the last frame."""
         clock = Clock(self.fps)
         for picture, stamp, lasts in walk:
             yield clock.tick(stamp, lasts), picture
@@ -188,7 +188,7 @@ class Video(ABC):
 
 
 def ignore_beat() -> None:
-    """Do nothing, when progress is not monitored."""
+    """Do nothing; used when progress is not monitored."""
 
 
 def rotate_picture(picture: NDArray[Any], quarter_turns: int) -> NDArray[Any]:
@@ -223,8 +223,8 @@ def check_file(path: Path) -> None:
 class Clock:
     """Computes the time of each frame, in seconds from the first frame. Times never decrease.
 
-    A frame without a timestamp appears when the previous frame ends, which may be computed from `fps`. If timestamps
-    jump backwards, the time continues from the previous frame.
+    A frame without a timestamp appears when the previous frame ends; this time may be computed from `fps`. If
+    timestamps jump backwards, the time continues from the previous frame.
     """
 
     def __init__(self, fps: float | None) -> None:

@@ -10,14 +10,15 @@ Packets are reliable if all of these conditions hold:
 
 - The codec's marks for key frames are exact: no later frame refers to a frame before a key frame.
 - Every packet has its own timestamp, and no packet is marked as corrupt or discarded.
-- The number of packets is the number of frames in the header, and parameter sets do not change.
+- If the header states a number of frames, it is the number of packets.
+- Parameter sets do not change.
 - The first frames are decoded in the order of the timestamps.
 
 Damage inside a packet is found only when the packet is decoded. Decoding the whole file may stop at a damaged packet,
 while seeking past this packet still works.
 
 The index of each video is a file in the user's cache folder (`TWO_STREAM_CACHE`). The name of this file depends on the
-path, size and modification time of the video.
+path of the video. The file also contains the size and modification time of the video, and is ignored if they differ.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Finds truncated and damaged video files from sizes, end markers, counters, checksums and timestamps in the container.
 
 Decoders do not report missing parts: libav reads a truncated file until it ends, without an error. No frames are
-decoded here. Formats that store neither a size nor an end marker (raw streams, MPEG program streams) cannot be checked.
+decoded here, except those of GIF files. Formats that store neither a size nor an end marker (raw streams, MPEG program
+streams) cannot be checked.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def open_source(name: str, backend: str = "pyav") -> LiveSource:
     """
     if name.isascii() and name.isdigit():
         if len(name) > _CAMERA_DIGITS:
-            raise VideoError(name, "expected a camera number of 0 or more")
+            raise VideoError(name, "expected a camera number of at most 4 digits")
         return CameraSource(name)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", name)
     if scheme is None:

@@ -115,7 +115,7 @@ def extract(
 
 
 def sort_longest_first(videos: Sequence[Source], indices: Sequence[int]) -> list[int]:
-    """Return the indices by decreasing file size, so that no process starts a long video at the end."""
+    """Sort the indices by decreasing file size, so that no process starts a long video at the end."""
 
     def size(index: int) -> int:
         try:

@@ -183,7 +183,8 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
         if changed and not job.options.overwrite:
             raise VideoError(
                 final,
-                f"{final} was extracted from a different input: {changed}; use --overwrite to extract it again",
+                f"{final} was extracted with different settings or from a different file: {changed}; "
+                "use --overwrite to extract it again",
             )
         counts = (count_frames(final, "rgb", patterns), count_frames(final, "flow", patterns))
         if not changed and counts == (manifest["frames"], manifest["flow_frames"]):
@@ -303,7 +304,7 @@ def resize_frame(picture: NDArray[np.uint8], height: int, width: int) -> NDArray
 
 
 def _write_jpeg(path: Path, picture: NDArray[np.uint8], quality: int) -> None:
-    """Encode and write in two steps, because the name of the file may not end in `.jpg`."""
+    """Encode and write in two steps, because the name of the file does not always end in `.jpg`."""
     done, content = cv2.imencode(".jpg", np.ascontiguousarray(picture), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise VideoError(

@@ -139,7 +139,7 @@ def _absolute(job: ExtractionJob) -> ExtractionJob:
 
 
 def versions(backend: str) -> dict[str, str]:
-    """Return the versions of the decoder and OpenCV, which determine the pixels."""
+    """Return the versions of the libraries that determine the pixels."""
     return {"decoder": backend_version(backend), "opencv": cv2.__version__, "numpy": np.__version__}
 
 

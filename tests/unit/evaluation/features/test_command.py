@@ -24,7 +24,7 @@ def test_run_to_features_to_run(world: Path, tmp_path: Path, capsys: pytest.Capt
     out = tmp_path / "cache"
     assert main(["features", str(run), "--out", str(out), "--train-views", "2", *SMALL]) == 0
     said = capsys.readouterr()
-    assert "12 videos as 30 views of tokens (T, D) 2×1280" in said.err
+    assert "30 views of 12 videos as tokens (T, D) 2×1280" in said.err
     assert f"{out}: 12 videos, 30 views, 304.2 KiB" in said.out
     flags = said.out.splitlines()[-1].partition("`two-stream train`: ")[2].split()
     settings = tmp_path / "bert.yaml"

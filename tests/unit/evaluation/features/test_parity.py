@@ -61,7 +61,15 @@ def make(world: Path, tmp_path: Path, case: str, **settings: Any) -> tuple[Path,
     return save_run(with_features(experiment, cache), model), cache
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.slow)
+        if case in ("slowfast late", "non-local over time", "timm")
+        else case
+        for case in CASES
+    ],
+)
 def test_logits_of_every_view_are_the_same(world: Path, tmp_path: Path, case: str) -> None:
     run, cache = make(world, tmp_path, case)
     cached, path = evaluate_run(run, device="cpu")
@@ -272,7 +280,9 @@ def test_another_backbone_is_refused(world: Path, tmp_path: Path) -> None:
     loaded = load_run(run)
     with torch.no_grad():
         next(loaded.model.backbone.parameters()).mul_(1.001)
-    with pytest.raises(CheckpointError, match=r"the stored features are of a different backbone.*--uncached"):
+    with pytest.raises(
+        CheckpointError, match=r"the stored features were computed by a different backbone.*--uncached"
+    ):
         evaluate_run(loaded)
 
 

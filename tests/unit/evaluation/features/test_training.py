@@ -187,7 +187,7 @@ def test_other_seeds_have_their_own_holdout(world: Path, tmp_path: Path) -> None
     assert len(held) > 1
 
 
-@pytest.mark.parametrize("every", [0.0, 60.0])
+@pytest.mark.parametrize("every", [pytest.param(0.0, marks=pytest.mark.slow), 60.0])
 def test_interrupted_run_goes_on_bit_for_bit(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float
 ) -> None:

@@ -27,7 +27,7 @@ class Adapter:
     files: str
     """description of the value of `--annotations`"""
     classes: int | None = None
-    """number of classes of the whole data set"""
+    """number of classes of the published data set; None: not checked"""
 
 
 _KINETICS = "folder of kinetics_train.csv and kinetics_val.csv (label,youtube_id,time_start,time_end,split)"

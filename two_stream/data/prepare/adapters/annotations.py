@@ -1,7 +1,7 @@
 """The content of annotation files, as adapters return it, and functions that read such files.
 
-Every function raises a `DataError` if the file is missing or a value is wrong. The message contains the file and the
-line, or for JSON files the key.
+The functions that read a file or check a value raise a `DataError` if the file is missing or the value is wrong. The
+message names the folder or the file and, where there is one, the line, or for JSON files the key.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Annotations:
     """one-line notes for the user"""
 
     def source(self, video_id: str) -> str:
-        """Return the name of the source of a whole video; without a rule that matches, a video is its own source."""
+        """Return the name of a whole video's source; a video that `group` does not match is its own source."""
         return find_source(self._group_pattern, video_id)
 
     @cached_property

@@ -263,7 +263,7 @@ def _span(
     options: AnnotationOptions,
     videos: VideoIndex | None,
 ) -> tuple[range, str]:
-    """Return the frames of an entry, and a message if at least one of them is after the end of the video.
+    """Return the existing frames of an entry, and a message if the entry ends after the end of the video.
 
     Raises:
         VideoError: The rate is unknown, or the part starts after the end of the video.

@@ -1,8 +1,8 @@
 """Reads the official annotation files of published data sets.
 
 There is one function for each data set. The argument is the folder or file of `--annotations`. Every function raises a
-`DataError` if a file is missing, a line or value is wrong, or a class is unknown. The message contains `file:line`, or
-for JSON files the key.
+`DataError` if a file is missing, a line or value is wrong, or a class is unknown. The message names the folder or the
+file and, where there is one, the line, or for JSON files the key.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def read_hmdb51(path: Path) -> Annotations:
         files = {classes.label(file.name.removesuffix(suffix), str(file)): file for file in found}
         missing = [name for label, name in enumerate(classes.names) if label not in files]
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            more = f" (other missing files: {len(missing) - 1})" if len(missing) > 1 else ""
             raise DataError(
                 f"{path / (missing[0] + suffix)}: no such file{more}; use the folder testTrainMulti_7030_splits"
             )
@@ -94,7 +94,7 @@ def read_hmdb51(path: Path) -> Annotations:
                 name, _, mark = line.strip().rpartition(" ")
                 where, stem = f"{file}:{place}", PurePosixPath(name.strip()).stem
                 if not name or mark not in sides:
-                    raise DataError(f"{where}: {line.strip()!r}: expected `video.avi 0`, `1` or `2`")
+                    raise DataError(f"{where}: {line.strip()!r}: expected `video.avi N`, with N 0, 1 or 2")
                 sides[mark].append(stem)
                 if mark != "0":
                     entries.setdefault(stem, AnnotatedVideo(stem, (stem,), (label,), "", where))
@@ -295,7 +295,7 @@ def read_charades(path: Path) -> Annotations:
             for action in filter(None, (text.strip() for text in row["actions"].split(";"))):
                 fields = action.split()
                 if len(fields) != 3:
-                    raise DataError(f"{where}: action {action!r}: expected `c092 11.90 21.20`")
+                    raise DataError(f"{where}: action {action!r}: expected the form `c092 11.90 21.20`")
                 for text in fields[1:]:
                     parse_number(text, where, "a time of an action")
                 labels.add(codes.label(fields[0], where))

@@ -115,7 +115,7 @@ def _classes_of(row: Row, where: str) -> list[str]:
     several = [name.strip() for name in row.get("labels", "").split(SEPARATOR) if name.strip()]
     one = row.get("label", "")
     if bool(several) == bool(one):
-        raise DataError(f"{where}: the class is missing; set `label`, or `labels` for several classes")
+        raise DataError(f"{where}: expected a class in `label`, or several in `labels`, but not in both")
     return list(dict.fromkeys(several)) or [one]
 
 
