@@ -224,7 +224,12 @@ def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, c
     for epoch, mean in zip(epochs, means):
         text = f"{name}, epoch {epoch:g}{', best' if epoch == best else ''}: {mean:.4g}{'' if loss else ' %'}"
         add_value(axis, epoch, mean, text)
-    style = {"marker": "o", "markevery": [epochs.index(best)], "markersize": 6, "markerfacecolor": SURFACE}
+    style: dict[str, Any] = {
+        "marker": "o",
+        "markevery": [epochs.index(best)],
+        "markersize": 6,
+        "markerfacecolor": SURFACE,
+    }
     axis.plot(epochs, means, color=color, linewidth=2.0, label=shorten(name, 32), **style)
 
 
