@@ -385,8 +385,8 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     start = f"no difference shown between {comparison.first} and {comparison.second}"
     if not gap.known:
         return f"{start}: {signed_number(100 * gap.value)} {unit}, and too few sources for an interval"
-    shown, low, high = (signed_number(100 * one) for one in (gap.value, gap.low, gap.high))
-    found = f"{shown} {unit} [{low}, {high}], {p}"
+    numbers = [signed_number(100 * one) for one in (gap.value, gap.low, gap.high)]
+    found = f"{numbers[0]} {unit} [{numbers[1]}, {numbers[2]}], {p}"
     if identical:
         found = f"they are right on the same clips (0 of {comparison.videos} differ)"
     if comparison.detectable >= 1:
