@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train one stream on one split",
     "features": "store the features of a frozen backbone for all videos, so that heads train without the backbone",
     "evaluate": "score the videos of a split with a trained run",
+    "scores": "convert score files to CSV, JSON or NumPy arrays, also those of other programs",
     "fuse": "combine the score files of two or more streams",
     "ablate": "run the missing parts of a study and report its statistics",
     "compare": "compare runs or score files on the same videos, with statistics",
@@ -41,7 +42,7 @@ COMMANDS = {
 GROUPS = {
     "Data": "demo prepare extract pack check",
     "Train": "auto baseline train features compress",
-    "Measure": "evaluate fuse report profile",
+    "Measure": "evaluate scores fuse report profile",
     "Compare": "ablate compare leaderboard board",
     "Use": "predict stream export models weights",
 }

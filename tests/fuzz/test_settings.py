@@ -30,7 +30,7 @@ MERGES = "m0: &m0 {k: 1, l: 2}\n" + "".join(
         ("a: !!python/object/apply:os.system [true]\n", "not valid YAML"),
         ("a: 1\na: 2\n", "key 'a' is given twice"),
         ("[a, b]: 1\n", "a key must be a string"),
-        ("x" * (2**22 + 1), "more than 4 MB"),
+        ("x" * (2**22 + 1), "larger than 4 MB"),
     ],
 )
 def test_a_trap_is_one_line(text: str, words: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import parse
+from two_stream.commands.flags import JoinFlags, parse
 from two_stream.commands.output import print_json
 from two_stream.config.load import nearest
 from two_stream.errors import ScoreError, SettingsError
@@ -28,7 +28,7 @@ EXAMPLES = ("compare demo/runs/rgb demo/runs/flow", "compare demo/runs/rgb demo/
 
 
 @dataclass(frozen=True)
-class _CompareFlags:
+class _CompareFlags(JoinFlags):
     sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES …")]] = ()
     """score files, or run folders, whose newest scores are used; runs that differ only in seed or split form one
     variant"""
@@ -92,6 +92,8 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
         raise SettingsError("--fit needs a fusion rule; add --fuse, or omit --fit")
     groups = _variants(flags)
     notes = [*check_comparable(groups, anyway=flags.anyway), *unknown_settings(groups)]
+    reduced = (item.table.meta.get("common") for members in groups.values() for item in members)
+    notes += [f"The results are for {text}." for text in dict.fromkeys(filter(None, reduced))]
     names = list(groups)
     if len(names) < 2:
         raise SettingsError(
@@ -116,7 +118,7 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
 
 def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
     """Return a dictionary from the name of each variant to its score files."""
-    from two_stream.studies.statistics.scored import group_variants, read_scored
+    from two_stream.studies.statistics.scored import group_variants, keep_common, read_scored
 
     by_hand: dict[str, list[Path]] = {}
     for text in flags.group:
@@ -131,7 +133,8 @@ def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
     doubled = next((path for place, path in enumerate(paths) if path in paths[:place]), None)
     if doubled is not None:
         raise ScoreError(f"{doubled}: the same run or file is given twice; remove one of the two")
-    found = [read_scored(path, flags.part) for path in paths]
+    found = [read_scored(path, flags.part, flags.described()) for path in paths]
+    found = keep_common(found) if flags.common else found
     places = {name: [paths.index(path) for path in members] for name, members in by_hand.items()}
     groups = group_variants(found, places)
     if flags.names is None:

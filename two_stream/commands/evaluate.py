@@ -15,7 +15,7 @@ from two_stream.commands.output import print_json, print_table
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
-from two_stream.runtime.console import say, warn
+from two_stream.runtime.console import note, say, warn
 from two_stream.runtime.files import check_writable, write_json
 from two_stream.runtime.text import plural
 
@@ -54,6 +54,11 @@ class _EvaluateFlags(EvaluateOptions):
     """read the videos even if the run was trained on stored features (`data.features`)"""
     out: Path | None = None
     """score file to write; if omitted, `scores/<part>_<protocol>.npz` in the run folder, or next to an exported file"""
+    false_alarms: float | None = None
+    """with `--part val`: store a threshold in the run, below which `predict` and `stream` answer "none of these"; a
+    wrong class is then shown for at most this fraction of videos, such as 0.1"""
+    csv: Path | None = None
+    """also write the logits of each video as a table (.csv)"""
     results: Path | None = None
     """also write the top five classes of each video in the format of Efficient-3DCNNs and 3D-ResNets (val.json)"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -75,10 +80,17 @@ def main(args: list[str]) -> int:
 
 def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
     from two_stream.evaluation.runs.run import evaluate_run
+    from two_stream.evaluation.scores.files import read_scores
     from two_stream.runtime.device import set_deterministic, set_threads
 
-    for path in filter(None, (flags.out, flags.results)):
+    for path in filter(None, (flags.out, flags.csv, flags.results)):
         check_writable(path)
+    if flags.csv is not None and flags.csv.suffix != ".csv":
+        raise SettingsError(f"--csv is {flags.csv}: expected a file name that ends in .csv")
+    if flags.false_alarms is not None and (flags.part != "val" or not folder.is_dir()):
+        raise SettingsError(
+            "--false-alarms needs a run folder and --part val: the threshold is chosen on the holdout part"
+        )
     distributed.init(cpu_only=flags.device == "cpu")
     with distributed.raise_on_all_ranks():
         run = load_network(folder, flags.checkpoint, flags.device, flags.trust)
@@ -89,6 +101,18 @@ def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
         run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached
     )
     if distributed.is_main():
+        if flags.false_alarms is not None:
+            from two_stream.evaluation.runs.none_of_these import write_threshold
+
+            found = write_threshold(folder, read_scores(path), flags.false_alarms)
+            note(
+                f"threshold {found.value:.3f}: a class is shown for {100 * found.shown:.0f} % of the holdout videos, "
+                f"and for {100 * found.kept:.0f} % of those that are right"
+            )
+        if flags.csv is not None:
+            from two_stream.evaluation.scores.files import write_table
+
+            write_table(flags.csv, table)
         if flags.results is not None:
             from two_stream.evaluation.scores.result_files import results_of
 

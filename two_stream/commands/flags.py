@@ -9,7 +9,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_type_hints
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -17,6 +19,9 @@ from pydantic import BaseModel, ValidationError
 from two_stream.commands.help import Page, Rows, flag_names, overview, show_help
 from two_stream.config.load import explain, nearest, union_members
 from two_stream.errors import SettingsError
+
+if TYPE_CHECKING:
+    from two_stream.evaluation.scores.formats import Described
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -39,6 +44,35 @@ _NUMBER = re.compile(
     r"'(?P<value>.*)'"
 )
 """Python's messages for a wrong number"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFlags:
+    """Flags for what score files of other programs leave out."""
+
+    labels: str | None = None
+    """file with the labels (CSV with `id` and `label`, split list, annotation JSON), or a data set (name or path), for
+    score files of other programs without labels"""
+    classes: Path | None = None
+    """file with one class name per line, in the order of the scores or of the labels' numbers"""
+    groups: Path | None = None
+    """file with lines `id source`; videos of the same source are not independent"""
+    kind: Literal["auto", "logits", "probabilities", "log-probabilities"] = "auto"
+    """what the scores of other programs are; auto: recognized by their range and their sum"""
+
+    def described(self) -> Described:
+        """Return the flags for `read_scores`."""
+        from two_stream.evaluation.scores.formats import Described
+
+        return Described(self.labels, self.classes, self.groups, self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinFlags(ScoreFlags):
+    """Flags of commands that join score files."""
+
+    common: bool = False
+    """use only the videos that all files contain"""
 
 
 def parse(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import parse
+from two_stream.commands.flags import JoinFlags, parse
 from two_stream.commands.output import print_json
 from two_stream.errors import ScoreError
 from two_stream.runtime.console import say, warn
@@ -25,7 +25,7 @@ EXAMPLES = (
 
 
 @dataclass(frozen=True)
-class _FuseFlags:
+class _FuseFlags(JoinFlags):
     scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES …")]]
     """two or more score files or run folders; for a run folder, the newest scores of --part are used"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
@@ -33,14 +33,14 @@ class _FuseFlags:
     holdout part"""
     weights: tuple[float, ...] | None = None
     """one weight per stream; if omitted, equal weights"""
-    fit: tuple[Path, ...] | None = None
-    """score files of the holdout part (`two-stream evaluate RUN --part val`), or run folders, to fit the weights on"""
+    holdout: Annotated[tuple[Path, ...] | None, tyro.conf.arg(aliases=("--fit",))] = None
+    """score files of the holdout part, in the order of the streams, or run folders, to fit the weights on"""
     fit_on_val: bool = False
     """fit the weights on the newest holdout scores of the given run folders"""
     part: Literal["test", "val"] = "test"
     """for run folders: part of the data set whose scores are used"""
     out: Path | None = None
-    """score file to write (.npz)"""
+    """score file to write (.npz, .csv or .json)"""
     json: bool = False
     """print the numbers as JSON instead of a table"""
 
@@ -48,10 +48,15 @@ class _FuseFlags:
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     flags = parse(_FuseFlags, args, "two-stream fuse", SUMMARY, EXAMPLES)
-    from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
+    from two_stream.evaluation.scores.files import find_scores, read_scores, write_table
     from two_stream.evaluation.scores.fusion import fuse
+    from two_stream.evaluation.scores.tables import join, keep_common_videos
 
-    tables = join([read_scores(find_scores(path, flags.part)) for path in flags.scores])
+    described = flags.described()
+    found = [read_scores(find_scores(path, flags.part), described, flags.part) for path in flags.scores]
+    tables = keep_common_videos(found) if flags.common else join(found)
+    if flags.rule == "l2" and any(table.meta.get("scale") == "log-probabilities" for table in tables):
+        warn("the rule l2 is for logits, but a file contains probabilities; use --rule probabilities")
     protocols = dict.fromkeys(str(table.meta.get("protocol")) for table in tables)
     if len(protocols) > 1:
         warn(
@@ -60,22 +65,23 @@ def main(args: list[str]) -> int:
         )
     fused = fuse(tables, flags.rule, flags.weights, fit=_fit_tables(flags))
     if flags.out is not None:
-        write_scores(flags.out, fused)
+        write_table(flags.out, fused)
     _show(tables, fused, flags)
     return 0
 
 
 def _fit_tables(flags: _FuseFlags) -> list[ScoreTable] | None:
-    """Return the holdout scores to fit the weights on: from --fit, or from the given runs."""
+    """Return the holdout scores to fit the weights on: from --holdout, or from the given runs."""
     from two_stream.evaluation.scores.files import find_scores, read_scores
 
-    if flags.fit:
-        return [read_scores(find_scores(path, "val")) for path in flags.fit]
+    if flags.holdout:
+        described = flags.described()
+        return [read_scores(find_scores(path, "val"), described, "val") for path in flags.holdout]
     wanted = flags.fit_on_val or flags.rule == "learned"
     if wanted and all(path.is_dir() for path in flags.scores):
         return [read_scores(find_scores(path, "val")) for path in flags.scores]
     if flags.fit_on_val:
-        raise ScoreError("--fit-on-val requires run folders; for score files use --fit")
+        raise ScoreError("--fit-on-val requires run folders; for score files use --holdout")
     return None
 
 

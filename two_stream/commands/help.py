@@ -162,7 +162,9 @@ def _fields(kind: type[Any]) -> Iterator[tuple[str, Any, Any]]:
                 yield name, Annotated[(field.annotation, *field.metadata, None)], default
         return
     hints = get_type_hints(kind, include_extras=True)
-    for one in dataclasses.fields(kind):
+    for one in sorted(
+        dataclasses.fields(kind), key=lambda one: one.kw_only is True
+    ):  # flags that commands share are last
         yield one.name, hints[one.name], one.default
 
 

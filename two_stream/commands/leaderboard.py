@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import parse
+from two_stream.commands.flags import ScoreFlags, parse
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import say, warn
@@ -26,7 +26,7 @@ EXAMPLES = ("leaderboard demo/runs", "leaderboard demo/runs --out leaderboard.md
 
 
 @dataclass(frozen=True)
-class _LeaderboardFlags:
+class _LeaderboardFlags(ScoreFlags):
     runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="[FOLDER]")]] = Path("runs")
     """folder with runs, searched recursively"""
     part: Literal["test", "val"] = "test"
@@ -48,7 +48,7 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"--out is {flags.out}: expected a file name that ends in .csv or .md")
     if not 0.5 <= flags.level < 1:
         raise SettingsError(f"--level is {flags.level}: expected a number from 0.5 to below 1, such as 0.95")
-    found = leaderboard.leaderboard(flags.runs, flags.part, flags.level)
+    found = leaderboard.leaderboard(flags.runs, flags.part, flags.level, flags.described())
     if flags.json:
         print_json(asdict(found))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,9 +17,13 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.pretrained.kinds import refuse_checkpoint
 from two_stream.runtime.console import bar, note, say, warn
-from two_stream.runtime.text import plural
+from two_stream.runtime.files import check_writable, write_text
+from two_stream.runtime.text import csv_text, plural
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import AnyRun
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
@@ -43,6 +47,8 @@ class _PredictFlags:
     """number of classes to print"""
     json: str | None = None
     """JSON file to write; - prints the JSON instead of tables"""
+    csv: Path | None = None
+    """CSV file to write, with the probabilities of all classes for each video"""
     annotate: Path | None = None
     """MP4 file to write: the video with its prediction; for several videos, a folder"""
     attention: Path | None = None
@@ -56,6 +62,9 @@ class _PredictFlags:
     """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None
     """one weight per network, starting with the networks of --rgb; if omitted, equal weights"""
+    threshold: float | None = None
+    """least probability of the best class; below it, the prediction is "none of these"; if omitted, the threshold of
+    the runs (`two-stream evaluate RUN --part val --false-alarms RATE`), 0: none"""
     views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
     """how clips are chosen from a video; if omitted, as in the run's settings"""
     num_clips: int | None = None
@@ -99,12 +108,16 @@ def main(args: list[str]) -> int:
         raise SettingsError("no run given: use an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     if flags.top < 1:
         raise SettingsError(f"--top is {flags.top}: expected 1 or more")
+    if flags.threshold is not None and not 0 <= flags.threshold <= 1:
+        raise SettingsError(f"--threshold is {flags.threshold}: expected a probability from 0 to 1")
     if flags.weights is not None:
         if len(given) == 1:
             raise SettingsError("--weights requires several runs; add another run, or omit --weights")
         from two_stream.evaluation.scores.fusion import checked_weights
 
         checked_weights(flags.weights, len(given))
+    if flags.csv is not None:
+        check_writable(flags.csv)
     from two_stream.video.decoding.reader import open_video
 
     for flag, target in (("--attention", flags.attention), ("--timeline", flags.timeline)):
@@ -115,6 +128,12 @@ def main(args: list[str]) -> int:
     if len(flags.videos) == 1:  # report a wrong file before networks are loaded
         open_video(flags.videos[0], flags.backend or "pyav").close()
     runs = [_load(flags, path, modality) for path, modality in given]
+    if flags.threshold is None:
+        from two_stream.evaluation.runs.none_of_these import read_threshold
+
+        flags = replace(
+            flags, threshold=read_threshold([path for path, _ in given], flags.rule, flags.weights)
+        )
     return _predict_all(flags, [_Stream(run, _views(flags, run), _reading(flags, run)) for run in runs])
 
 
@@ -135,13 +154,14 @@ def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
 
 def _predict_all(flags: _PredictFlags, streams: Sequence[_Stream]) -> int:
     results: list[dict[str, Any]] = []
+    rows: list[Sequence[object]] = []
     code = 0
     copies = annotated_files(flags.videos, flags.annotate)
     drawings = annotated_files(flags.videos, flags.attention, ".png")
     timelines = annotated_files(flags.videos, flags.timeline, ".png")
     for video, *files in zip(flags.videos, copies, drawings, timelines):
         try:
-            result = _predict_one(flags, streams, video, files)
+            result, probabilities = _predict_one(flags, streams, video, files)
         except TwoStreamError as error:
             if len(flags.videos) == 1:
                 raise
@@ -150,8 +170,11 @@ def _predict_all(flags: _PredictFlags, streams: Sequence[_Stream]) -> int:
             code = error.exit_code
             continue
         results.append(result)
+        rows.append([str(video), *probabilities.tolist()])
         if flags.json != "-":
             _show(result)
+    if flags.csv is not None:
+        write_text(flags.csv, csv_text(["id", *streams[0].run.class_names], rows))
     if flags.json is not None and write_or_print_json(flags.json, results):
         say(f"results: {flags.json}")
     return code
@@ -179,12 +202,13 @@ def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".
 
 def _predict_one(
     flags: _PredictFlags, streams: Sequence[_Stream], video: Path, files: Sequence[Path | None]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    from two_stream.evaluation.runs.none_of_these import mark_none
     from two_stream.evaluation.runs.run import score_with_runs
     from two_stream.evaluation.scoring.video import fuse_results, top_classes
 
     runs = [stream.run for stream in streams]
-    names = runs[0].class_names
+    names, threshold = runs[0].class_names, flags.threshold or 0.0
     copy, drawing, timeline = files
     views, readings = [stream.views for stream in streams], [stream.reading for stream in streams]
     scored = score_with_runs(runs, video, views, readings)
@@ -195,6 +219,11 @@ def _predict_one(
         "damage": next((one.damage for one in scored if one.damage), None),
         "fusion": flags.rule if len(runs) > 1 else None,
         "top": _as_json(top_classes(probabilities, names, flags.top)),
+        **(
+            {"threshold": threshold, "none_of_these": bool(probabilities.max() < threshold)}
+            if threshold
+            else {}
+        ),
         "streams": {
             name: {"views": one.views, "top": _as_json(top_classes(fuse_results([one]), names, flags.top))}
             for name, one in zip(_stream_names(runs), scored)
@@ -203,7 +232,8 @@ def _predict_one(
     if copy is not None:
         from two_stream.evaluation.pictures.annotate import annotate
 
-        annotate(video, copy, top_classes(probabilities, names, 3), backend=streams[0].reading.backend)
+        guesses = mark_none(top_classes(probabilities, names, 3), threshold)
+        annotate(video, copy, guesses, backend=streams[0].reading.backend)
         result["annotated"] = str(copy)
     if drawing is not None:
         _draw_attention(streams, video, drawing, result)
@@ -211,7 +241,7 @@ def _predict_one(
     if timeline is not None:
         _draw_timeline(flags, streams, scored, video, timeline)
         result["timeline"] = str(timeline)
-    return result
+    return result, probabilities
 
 
 def _stream_names(runs: Sequence[AnyRun[Any]]) -> list[str]:
@@ -261,7 +291,7 @@ def _draw_timeline(
     names = runs[0].class_names
     samplings = [stream.reading.sampling for stream in streams]
     found = score_windows(runs, scored, options, samplings, rule=flags.rule, weights=flags.weights)
-    write_csv(picture.with_suffix(".csv"), found, names, flags.top)
+    write_csv(picture.with_suffix(".csv"), found, names, flags.top, flags.threshold or 0.0)
     shown = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
     clips = {
@@ -269,7 +299,7 @@ def _draw_timeline(
         for run, views in zip(runs, options)
     }
     title = f"{video.name}: {shown}{fused}; {plural(len(found), 'window')}, {' and '.join(sorted(clips))}"
-    draw_timeline(picture, title, found, names)
+    draw_timeline(picture, title, found, names, flags.threshold or 0.0)
 
 
 def _views(flags: _PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
@@ -306,6 +336,8 @@ def _show(result: dict[str, Any]) -> None:
         share = guess["probability"]
         rows.append([place, guess["class"], f"{100 * share:5.1f} %  {bar(share, 20)}"])
     say(result["video"])
+    if result.get("none_of_these"):
+        say(f"none of these: the best probability is below {100 * result['threshold']:.1f} %")
     print_table("", ["", "class", "probability"], rows)
     parts = [
         f"{name}: {one['top'][0]['class']} ({plural(one['views'], 'view')})" for name, one in streams.items()

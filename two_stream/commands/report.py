@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import parse
+from two_stream.commands.flags import JoinFlags, parse
 from two_stream.runtime.console import say
 
 SUMMARY = "Write a report of runs or score files: a self-contained HTML page, JSON and Markdown."
@@ -16,7 +16,7 @@ EXAMPLES = ("report demo/runs/rgb", "report demo/runs/rgb demo/runs/flow --out r
 
 
 @dataclass(frozen=True)
-class _ReportFlags:
+class _ReportFlags(JoinFlags):
     sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES …")]]
     """score files, or run folders, whose newest test scores are used; several streams are also fused"""
     out: Path | None = None
@@ -25,6 +25,8 @@ class _ReportFlags:
     """title of the page; if omitted, the names of the data set and the streams"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
     """fusion rule (see `two-stream fuse --help`); learned: weights fitted on the holdout scores of the runs"""
+    holdout: tuple[Path, ...] = ()
+    """score files of the holdout part, in the order of the streams; not needed for run folders"""
     mistakes: int = 8
     """number of most confident mistakes to show"""
 
@@ -35,7 +37,14 @@ def main(args: list[str]) -> int:
     from two_stream.evaluation.report.run_report import write_report
 
     written = write_report(
-        flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes
+        flags.sources,
+        flags.out,
+        title=flags.title,
+        rule=flags.rule,
+        mistakes=flags.mistakes,
+        holdout=flags.holdout,
+        described=flags.described(),
+        common=flags.common,
     )
     say(f"open {written[0]}")
     for path in written[1:]:

@@ -82,6 +82,9 @@ class StreamFlags:
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
     """weights of RGB and flow if both are given; if omitted, equal weights"""
+    threshold: float | None = None
+    """least probability of the best class; below it, the prediction is "none of these"; if omitted, the threshold of
+    the runs (`two-stream evaluate RUN --part val --false-alarms RATE`), 0: none"""
     short_side: int | None = None
     """shorter side of the frames that flow is computed from; if omitted, as in the run's training frames, or 256"""
     checkpoint: Literal["best", "last"] = "best"
@@ -115,6 +118,8 @@ def _check(flags: StreamFlags) -> None:
             raise SettingsError(f"--{name} is {value}: expected 1 or more")
     if flags.patience < 0 or (flags.limit is not None and flags.limit <= 0):
         raise SettingsError("--patience must be 0 or more seconds, and --limit must be more than 0 seconds")
+    if flags.threshold is not None and not 0 <= flags.threshold <= 1:
+        raise SettingsError(f"--threshold is {flags.threshold}: expected a probability from 0 to 1")
     if flags.step is not None and flags.mode == "continual":
         raise SettingsError("--step applies only to sliding clips; omit --step, or use --mode sliding")
     if flags.json == "-" and flags.annotate == Path("-"):
@@ -130,12 +135,16 @@ def _check(flags: StreamFlags) -> None:
 
 
 def _watch(flags: StreamFlags, source: LiveSource) -> int:
+    from two_stream.evaluation.runs.none_of_these import read_threshold
     from two_stream.runtime.device import set_threads
     from two_stream.streaming.live.pipeline import Pipeline
     from two_stream.streaming.live.watcher import Watcher
 
     set_threads(flags.threads)
     runs = _runs(flags)
+    threshold = flags.threshold
+    if threshold is None:
+        threshold = read_threshold([run.paths.root for run in runs], flags.rule, flags.weights)
     streams = [_stream(flags, run) for run in runs]
     pipeline = Pipeline(
         source,
@@ -149,7 +158,7 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
     if source.live:
         for run, stream in zip(runs, streams, strict=True):
             stream.warm_up(run.model.spec.size, run.model.spec.channels)
-    watcher = Watcher(pipeline, runs, flags.rule, flags.weights)
+    watcher = Watcher(pipeline, runs, flags.rule, flags.weights, threshold)
     if not source.live:
         note(f"{source.name}: {watcher.status.delay}")
     return _show(flags, pipeline, watcher)
@@ -314,7 +323,8 @@ def _write_line(lines: TextIO, watcher: Watcher, prediction: Prediction, count: 
     from two_stream.runtime.text import json_text
     from two_stream.streaming.live.watcher import prediction_record
 
-    line = prediction_record(prediction, watcher.class_names, count, watcher.status.dropped)
+    names, dropped = watcher.class_names, watcher.status.dropped
+    line = prediction_record(prediction, names, count, dropped, watcher.threshold)
     try:
         lines.write(json_text(line) + "\n")
         lines.flush()  # for programs that read the output while it is written

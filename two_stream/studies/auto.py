@@ -12,9 +12,10 @@ from two_stream.config.load import read_yaml, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.lookup import history, settings_of
-from two_stream.evaluation.scores.files import find_scores, keep_common_videos, read_scores
+from two_stream.evaluation.scores.files import find_scores, read_scores
 from two_stream.evaluation.scores.fusion import combine, fuse
 from two_stream.evaluation.scores.metrics import main_value
+from two_stream.evaluation.scores.tables import keep_common_videos
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
 from two_stream.studies.running.plan import merge_settings, nest_settings

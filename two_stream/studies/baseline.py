@@ -21,8 +21,9 @@ from two_stream.data.catalog import Record
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, TwoStreamError
 from two_stream.evaluation.runs.lookup import BASELINE_SCORES, baseline_folder
-from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
+from two_stream.evaluation.scores.files import find_scores, read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse
+from two_stream.evaluation.scores.tables import join
 from two_stream.runtime.console import note, warn
 from two_stream.studies.running.plan import SETTINGS, baseline_settings, merge_settings, nest_settings
 from two_stream.studies.running.streams import train_and_score

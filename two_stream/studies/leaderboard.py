@@ -11,7 +11,8 @@ from itertools import combinations
 from pathlib import Path
 
 from two_stream.config.schema import Experiment
-from two_stream.errors import ScoreError
+from two_stream.errors import ScoreError, TwoStreamError
+from two_stream.evaluation.scores.formats import Described, is_score_file
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.scores.words import DASH, percent, protocol_line
 from two_stream.runtime.text import plural
@@ -64,7 +65,9 @@ class Leaderboard:
     damaged: list[str] = field(default_factory=list)
 
 
-def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderboard:
+def leaderboard(
+    root: Path, part: str = "test", level: float = LEVEL, described: Described | None = None
+) -> Leaderboard:
     """Rank all score files of a part below a folder.
 
     A board contains the files with the same data set, part, splits and protocol, with the best accuracy first. Variants
@@ -74,7 +77,7 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
     Raises:
         ScoreError: The folder does not exist or contains no readable score file of the part.
     """
-    found, damaged = _read_all(root, part)
+    found, damaged = _read_all(root, part, described)
     if not found:
         broken = f" ({len(damaged)} damaged: {damaged[0]})" if damaged else ""
         raise ScoreError(
@@ -114,14 +117,13 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield folder, sorted(names)
 
 
-def _read_all(root: Path, part: str) -> tuple[list[ScoredRun], list[str]]:
+def _read_all(root: Path, part: str, described: Described | None) -> tuple[list[ScoredRun], list[str]]:
     found, damaged = [], []
-    for path in sorted(
-        folder / name for folder, names in walk(root) for name in names if name.endswith(".npz")
-    ):
+    paths = (folder / name for folder, names in walk(root) for name in names)
+    for path in sorted(filter(is_score_file, paths)):
         try:
-            item = read_scored(path)
-        except ScoreError as error:
+            item = read_scored(path, part, described)
+        except TwoStreamError as error:
             damaged.append(str(error))
             continue
         if item.table.meta.get("part", part) == part:

@@ -18,10 +18,12 @@ from two_stream.evaluation.report import page
 from two_stream.evaluation.report.run_report import write_report
 from two_stream.evaluation.runs.lookup import BASELINE_SCORES, baseline_folder
 from two_stream.evaluation.scores import metrics, words
-from two_stream.evaluation.scores.files import find_scores, join, read_scores, reorder, write_scores
+from two_stream.evaluation.scores.files import find_scores, read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse, weight_curve
 from two_stream.evaluation.scores.statistics import Interval
+from two_stream.evaluation.scores.tables import join, reorder
 from two_stream.evaluation.scores.words import minus
+from two_stream.runtime.text import signed_number
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "c | d", "$e$ `f`"]
 
@@ -235,7 +237,7 @@ def test_figures_of_few_and_many_classes(classes):
     assert drawn.startswith("<svg")
     assert ("class 1<" in drawn) == (classes < 101)
     assert (">3</text>" in drawn) == (classes == 2)
-    rows = [metrics.ClassRow(name, 3, 3, 1.0, "", 0) for name in names]
+    rows = [metrics.ClassRow(name, 3, 3, 1.0, 1.0, 1.0, "", 0) for name in names]
     assert "class 0 (3)" in page.class_bars({"rgb": rows, "fused": rows})
 
 
@@ -303,7 +305,7 @@ def test_verdict_says_how_sure_it_is(two):
     sentence = words.fusion_verdict(worse, streams)
     gap = metrics.gain(worse, streams)
     assert gap.value == metrics.difference(worse, best).interval.value
-    assert f"{100 * gap.value:+.1f} points" in sentence
+    assert f"{signed_number(100 * gap.value)} points" in sentence
     assert ("no difference shown" in sentence) == (gap.low <= 0 <= gap.high)
     assert words.percent(Interval(0.8333, 0.75, 0.9)) == "83.3 [75.0, 90.0]"
     assert words.percent(Interval(0.8333, 0, 1, known=False)) == "83.3 [unknown]"
@@ -348,7 +350,8 @@ def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, run
     assert fused - right / 60 == pytest.approx(-gap.mean())
     by_source = -gap.reshape(20, 3).mean(1)  # of one size: a t test over 20 sources, or more careful
     half = student.ppf(0.975, 19) * by_source.std(ddof=1) / math.sqrt(20)
-    numbers = [float(n) for n in re.findall(r"[-+]\d+\.\d", facts["baseline"])]
+    shown = facts["baseline"].replace("−", "-")
+    numbers = [float(n) for n in re.findall(r"[-+]\d+\.\d", shown)]
     assert numbers == pytest.approx(
         [100 * (by_source.mean() - half), 100 * (by_source.mean() + half)], abs=0.06
     )
@@ -382,7 +385,7 @@ def test_a_baseline_among_the_files_is_no_stream_and_one_of_other_videos_is_not_
     assert ([row["name"] for row in alone["streams"]], alone["baseline"]) == (["baseline"], "")
     baseline_scores(runs, two[0], missing=1)
     facts = json.loads(write_report(two, tmp_path / "r.html")[1].read_text())
-    assert facts["baseline"].startswith(f"The baseline is not shown: {path}: videos of ")
+    assert facts["baseline"].startswith(f"The baseline is not shown: {path}: 1 of the 60 videos of ")
     assert "baseline" not in [row["name"] for row in facts["streams"]]
 
 

@@ -128,7 +128,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path):
         "unknown network", lambda: import_checkpoint(tmp_path / "strange.pth", tmp_path / "o", model.options)
     )
     import_checkpoint(source, tmp_path / "ours", model.options)
-    fails("already exists", lambda: import_checkpoint(source, tmp_path / "ours", model.options))
+    fails("exists and is not empty", lambda: import_checkpoint(source, tmp_path / "ours", model.options))
     fails(
         "already a Two-Stream model",
         lambda: import_checkpoint(tmp_path / "ours", tmp_path / "o", model.options),

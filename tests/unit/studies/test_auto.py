@@ -17,8 +17,9 @@ from two_stream import cli
 from two_stream.config.load import load_experiment
 from two_stream.data.catalog import load_record
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.scores.files import keep_common_videos, newest_scores, read_scores
+from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.evaluation.scores.metrics import top_k_accuracy
+from two_stream.evaluation.scores.tables import keep_common_videos
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.studies.auto import (
     Candidate,

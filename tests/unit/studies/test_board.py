@@ -17,8 +17,9 @@ from tests.helpers.runs import Runs
 from tests.helpers.studies import HOSTILE, Studio, made_result
 from two_stream import cli
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores.files import join, read_scores, write_scores
+from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse
+from two_stream.evaluation.scores.tables import join
 from two_stream.runtime.files import write_json
 from two_stream.studies.leaderboard import best_sentence, leaderboard, walk
 from two_stream.studies.report.board import read_board, write_board

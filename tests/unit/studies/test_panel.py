@@ -9,9 +9,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores.files import reorder
 from two_stream.evaluation.scores.metrics import top_k_accuracy
 from two_stream.evaluation.scores.statistics import Interval, difference_of
+from two_stream.evaluation.scores.tables import reorder
 from two_stream.studies.statistics.comparison import match_cells, pair_panels, panel_of
 from two_stream.types import ScoreTable
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.views import evaluation_clips
 from two_stream.errors import printable
+from two_stream.evaluation.runs.none_of_these import mark_none
 from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.score import aggregate_views
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
@@ -89,13 +90,18 @@ def score_windows(
     return made
 
 
-def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str], count: int) -> None:
-    """Write one line for each window: frames, seconds (empty if unknown), the best classes and their probabilities."""
+def write_csv(
+    path: Path, found: Sequence[TimelineWindow], names: Sequence[str], count: int, threshold: float = 0.0
+) -> None:
+    """Write one line for each window: frames, seconds (empty if unknown), the best classes and their probabilities.
+
+    The first class is "none of these" if the probability of the best one is below the threshold.
+    """
     count = min(count, len(names))
     lines: list[list[object]] = []
     ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
     for number, window in enumerate(found, 1):
-        best = top_classes(window.probabilities, list(names), count)
+        best = mark_none(top_classes(window.probabilities, list(names), count), threshold)[:count]
         cells = [cell for name, share in best for cell in (name, f"{share:.6f}")]
         times = ["" if at is None else f"{at:.3f}" for at in (window.start, window.end)]
         lines.append([number, window.first, window.last, *times, *cells])
@@ -104,8 +110,10 @@ def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str],
 
 
 @plain_figures()
-def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str]) -> None:
-    """Draw the class probabilities over time, and below them the most likely class.
+def draw_timeline(
+    path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str], threshold: float = 0.0
+) -> None:
+    """Draw the class probabilities over time, and below them the most likely class, or "none of these".
 
     The horizontal axis shows seconds, or frame numbers if the file has no times. Because windows overlap, the border
     between two windows is drawn halfway between their middles. Classes differ in colour, line style and number.
@@ -130,9 +138,12 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
     upper.set(ylim=(0, 103), ylabel="probability in %")
     lines = textwrap.wrap(printable(title), 105, max_lines=2, placeholder=" …")
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
-    labels = []
-    for start, stop in _stretches(best):
-        k, left, right = int(best[start]), edges[start], edges[stop]
+    if threshold:
+        upper.axhline(100 * threshold, color=GRID, linestyle=(0, (3, 3)), linewidth=1.2)
+    labels, names = [], [*names, "none of these"]
+    marked = np.where(shares.max(axis=1) < threshold, len(names) - 1, best)
+    for start, stop in _stretches(marked):
+        k, left, right = int(marked[start]), edges[start], edges[stop]
         colour = colours.get(k, GRID)
         lower.axvspan(left, right, facecolor=colour, edgecolor=SURFACE, linewidth=0.8)
         label = lower.text((left + right) / 2, 0.5, shorten(names[k]), ha="center", va="center", fontsize=8)

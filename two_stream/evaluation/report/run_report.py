@@ -23,15 +23,10 @@ from two_stream.evaluation.pictures.thumbnails import strip
 from two_stream.evaluation.report import page
 from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
 from two_stream.evaluation.scores import metrics, statistics, words
-from two_stream.evaluation.scores.files import (
-    find_scores,
-    join,
-    keep_common_videos,
-    name_of,
-    newest_scores,
-    read_scores,
-)
-from two_stream.evaluation.scores.fusion import Curve, fuse, weight_curve
+from two_stream.evaluation.scores.files import find_scores, newest_scores, read_scores
+from two_stream.evaluation.scores.formats import Described
+from two_stream.evaluation.scores.fusion import Curve, fuse, match_fit, weight_curve
+from two_stream.evaluation.scores.tables import join, keep_common_videos, name_of
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.plotting import SERIES
 from two_stream.runtime.provenance import code_version
@@ -65,6 +60,9 @@ def write_report(
     title: str | None = None,
     rule: str = "l2",
     mistakes: int = 8,
+    holdout: Sequence[Path | str] = (),
+    described: Described | None = None,
+    common: bool = False,
 ) -> list[Path]:
     """Write a report as HTML, JSON and Markdown.
 
@@ -77,6 +75,9 @@ def write_report(
         title: Title of the page.
         rule: Fusion rule; `learned` fits the weights on the holdout scores of the runs.
         mistakes: Number of mistakes to show; the most confident mistakes are shown.
+        holdout: Score files of the holdout part, in the order of the streams; by default those of the runs.
+        described: What score files of other programs leave out.
+        common: Whether only the videos that all files contain are used.
 
     Returns:
         The paths of the three files.
@@ -92,7 +93,9 @@ def write_report(
             "no run or score file given; expected at least one, for example: two-stream report "
             "runs/rgb runs/flow"
         )
-    streams, fused, given = _gather(sources, rule)
+    read = [read_scores(find_scores(source), described) for source in sources]
+    fit = [read_scores(find_scores(path, "val"), described, "val") for path in holdout]
+    streams, fused, given = _gather(keep_common_videos(read) if common else join(read), fit, rule)
     if out is None:
         only = streams[0].run if len(streams) == 1 else None
         out = only.report if only else Path("report.html")
@@ -124,14 +127,13 @@ def write_report(
 
 
 def _gather(
-    sources: Sequence[Path | str], rule: str
+    found: Sequence[ScoreTable], holdout: Sequence[ScoreTable], rule: str
 ) -> tuple[list[_Stream], ScoreTable | None, ScoreTable | None]:
-    """Read the score files, and fuse the streams unless one of the files is a fusion.
+    """Divide joined tables into streams and others, and fuse the streams unless one of the tables is a fusion.
 
     Returns:
         The streams, the fusion, and the baseline if it is among the files. The baseline is not part of the fusion.
     """
-    found = join([read_scores(find_scores(source)) for source in sources])
     baseline = next((table for table in found if table.meta.get("baseline")), None)
     found = [table for table in found if table is not baseline] or found
     given = [table for table in found if table.meta.get("kind") == "fused"]
@@ -141,6 +143,8 @@ def _gather(
     if not plain:
         plain, given = given, []
     streams = [_stream(table, name) for table, name in zip(plain, words.labels_of(plain))]
+    if holdout:
+        streams = [replace(stream, val=val) for stream, val in zip(streams, match_fit(plain, holdout))]
     fused = given[0] if given else None
     if fused is None and len(plain) > 1:
         fused = fuse(plain, rule, fit=_fit_tables(streams) if rule == "learned" else None)
@@ -311,8 +315,9 @@ def _tables(facts: dict[str, Any], confusion: NDArray[np.int64] | None) -> dict[
     for row in facts["per_class"][facts["main"]]:
         cells = [row["name"], row["videos"], row["correct"], words.percent(row["accuracy"])]
         mistaken = f"{row['confusion']} ({row['confusion_count']})" if row["confusion"] else ""
-        rows.append([*cells, mistaken] if confusion is not None else cells)
-    columns += ["mostly mistaken for"] if confusion is not None else []
+        more = [words.percent(row["precision"]), words.percent(row["f1"]), mistaken]
+        rows.append([*cells, *more] if confusion is not None else cells)
+    columns += ["precision (%)", "F1 (%)", "mostly mistaken for"] if confusion is not None else []
     compression = {
         name: words.text_table("", made["columns"], made["rows"])
         for name, made in facts["compression"].items()
@@ -401,7 +406,8 @@ def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
     kinds = [str(s.table.meta.get("modality") or s.name) for s in streams]
     names = " + ".join(kinds if len(set(kinds)) == len(kinds) else [s.name for s in streams])
     kind = ", fused" if fused is not None else ""
-    return f"{meta.get('dataset', 'scores')}, split {meta.get('split', '?')}: {names}{kind}"
+    split = f", split {meta['split']}" if "split" in meta else ""
+    return f"{meta.get('dataset', 'Scores')}{split}: {names}{kind}"
 
 
 def _headline(line: words.Line) -> dict[str, str]:

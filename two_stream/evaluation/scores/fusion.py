@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores.files import join, name_of
-from two_stream.evaluation.scores.metrics import main_value
+from two_stream.evaluation.scores.metrics import main_value, probabilities
+from two_stream.evaluation.scores.tables import join, name_of
 from two_stream.types import ScoreTable
 
 Rule = Literal["l2", "logits", "probabilities", "rank", "learned"]
@@ -135,6 +135,40 @@ def combine(
     return np.asarray(sum(w * transform(s) for w, s in zip(weights, logits)), dtype=np.float64)
 
 
+def fused_probabilities(
+    logits: Sequence[NDArray[np.float64]],
+    rule: str = "l2",
+    weights: Sequence[float] | None = None,
+    *,
+    sigmoid: bool = False,
+) -> NDArray[np.float64]:
+    """Return class probabilities `(N, K)` from the logits `(N, K)` of one or more streams.
+
+    With the rule `l2`, the sum of normalised logits is so short that its softmax would be almost uniform. The sum is
+    therefore multiplied by the mean length of the streams' logits and divided by the sum of the weights. For a
+    multi-label data set (`sigmoid`), the probabilities of the classes are independent.
+    """
+    if len(logits) == 1:
+        return probabilities(logits[0], multi_label=sigmoid)
+    used = checked_weights(weights, len(logits))
+    fused = combine(logits, rule, used, sigmoid=sigmoid)
+    if rule == "l2":
+        fused = (
+            fused
+            * np.mean([np.linalg.norm(one, axis=1, keepdims=True) for one in logits], axis=0)
+            / sum(used)
+        )
+    elif rule == "logits":
+        fused = fused / sum(used)
+    elif rule == "rank":
+        points = fused - fused.min(axis=1, keepdims=True)
+        total = points.sum(axis=1, keepdims=True)
+        return np.asarray(
+            np.divide(points, total, out=np.full(points.shape, 1 / points.shape[1]), where=total > 0)
+        )
+    return probabilities(fused, multi_label=sigmoid)
+
+
 def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps: int = 101) -> Curve:
     """Compute top-1 accuracy (or mAP) over the weight of the first of two streams, and choose the best weight.
 
@@ -187,8 +221,8 @@ def _metric(tables: Sequence[ScoreTable], rule: str, weights: Sequence[float]) -
 
 
 def stream_name(table: ScoreTable, index: int) -> str:
-    """Return the name of a stream in tables and legends: its modality, or else its number."""
-    return str(table.meta.get("modality") or f"stream {index + 1}")
+    """Return the name of a stream in tables and legends: its modality, or else its name or number."""
+    return str(table.meta.get("modality") or table.meta.get("name") or f"stream {index + 1}")
 
 
 def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
@@ -379,7 +413,7 @@ def _fused_meta(
         **fitted,
     }
     keys = ("dataset", "split", "part", "views", "crops", "aggregate", "protocol", "seed", "code_version")
-    for key in (*keys, "training_list", "training_videos"):
+    for key in (*keys, "training_list", "training_videos", "common"):
         own = {str(table.meta[key]): table.meta[key] for table in tables if key in table.meta}
         if own:
             meta[key] = " / ".join(own) if len(own) > 1 else next(iter(own.values()))

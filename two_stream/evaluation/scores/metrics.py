@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ MAP_UNITS = 10
 """least number of sources for an interval of mAP; with fewer sources, the coverage of the jackknife is too low"""
 BLOCKS = 1000
 """largest number of groups for the jackknife; if there are more sources, they are put into groups"""
+_OWN_BLOCKS = 100
+"""largest number of groups for the jackknife of metrics of other packages"""
 _CHUNK = 100
 """number of rows of weights that are processed at a time, to limit memory"""
 Scores = NDArray[np.float64]
@@ -46,6 +49,11 @@ class ClassRow:
     correct: int
     accuracy: float | None
     """accuracy, or average precision for a multi-label data set; None for a class without videos"""
+    precision: float | None
+    """fraction of the videos predicted as this class that are of this class, 0 if there are none; None for a
+    multi-label data set. The recall is `accuracy`"""
+    f1: float | None
+    """harmonic mean of precision and recall"""
     confusion: str
     """class that is most often predicted instead; empty if there are no mistakes"""
     confusion_count: int
@@ -63,6 +71,10 @@ class Summary:
     the video counts"""
     mean_class: Interval | None
     """mean of the accuracies of the classes that occur; None for a multi-label data set"""
+    precision: float | None
+    """mean of the precisions of the classes that occur; None for a multi-label data set"""
+    f1: float | None
+    """mean of the F1 scores of the classes that occur (macro F1); None for a multi-label data set"""
     ece: float | None
     """expected calibration error; None if the scores are not log-probabilities (up to a constant)"""
     chance: float
@@ -71,6 +83,8 @@ class Summary:
     """mean average precision over the classes that occur; None if each video has one class"""
     map_classes: int = 0
     """number of classes that occur"""
+    own: dict[str, Interval] = field(default_factory=dict)
+    """metrics of other installed packages, see `own_metrics`"""
 
     @property
     def main(self) -> Interval:
@@ -138,19 +152,36 @@ def per_class(table: ScoreTable) -> list[ClassRow]:
         hit = table.targets & (np.arange(len(names)) == table.logits.argmax(axis=1)[:, None])
         found = average_precisions(table.logits, table.targets)
         return [
-            ClassRow(name, int(videos), int(correct), None if np.isnan(own) else float(own), "", 0)
+            ClassRow(
+                name, int(videos), int(correct), None if np.isnan(own) else float(own), None, None, "", 0
+            )
             for name, videos, correct, own in zip(names, table.targets.sum(0), hit.sum(0), found)
         ]
     counts = confusion_matrix(table.logits, table.labels)
-    rows = []
+    predicted, rows = counts.sum(axis=0), []
     for index, name in enumerate(names):
         videos, correct = int(counts[index].sum()), int(counts[index, index])
         wrong = counts[index].copy()
         wrong[index] = 0
         worst = int(wrong.argmax())
         accuracy, confusion = correct / videos if videos else None, names[worst] if wrong[worst] else ""
-        rows.append(ClassRow(name, videos, correct, accuracy, confusion, int(wrong[worst])))
+        precision = correct / int(predicted[index]) if predicted[index] else 0.0
+        f1 = 2 * correct / (videos + int(predicted[index])) if videos else None
+        rows.append(ClassRow(name, videos, correct, accuracy, precision, f1, confusion, int(wrong[worst])))
     return rows
+
+
+def macro_means(table: ScoreTable) -> tuple[float | None, float | None]:
+    """Return the means of precision and F1 over the classes that occur; None for a multi-label table."""
+    if table.targets is not None:
+        return None, None
+    counts_KK = confusion_matrix(table.logits, table.labels)
+    correct, videos, predicted = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
+    occurs = videos > 0
+    return (
+        float((correct / np.maximum(predicted, 1))[occurs].mean()),
+        float((2 * correct / np.maximum(videos + predicted, 1))[occurs].mean()),
+    )
 
 
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
@@ -233,6 +264,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
     place = table_ranks(table)
     unit, groups = video_sources(table)
     several = table.targets is not None
+    precision, f1 = macro_means(table)
     classes = table.logits.shape[1]
     hits = {k: (place < k).astype(np.float64) for k in {1, *top}}
     return Summary(
@@ -240,13 +272,52 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
         groups=groups,
         top={k: _share(hits[k], Sample.even(unit)) if k == 1 or k < classes else None for k in top},
         mean_class=None if several else _share(hits[1], Sample.by_class(unit, table.labels)),
+        precision=precision,
+        f1=f1,
         ece=None
         if several or table.meta.get("scale") == "ranking"
         else calibration_error(table.logits, table.labels),
         chance=chance(table),
         map=_map(table, unit) if several else None,
+        own=own_metrics(table),
         map_classes=int(table.targets.any(axis=0).sum()) if table.targets is not None else 0,
     )
+
+
+def own_metrics(table: ScoreTable) -> dict[str, Interval]:
+    """Return the metrics that other installed packages define, with jackknife intervals over sources.
+
+    A package declares a metric as an entry point of the group `two_stream.metrics`. The metric is a function of logits
+    `(N, K)` and labels `(N,)` (targets `(N, K)` for a multi-label data set) that returns a fraction.
+
+    Raises:
+        ScoreError: A metric raises an exception or returns something other than a finite number.
+    """
+    truth = table.labels if table.targets is None else table.targets
+    found = {}
+    for entry in entry_points(group="two_stream.metrics"):
+        unit = video_sources(table)[0] % _OWN_BLOCKS
+        size = int(unit.max()) + 1
+        try:
+            measure = entry.load()
+            value = float(measure(table.logits, truth))
+            left = [
+                float(measure(table.logits[unit != one], truth[unit != one]))
+                for one in range(size)
+                if size > 1
+            ]
+        except Exception as error:
+            raise ScoreError(
+                f"metric {entry.name!r} ({entry.value}) failed: {type(error).__name__}: {error}"
+            ) from error
+        if not np.isfinite([value, *left]).all():
+            raise ScoreError(
+                f"metric {entry.name!r} ({entry.value}) returned {value}; expected a finite number"
+            )
+        pseudo = value - (size - 1.0) * (np.array(left) - np.mean(left)) if left else np.array([value])
+        share = np.bincount(unit) / len(unit)
+        found[entry.name] = estimate_units(pseudo[:, None], share, MAP_UNITS).share_interval()
+    return found
 
 
 def chance(table: ScoreTable) -> float:

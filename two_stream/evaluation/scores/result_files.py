@@ -94,8 +94,8 @@ def _guesses(entries: Any, where: str) -> Guesses:
     return sorted(((label, total / clips) for label, total in sums.items()), key=lambda guess: -guess[1])
 
 
-def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, ...]]:
-    """Return the classes of all videos of a subset from an annotation file of Efficient-3DCNNs or 3D-ResNets.
+def read_truth(path: Path, subset: str | None = "validation") -> dict[str, tuple[str, ...]]:
+    """Return the classes of the videos of a subset (None: of all videos) in an annotation file of the two codebases.
 
     The format is `{"labels": […], "database": {video: {"subset": …, "annotations": {"label": …}}}}`. The Kinetics files
     of Efficient-3DCNNs have a database for each subset. If `annotations` is a list, as in ActivityNet, a video has
@@ -108,7 +108,10 @@ def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, .
     database = found.get("database") if isinstance(found, dict) else None
     if not isinstance(database, dict):
         raise DataError(f'{path}: expected {{"labels": […], "database": {{video: {{"subset", …}}}}}}')
-    if isinstance(database.get(subset), dict) and "subset" not in database[subset]:
+    nested = [one for one in database.values() if isinstance(one, dict) and "subset" not in one]
+    if subset is None and len(nested) == len(database):
+        database = {video: entry for one in nested for video, entry in one.items()}
+    elif subset is not None and isinstance(database.get(subset), dict) and "subset" not in database[subset]:
         database = database[subset]
     truth = {}
     for video, entry in database.items():
@@ -116,7 +119,7 @@ def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, .
             raise DataError(
                 f"{path}: database.{video}: `subset` is missing; expected a subset for every video"
             )
-        if entry["subset"] == subset:
+        if subset in (None, entry["subset"]):
             truth[str(video)] = _labels(entry.get("annotations"), f"{path}: database.{video}")
     if not truth:
         raise DataError(f"{path}: no video of subset {subset!r}; use another --subset")

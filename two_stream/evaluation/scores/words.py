@@ -21,7 +21,7 @@ from two_stream.runtime.console import console, say, table
 from two_stream.runtime.text import plural, signed_number
 from two_stream.types import Modality, ScoreTable
 
-COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
+COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "F1", "ECE", "videos")
 MULTI_COLUMNS = ("stream", "mAP [95 % CI]", "top-1 [95 % CI]", "top-3", "top-5", "classes", "videos")
 """columns for a multi-label data set; top-k counts any class of the video, and mean class and ECE are undefined"""
 PAPER_WARNING = "test-selected: the checkpoint was picked on the test split, so the accuracy is optimistic"
@@ -93,13 +93,14 @@ def rows(found: Sequence[Line]) -> list[list[str]]:
 
 def columns(found: Sequence[Line]) -> tuple[str, ...]:
     """Return the headings of the accuracy table."""
-    return MULTI_COLUMNS if found[0].summary.map is not None else COLUMNS
+    own = MULTI_COLUMNS if found[0].summary.map is not None else COLUMNS
+    return (*own[:-1], *found[0].summary.own, own[-1])
 
 
 def print_accuracies(title: str, found: Sequence[Line], paths: Sequence[Path] = ()) -> None:
     """Print the accuracy table, the protocol of its last line, the caveats, and the score files."""
     meta = found[-1].table.meta
-    console.print(table(title, columns(found), rows(found)))
+    console.print(table(title, columns(found), rows(found), spare=("top-3",)))
     say(protocol_line(meta, found[-1].summary))
     for text in caveats(found[-1]):
         say(f"note: {text}")
@@ -111,15 +112,16 @@ def _cells(name: str, summary: Summary) -> list[str]:
     values = [summary.top.get(3), summary.top.get(5), summary.mean_class]
     third, fifth, mean_class = (percent(None if one is None else one.value) for one in values)
     top = [percent(summary.top.get(1)), third, fifth]
+    more = [*map(percent, summary.own.values()), str(summary.videos)]
     if summary.map is not None:
-        return [name, percent(summary.map), *top, str(summary.map_classes), str(summary.videos)]
-    return [name, *top, mean_class, percent(summary.ece), str(summary.videos)]
+        return [name, percent(summary.map), *top, str(summary.map_classes), *more]
+    return [name, *top, mean_class, percent(summary.f1), percent(summary.ece), *more]
 
 
 def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> str:
     """Return the protocol of a result on one line: data, part, views, selection, videos, seed and type of interval."""
-    dataset = meta.get("dataset", "unknown data set")
-    parts = [f"{dataset} split {meta.get('split', '?')}, {meta.get('part', '?')} part"]
+    split = f" split {meta['split']}" if "split" in meta else ""
+    parts = [f"{meta.get('dataset', 'unknown data set')}{split}, {meta.get('part', '?')} part"]
     if meta.get("protocol"):
         parts.append(str(meta["protocol"]))
     if meta.get("precision_reason"):
@@ -135,6 +137,8 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
         parts.append(
             videos + (f" of {plural(summary.groups, 'source')}" if summary.groups is not None else "")
         )
+    if meta.get("common"):
+        parts.append(str(meta["common"]))
     skipped = skipped_videos(meta)
     if skipped:
         parts.append(f"{len(skipped)} skipped")

@@ -17,7 +17,7 @@ from scipy.special import log_expit, log_softmax, logsumexp
 from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.scores.files import view_rows
+from two_stream.evaluation.scores.tables import view_rows
 from two_stream.evaluation.scoring.network import Compiled, evaluation_mode
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed

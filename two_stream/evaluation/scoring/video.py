@@ -19,8 +19,7 @@ from two_stream.data.clips.transforms import resize_frames, view_spec
 from two_stream.data.clips.views import evaluation_clips
 from two_stream.data.sources.files import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
-from two_stream.evaluation.scores.fusion import checked_weights, combine
-from two_stream.evaluation.scores.metrics import probabilities
+from two_stream.evaluation.scores.fusion import fused_probabilities
 from two_stream.evaluation.scoring.network import ClipNetwork, evaluation_mode, resolve_evaluation
 from two_stream.evaluation.scoring.score import Canvas, aggregate_views, scored_views
 from two_stream.evaluation.scoring.views import assemble_clips, crop_views, views_of_clip
@@ -131,33 +130,16 @@ def fuse_results(
 ) -> NDArray[np.float64]:
     """Return the class probabilities `(K,)` of a video from the results of one or more networks.
 
-    With the rule `l2`, the sum of normalised logits is so short that its softmax would be almost uniform. The
-    sum is therefore multiplied by the mean length of the streams' logits and divided by the sum of the weights. For
-    multi-label networks, the probabilities of the classes are independent.
-
     Raises:
         ScoreError: The number of weights differs from the number of streams, or there are weights for a single stream.
     """
     vectors = [result.logits[None] for result in results]
-    several = results[0].multi_label
-    if len(vectors) == 1:
-        if weights is not None:
-            raise ScoreError(
-                "weights are given for a single stream; expected weights only for several runs; omit the weights"
-            )
-        return probabilities(vectors[0][0], multi_label=several)
-    used = checked_weights(weights, len(vectors))
-    fused = combine(vectors, rule, used, sigmoid=several)[0]
-    if rule == "l2":
-        fused = fused * float(np.mean([np.linalg.norm(vector) for vector in vectors])) / sum(used)
-    elif rule == "logits":
-        fused = fused / sum(used)
-    elif rule == "rank":
-        points = fused - fused.min()
-        return np.asarray(
-            points / points.sum() if points.sum() > 0 else np.full(len(points), 1 / len(points))
+    if len(vectors) == 1 and weights is not None:
+        raise ScoreError(
+            "weights are given for a single stream; expected weights only for several runs; omit the weights"
         )
-    return probabilities(fused, multi_label=several)
+    fused_NK = fused_probabilities(vectors, rule, weights, sigmoid=results[0].multi_label)
+    return np.asarray(fused_NK[0])
 
 
 def top_classes(chances: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from two_stream.evaluation.runs.none_of_these import mark_none
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
 from two_stream.streaming.live.networks import NetworkTrack
@@ -48,8 +49,9 @@ class Watcher:
         runs: Sequence[Run],
         rule: str = "l2",
         weights: Sequence[float] | None = None,
+        threshold: float = 0.0,
     ) -> None:
-        self.pipeline = pipeline
+        self.pipeline, self.threshold = pipeline, threshold
         self.rule, self.weights = rule, weights
         self.multi_label = runs[0].multi_label
         self.class_names = runs[0].class_names
@@ -82,7 +84,8 @@ class Watcher:
                 status.predictions.add()
                 if not seen.ended:
                     status.latency.add(prediction.latency)
-                status.guesses = top_classes(prediction.probabilities, self.class_names, top_k)
+                best = top_classes(prediction.probabilities, self.class_names, top_k)
+                status.guesses = mark_none(best, self.threshold)
             yield seen, prediction
 
     def _predict(self, seen: FrameResult) -> Prediction | None:
@@ -100,7 +103,9 @@ class Watcher:
         return Prediction(first, frame.number, frame.seconds, latency, probabilities, dict(self._newest))
 
 
-def prediction_record(made: Prediction, names: Sequence[str], count: int, dropped: int) -> dict[str, Any]:
+def prediction_record(
+    made: Prediction, names: Sequence[str], count: int, dropped: int, threshold: float = 0.0
+) -> dict[str, Any]:
     """Return the values of a prediction's JSON line, with the `count` most probable classes."""
     guesses = top_classes(made.probabilities, list(names), count)
     return {
@@ -110,6 +115,7 @@ def prediction_record(made: Prediction, names: Sequence[str], count: int, droppe
         "latency_ms": round(1000 * made.latency, 2),
         "dropped": dropped,
         "top": [{"class": name, "probability": share} for name, share in guesses],
+        **({"none_of_these": guesses[0][1] < threshold} if threshold else {}),
     }
 
 

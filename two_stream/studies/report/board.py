@@ -18,6 +18,7 @@ from two_stream.errors import ScoreError, TwoStreamError, printable
 from two_stream.evaluation.report.page import IntervalRow, Top, accuracy_rows, dots_note, page_templates
 from two_stream.evaluation.runs.lookup import compression_of, read_history, run_of, settings_of
 from two_stream.evaluation.scores.files import read_scores
+from two_stream.evaluation.scores.formats import is_score_file
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import DASH, label_of, percent, text_table
 from two_stream.runtime.files import write_text
@@ -108,7 +109,7 @@ def read_board(root: Path, *, pictures: bool = False) -> tuple[list[Entry], list
     files: list[Path] = []
     problems: list[str] = []
     for folder, names in leaderboard.walk(root):
-        files += [folder / name for name in names if name.endswith(".npz")]
+        files += filter(is_score_file, (folder / name for name in names))
         if RunPaths(folder).experiment.name in names:
             runs[folder] = None
             with _noted(problems, folder):
@@ -162,7 +163,7 @@ def _entry(entry: Entry, items: Sequence[Scored], pictures: bool) -> Entry:
         return entry
     item, board = max(items, key=lambda one: Path(one[0].file).stat().st_mtime)
     meta, standing, entry.state = item.table.meta, board.standings[0], "finished"
-    if entry.path.suffix == ".npz":
+    if entry.path.suffix:
         entry.kind = "fusion" if meta.get("kind") == "fused" else "scores"
         entry.name = label_of(item.table) if entry.kind == "fusion" else entry.name
     entry.dataset, entry.data = str(meta.get("dataset", "")), board.title.partition(" part · ")[0]

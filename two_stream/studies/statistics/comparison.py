@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores import metrics, statistics
-from two_stream.evaluation.scores.files import join, name_of, reorder
 from two_stream.evaluation.scores.metrics import main_value, per_class, source_units, table_ranks
 from two_stream.evaluation.scores.statistics import LEVEL, Estimate, Interval, Sample, estimate_mean
+from two_stream.evaluation.scores.tables import join, name_of, reorder
 from two_stream.runtime.text import plural, signed_number
 from two_stream.studies.statistics.results import Comparison, McNemar
 from two_stream.types import ScoreTable

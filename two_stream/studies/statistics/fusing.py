@@ -10,10 +10,10 @@ from itertools import combinations, product
 import numpy as np
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores.files import join
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.evaluation.scores.metrics import table_ranks
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm, smallest_gain
+from two_stream.evaluation.scores.tables import join
 from two_stream.studies.statistics.comparison import Cell, Panel, Tables, main_test, match_cells, panel_of
 from two_stream.studies.statistics.results import Contribution, FusedPair, FusionResult
 from two_stream.types import ScoreTable

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from two_stream.config.load import dump, flatten
 from two_stream.config.schema import FREE_ON_RESUME, Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import history, run_of, settings_of
-from two_stream.evaluation.scores.files import find_scores, name_of, newest_scores, read_scores
+from two_stream.evaluation.scores.files import find_scores, newest_scores, read_scores
+from two_stream.evaluation.scores.formats import Described
 from two_stream.evaluation.scores.metrics import main_value
+from two_stream.evaluation.scores.tables import keep_common_videos, name_of
 from two_stream.studies.statistics.comparison import Cell, seeds_by_split
 from two_stream.studies.statistics.results import RunRow
 from two_stream.studies.statistics.summary import VariantRuns
@@ -90,15 +92,25 @@ def _variant_settings(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
+def read_scored(path: Path | str, part: str = "test", described: Described | None = None) -> ScoredRun:
     """Read a score file, or the newest one of a run folder, together with the settings of its run if available.
 
     Raises:
         ScoreError: The file or folder does not exist or is damaged.
     """
-    table = read_scores(find_scores(path, part))
+    table = read_scores(find_scores(path, part), described, part)
     run = run_of(table)
     return ScoredRun(table, run, settings_of(run))
+
+
+def keep_common(found: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """Reduce the score files of each split to the videos that all of them contain."""
+    reduced = list(found)
+    for split in {item.cell[0] for item in found}:
+        places = [place for place, item in enumerate(found) if item.cell[0] == split]
+        for place, table in zip(places, keep_common_videos([found[place].table for place in places])):
+            reduced[place] = replace(found[place], table=table)
+    return reduced
 
 
 def group_variants(

@@ -314,7 +314,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "backbone": (
         {"train": {"init": None, "init_part": "all"}},
         CheckpointError,
-        "of a different backbone.*train.init",
+        "by a different backbone.*train.init",
     ),
     "augmentation": (
         {"data": {"augment": {"flip": 0.0}}},
@@ -361,7 +361,7 @@ def test_features_written_anew_with_other_content_do_not_continue_a_run(world: P
     [
         ({"freeze_until": None}, "expected backbone or head"),
         ({"mixup": 0.2}, "`train.mixup` mixes clips"),
-        ({"selection": "paper"}, "expected holdout"),
+        ({"selection": "paper"}, "set `train.selection: holdout`"),
     ],
 )
 def test_settings_that_contradict_stored_features(
