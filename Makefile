@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SHELL := /bin/bash
 
-.PHONY: help demo test test-integration cover test-all test-lowest parity lint format pins clean
+.PHONY: help demo test test-integration cover test-all test-lowest parity lint lint-style lint-types format pins clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -45,10 +45,15 @@ parity: $(STAMP)  ## only the comparisons with reference numbers
 	$(BIN)/pytest -n 2 --dist loadgroup -m parity tests
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint-style lint-types
+
+lint-style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+lint-types: $(STAMP)
+	$(BIN)/mypy
 
 format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -131,9 +131,8 @@ def main(args: list[str]) -> int:
     if flags.threshold is None:
         from two_stream.evaluation.runs.none_of_these import read_threshold
 
-        flags = replace(
-            flags, threshold=read_threshold([path for path, _ in given], flags.rule, flags.weights)
-        )
+        loaded = [(path, run.model_sha256) for (path, _), run in zip(given, runs)]
+        flags = replace(flags, threshold=read_threshold(loaded, flags.rule, flags.weights))
     return _predict_all(flags, [_Stream(run, _views(flags, run), _reading(flags, run)) for run in runs])
 
 

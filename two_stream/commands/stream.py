@@ -144,7 +144,8 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
     runs = _runs(flags)
     threshold = flags.threshold
     if threshold is None:
-        threshold = read_threshold([run.paths.root for run in runs], flags.rule, flags.weights)
+        loaded = [(run.paths.root, run.model_sha256) for run in runs]
+        threshold = read_threshold(loaded, flags.rule, flags.weights)
     streams = [_stream(flags, run) for run in runs]
     pipeline = Pipeline(
         source,

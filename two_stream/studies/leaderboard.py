@@ -149,7 +149,8 @@ def _boards(members: Sequence[ScoredRun], level: float, damaged: list[str]) -> l
 def _board(
     groups: dict[str, list[ScoredRun]], panels: dict[str, Panel], level: float, damaged: list[str]
 ) -> RankedTable:
-    order = sorted(panels, key=lambda name: (-panels[name].estimate().value, name))
+    values = {name: round(panel.estimate().value, 12) for name, panel in panels.items()}
+    order = sorted(panels, key=lambda name: (-values[name], name))
     first = order[0]
     tested = [name for name in order if len(panels[name].seeds) >= ENOUGH_TRAININGS]
     ps = {}
@@ -162,7 +163,8 @@ def _board(
         pair[1]: p for pair, p in zip(ps, holm(list(ps.values())), strict=True) if pair[0] == tested[0]
     }
     standings = []
-    for place, name in enumerate(order, start=1):
+    for name in order:
+        place = 1 + sum(value > values[name] for value in values.values())  # equal values share a place
         items = groups[name]
         newest = max(Path(item.file).stat().st_mtime for item in items)
         standings.append(
@@ -170,7 +172,7 @@ def _board(
                 place=place,
                 name=name,
                 accuracy=panels[name].interval(level),
-                behind=panels[first].estimate().value - panels[name].estimate().value if place > 1 else None,
+                behind=values[first] - values[name] if name != first else None,
                 p_holm=adjusted.get(name),
                 level_with_best=name in adjusted and adjusted[name] >= 1 - level,
                 modality=str(items[0].table.meta.get("modality", DASH)),

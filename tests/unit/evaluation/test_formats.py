@@ -524,3 +524,14 @@ def test_precision_and_f1_are_those_of_sklearn() -> None:
     assert found.f1 == pytest.approx(f1[present].mean())
     assert found.mean_class is not None
     assert found.mean_class.value == pytest.approx(recall[present].mean())
+
+
+def test_equal_accuracies_share_a_place(folder: Path, capsys) -> None:
+    Path("results").mkdir()
+    best, other = made(1), made(2)
+    best.logits += 5 * np.eye(5)[best.labels]
+    for name, table in (("a", other), ("b", best), ("c", other)):
+        write_table(Path(f"results/{name}.csv"), table)
+    assert main(["leaderboard", "results", "--json"]) == 0
+    (board,) = json.loads(capsys.readouterr().out)["boards"]
+    assert [(one["place"], one["name"]) for one in board["standings"]] == [(1, "b"), (2, "a"), (2, "c")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,18 +88,23 @@ def test_a_run_keeps_it_and_two_runs_share_one(tmp_path: Path) -> None:
         write_scores(file, table)
         table.meta["file"] = str(file)
     own = write_threshold(runs[0], tables[0], 0.1)
-    assert read_threshold(runs[:1], "l2", None) == own.value
-    assert read_threshold(runs, "l2", None) == 0.0  # the flow run has none
+    assert read_threshold([(runs[0], "a")], "l2", None) == own.value
+    assert read_threshold([(runs[0], "a"), (runs[1], "b")], "l2", None) == 0.0  # the flow run has none
     write_threshold(runs[1], tables[1], 0.2)
     facts = json.loads((runs[1] / "threshold.json").read_text())
     assert facts["scores"] == "scores/val_single.npz"  # the run can move
-    moved = [run.rename(tmp_path / f"moved_{run.name}") for run in runs]
+    moved = [(run.rename(tmp_path / f"moved_{run.name}"), "a") for run in runs]
     mean = sum(softmax(table.logits, axis=1) for table in tables) / 2
     wanted = choose_threshold(mean, tables[0], 0.1).value
     assert read_threshold(moved, "probabilities", None) == pytest.approx(wanted, abs=1e-12)
-    (moved[0] / "threshold.json").write_text("{}")
-    with pytest.raises(ScoreError, match=r"threshold\.json: damaged .* --part val --false-alarms RATE"):
-        read_threshold(moved, "l2", None)
+    file = moved[0][0] / "threshold.json"
+    facts = json.loads(file.read_text()) | {"model_sha256": "b"}
+    for content in ("{}", "[", json.dumps(facts)):
+        file.write_text(content)
+        with pytest.raises(
+            ScoreError, match=r"threshold\.json: damaged, or chosen for other weights; .* --false-alarms"
+        ):
+            read_threshold(moved, "l2", None)
 
 
 def test_below_it_the_first_class_is_none_of_these() -> None:
@@ -131,5 +137,14 @@ def test_commands_show_it(exported_world: Path, tmp_path: Path, monkeypatch, cap
     lines = [json.loads(line) for line in Path("s.jsonl").read_text().splitlines()]
     assert lines
     assert all(line["none_of_these"] for line in lines)
+    world = tmp_path / "world"
+    shutil.copytree(exported_world, world)
+    monkeypatch.chdir(world)
+    held = ["evaluate", str(world / "rgb"), "--device", "cpu", "--part", "val", "--false-alarms", "0.9"]
+    assert main(held) == 0
+    assert "threshold 0" in capsys.readouterr().err
+    assert json.loads((world / "rgb" / "threshold.json").read_text())["false_alarms"] == 0.9
+    assert main([*command[:3], str(world / "rgb"), *command[4:], "--json", "p.json"]) == 0
+    monkeypatch.chdir(tmp_path)
     assert main(["evaluate", run, "--device", "cpu", "--false-alarms", "0.1"]) == 2
     assert "--false-alarms needs a run folder and --part val" in capsys.readouterr().err

@@ -305,19 +305,14 @@ def _interval_row(line: words.Line, main: words.Line) -> page.IntervalRow:
 
 def _tables(facts: dict[str, Any], confusion: NDArray[np.int64] | None) -> dict[str, Any]:
     """Return the tables of the page."""
-    columns = [
-        "class",
-        "videos",
-        "correct" if confusion is not None else "ranked first",
-        f"{facts['measure']} (%)",
-    ]
+    columns = ["class", "correct" if confusion is not None else "ranked first", facts["measure"]]
     rows = []
     for row in facts["per_class"][facts["main"]]:
-        cells = [row["name"], row["videos"], row["correct"], words.percent(row["accuracy"])]
+        cells = [row["name"], f"{row['correct']} of {row['videos']}", words.percent(row["accuracy"])]
         mistaken = f"{row['confusion']} ({row['confusion_count']})" if row["confusion"] else ""
         more = [words.percent(row["precision"]), words.percent(row["f1"]), mistaken]
         rows.append([*cells, *more] if confusion is not None else cells)
-    columns += ["precision (%)", "F1 (%)", "mostly mistaken for"] if confusion is not None else []
+    columns += ["precision", "F1", "mostly mistaken for"] if confusion is not None else []
     compression = {
         name: words.text_table("", made["columns"], made["rows"])
         for name, made in facts["compression"].items()
@@ -325,7 +320,7 @@ def _tables(facts: dict[str, Any], confusion: NDArray[np.int64] | None) -> dict[
     caption = "In per cent, with 95 % intervals in brackets."
     return {
         "accuracy": words.text_table(caption, facts["columns"], facts["rows"], strong=facts["main"]).filled(),
-        "classes": words.text_table("", columns, rows),
+        "classes": words.text_table("In per cent. The accuracy of a class is its recall.", columns, rows),
         "confusion": page.confusion_table(confusion, facts["class_names"]) if confusion is not None else None,
         "compression": compression,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import floor
 from pathlib import Path
@@ -86,42 +88,44 @@ def write_threshold(run: Path, table: ScoreTable, rate: float) -> Threshold:
     path = Path(found.scores).resolve()
     inside = path.is_relative_to(run.resolve())
     scores = path.relative_to(run.resolve()).as_posix() if inside else str(path)
-    write_json(run / FILE, asdict(found) | {"scores": scores})
+    write_json(run / FILE, asdict(found) | {"scores": scores, "model_sha256": table.meta.get("model_sha256")})
     return found
 
 
-def read_threshold(runs: Sequence[Path], rule: str, weights: Sequence[float] | None) -> float:
+def read_threshold(runs: Sequence[tuple[Path, str]], rule: str, weights: Sequence[float] | None) -> float:
     """Return the threshold for the predictions of runs; 0 if a run has none.
 
     For several runs, the threshold is chosen on their fused holdout scores, with the smallest of their rates.
 
+    Args:
+        runs: Folder of each run, and the checksum of its weights.
+        rule: Rule of the fusion.
+        weights: Weights of the fusion.
+
     Raises:
-        ScoreError: A file is damaged, or the holdout scores of the runs are missing or of different videos.
+        ScoreError: A file is damaged or was chosen for other weights, or the holdout scores of the runs are missing or
+            of different videos.
     """
+    paths = [run / FILE for run, _ in runs]
+    if not all(path.is_file() for path in paths):
+        return 0.0
     found: list[dict[str, Any]] = []
-    for run in runs:
-        path = run / FILE
-        if not path.is_file():
-            return 0.0
-        try:
+    for path, (run, model) in zip(paths, runs):
+        problem = "chosen for other weights"
+        with suppress(KeyError, TypeError, ValueError):
             facts = parse_json(path.read_bytes())
             found.append(
-                {
-                    "value": float(facts["value"]),
-                    "rate": float(facts["false_alarms"]),
-                    "scores": facts["scores"],
-                }
+                {key: float(facts[key]) for key in ("value", "false_alarms")} | {"scores": facts["scores"]}
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ScoreError(
-                f"{path}: damaged ({error}); write it again with "
-                f"`two-stream evaluate {run} --part val --false-alarms RATE`"
-            ) from None
+            problem = "" if facts["model_sha256"] in (None, model) else problem
+        if problem:
+            again = f"two-stream evaluate {shlex.quote(str(run))} --part val --false-alarms RATE"
+            raise ScoreError(f"{path}: damaged, or {problem}; write it again with `{again}`")
     if len(found) == 1:
         return float(found[0]["value"])
-    tables = join([read_scores(run / one["scores"], part="val") for run, one in zip(runs, found)])
+    tables = join([read_scores(run / one["scores"], part="val") for (run, _), one in zip(runs, found)])
     chances = fused_probabilities([table.logits for table in tables], rule, weights)
-    return choose_threshold(chances, tables[0], min(one["rate"] for one in found)).value
+    return choose_threshold(chances, tables[0], min(one["false_alarms"] for one in found)).value
 
 
 def mark_none(guesses: Sequence[tuple[str, float]], threshold: float) -> list[tuple[str, float]]:

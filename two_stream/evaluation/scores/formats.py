@@ -55,8 +55,6 @@ class Described:
     """file with lines `id group`: the source of each video"""
     kind: Kind = "auto"
     """what the scores are"""
-    settings_root: Path = Path("settings")
-    """folder of data sets that are given by name"""
 
     def record(self) -> Record | None:
         """Return the data set that `labels` names; None if it is a file."""
@@ -64,7 +62,7 @@ class Described:
             Path(self.labels).is_file() and not self.labels.endswith((".yaml", ".yml"))
         ):
             return None
-        return load_record(self.labels, self.settings_root)
+        return load_record(self.labels)
 
 
 @dataclass
@@ -92,7 +90,9 @@ def is_score_file(path: Path) -> bool:
             start = file.read(200)
     except (OSError, UnicodeDecodeError):
         return False
-    return (_HEADER if path.suffix in (".csv", ".tsv") else _RECORDS).match(start) is not None
+    if path.suffix.startswith(".json"):
+        return _RECORDS.match(start) is not None
+    return _HEADER.match(start) is not None and start.lower().lstrip('"').startswith(("id", "video", "path"))
 
 
 def read_foreign(path: Path, described: Described, part: str = "test") -> ScoreTable:
