@@ -35,13 +35,14 @@ COMMANDS = {
     "export": "export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify it",
     "report": "write one self-contained page about runs and scores",
     "profile": "measure parameters, multiply-adds, speed and memory of a model",
+    "settings": "list, show and copy the settings files of experiments and studies",
     "models": "list the named models, or show one",
     "weights": "list, fetch, verify and convert published checkpoints",
 }
 """Every command and its summary; a contract test compares it with the modules in `commands/`."""
 GROUPS = {
     "Data": "demo prepare extract pack check",
-    "Train": "auto baseline train features compress",
+    "Train": "settings auto baseline train features compress",
     "Measure": "evaluate scores fuse report profile",
     "Compare": "ablate compare leaderboard board",
     "Use": "predict stream export models weights",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from two_stream.commands.flags import parse, split_positional
+from two_stream.commands.flags import found_settings, parse, split_positional
 from two_stream.commands.output import print_table
 from two_stream.config.load import validate_settings
 from two_stream.config.study import Study
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "Run the missing cells of a study, and write a report with statistics."
 EXAMPLES = (
-    "ablate settings/studies/demo_heads.yaml --dry-run",
-    "ablate settings/studies/demo_heads.yaml --jobs 2",
+    "ablate demo_heads --dry-run",
+    "ablate demo_heads --jobs 2",
 )
 PROG = "two-stream ablate STUDY.yaml"
 DESCRIPTION = (
@@ -65,8 +65,14 @@ def main(args: list[str]) -> int:
     example = "settings/studies/demo_heads.yaml"
     name, rest = split_positional(args, "two-stream ablate", "the study file", example)
     flags = parse(
-        _Flags, rest, PROG, DESCRIPTION, EXAMPLES, [("STUDY.yaml", "study file, see settings/studies")]
+        _Flags,
+        rest,
+        PROG,
+        DESCRIPTION,
+        EXAMPLES,
+        [("STUDY.yaml", "study file, or a name that `two-stream settings` lists")],
     )
+    name = str(found_settings(name, "studies"))
     study = _study(name, flags)
     command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:

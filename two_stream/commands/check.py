@@ -147,9 +147,9 @@ def _size_of(record: Record) -> str:
 
 def _record(path: Path, settings_root: Path) -> Record | None:
     """Return the data set that a target names, or None if the target is not a data set."""
-    from two_stream.data.catalog import RECORD_FILE, load_record
+    from two_stream.data.catalog import RECORD_FILE, known_datasets, load_record
 
-    is_name = not path.exists() and (settings_root / path / RECORD_FILE).is_file()
+    is_name = not path.exists() and str(path) in known_datasets(settings_root)
     if is_name or path.suffix in (".yaml", ".yml") or (path / RECORD_FILE).is_file():
         return load_record(path, settings_root)
     return None

@@ -17,8 +17,9 @@ import tyro
 from pydantic import BaseModel, ValidationError
 
 from two_stream.commands.help import Page, Rows, flag_names, overview, show_help
-from two_stream.config.load import explain, nearest, union_members
+from two_stream.config.load import explain, find_settings, nearest, union_members
 from two_stream.errors import SettingsError
+from two_stream.runtime.console import note
 
 if TYPE_CHECKING:
     from two_stream.evaluation.scores.formats import Described
@@ -119,6 +120,14 @@ def parse_over(
         return type(default).model_validate(parsed.model_dump())
     except ValidationError as error:
         raise SettingsError(f"{prog}: {explain(type(default), error)}") from None
+
+
+def found_settings(given: str, kind: str) -> Path:
+    """Return a settings file by path or name, see `find_settings`; if it was found by name, say which file is read."""
+    path = find_settings(given, kind)
+    if path != Path(given):
+        note(f"settings: {path}")
+    return path
 
 
 def split_positional(args: list[str], prog: str, what: str, example: str) -> tuple[str, list[str]]:

@@ -8,7 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from two_stream.commands.flags import parse, parse_over, split_positional, take_flag, take_value
+from two_stream.commands.flags import (
+    found_settings,
+    parse,
+    parse_over,
+    split_positional,
+    take_flag,
+    take_value,
+)
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.runtime import distributed
@@ -26,6 +33,7 @@ DESCRIPTION = (
     f"{SUMMARY} Every setting of the file can be changed with a flag; --help shows the file's values."
 )
 EXAMPLES = (
+    "train own_videos_rgb --data.dataset mine --name mine_rgb",
     "train demo/rgb.yaml --name rgb_lstm --model.head.kind lstm",
     "train demo/rgb.yaml --help train.optimizer",
 )
@@ -34,7 +42,7 @@ RECIPE_EXAMPLES = (
     "train --recipe late-temporal --arch rgb_r2plus1d_32f_34_bert10 --evaluate",
 )
 _OWN = (
-    ("FILE.yaml", "experiment file, see settings/experiments"),
+    ("FILE.yaml", "experiment file, or a name that `two-stream settings` lists"),
     ("--resume", "continue an interrupted run, with bit-identical results"),
     ("--overwrite", "start over in an existing run folder"),
     (
@@ -68,7 +76,7 @@ def _read(args: list[str]) -> Action:
         return _read_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
     example = "settings/experiments/own_videos_rgb.yaml"
     name, rest = split_positional(args, "two-stream train", "the experiment file", example)
-    default = load_experiment(name) if name else Experiment()
+    default = load_experiment(found_settings(name, "experiments")) if name else Experiment()
     experiment = parse_over(default, rest, PROG, DESCRIPTION, EXAMPLES, _OWN)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 

@@ -183,6 +183,55 @@ def load_experiment(path: Path | str) -> Experiment:
     return validate_settings(Experiment, read_yaml(Path(path)), path)
 
 
+def shipped(folder: str) -> Path:
+    """Return the folder `settings` or `weights` of the package; in a checkout, the folder is next to the package."""
+    package = Path(__file__).parents[1]
+    return package / folder if (package / folder).is_dir() else package.parent / folder
+
+
+def settings_files(kind: str = "*") -> dict[str, Path]:
+    """Return the settings files by name, such as `own_videos_rgb` or `late_temporal/rgb_I3D64f`.
+
+    The files are those in the folder `settings` of the current folder and those that come with the package. A file of
+    the current folder replaces one of the package that has the same name.
+
+    Args:
+        kind: `experiments`, `studies`, or `*` for both.
+    """
+    found: dict[str, Path] = {}
+    for root in (shipped("settings"), Path("settings")):
+        for folder in sorted(root.glob(kind)):
+            if folder.name in ("experiments", "studies"):
+                found |= {
+                    path.relative_to(folder).with_suffix("").as_posix(): path
+                    for path in folder.rglob("*.yaml")
+                }
+    return dict(sorted(found.items()))
+
+
+def find_settings(given: str, kind: str) -> Path:
+    """Return a settings file by its path or its name; see `settings_files`. A path that exists comes first.
+
+    A path such as `settings/experiments/small.yaml` is also found if it comes with the package.
+
+    Raises:
+        SettingsError: There is neither such a file nor such a name; the message suggests the most similar name.
+    """
+    path = Path(given)
+    if path.exists():
+        return path
+    inside = shipped("settings").parent / path
+    known = settings_files(kind)
+    found = known.get(path.with_suffix("").as_posix(), inside if path.parts[:1] == ("settings",) else None)
+    if found is None or not found.is_file():
+        if path.suffix or len(path.parts) > 2:
+            return path  # reading it reports the missing file
+        raise SettingsError(
+            f"{given}: no such file, and no settings of this name{nearest(given, list(known))}"
+        )
+    return found
+
+
 def dump(options: BaseModel) -> str:
     """Return settings as YAML, from which `validate_settings` builds an equal object."""
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

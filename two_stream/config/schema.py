@@ -350,7 +350,7 @@ class TrainOptions(Options):
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """learning rate of a stage, relative to the learning rate of the next stage; 1 is off"""
     stage_rates: dict[str, Positive] = Field(default_factory=dict)
-    """factor on the learning rate of single stages, for example `{stem: 0.1, classifier: 10}`; 1 for other stages"""
+    """learning rate multiplier of individual stages, for example `{stem: 0.1, classifier: 10}`; 1 for other stages"""
     init: Path | None = None
     """checkpoint to start from: a run folder, or a file of this or another codebase"""
     init_part: Literal["all", "backbone"] = "all"

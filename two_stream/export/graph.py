@@ -52,8 +52,8 @@ class Exportable:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     state_axes: tuple[int | None, ...] = ()
-    """batch dimension of each state (all inputs and outputs except for the first); None if all streams share the
-    state"""
+    """batch dimension of each state, None if all streams share the state; each input after the first, and each output
+    after the first, is a state"""
 
     @property
     def axes(self) -> tuple[int | None, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from two_stream.config.load import dump, validate_settings
+from two_stream.config.load import dump, shipped, validate_settings
 from two_stream.data.catalog import MODALITIES, RECORD_FILE, Patterns, Record, Roots, load_record
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import read_list
@@ -26,7 +26,6 @@ from two_stream.video.frames import count_frames
 
 ROOTS = (Path(), Path("..", ".."))
 """folder of the published trainers, relative to itself and to `scripts/eval`"""
-CHECKOUT = Path(__file__).resolve().parents[2]
 CLASSES = {"hmdb51": 51, "ucf101": 101, "smtV2": 174, "window": 3}
 """data sets of the published code, with their numbers of classes"""
 _FLOW_NAMES = (("flow_x_{:05d}.jpg", "flow_y_{:05d}.jpg"), ("flow_x_{:05d}", "flow_y_{:05d}"))
@@ -37,7 +36,7 @@ def settings_folders(given: Path | None) -> list[Path]:
     """Return the folders that may contain `<dataset>/` with split lists: the given folder, or all usual folders."""
     if given is not None:
         return [given]
-    return [*(root / "datasets" / "settings" for root in ROOTS), Path("settings"), CHECKOUT / "settings"]
+    return [*(root / "datasets" / "settings" for root in ROOTS), Path("settings"), shipped("settings")]
 
 
 def find_record(dataset: str, given: Path | None = None) -> Record:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import two_stream
-from two_stream.config.load import read_yaml, validate_settings
+from two_stream.config.load import read_yaml, shipped, validate_settings
 from two_stream.config.schema import Experiment
-from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.lookup import history, settings_of
 from two_stream.evaluation.scores.files import find_scores, read_scores
 from two_stream.evaluation.scores.fusion import combine, fuse
@@ -31,22 +29,12 @@ _FEWEST_EPOCHS = 5
 def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
     """Return the experiment file for a device.
 
-    On a GPU the recipe trains the whole network, otherwise only the last layer.
-
-    Raises:
-        SettingsError: The file is neither below `settings_root` nor in the checkout of two-stream.
+    On a GPU the recipe trains the whole network, otherwise only the last layer. A file below `settings_root` replaces
+    the one that comes with the package.
     """
     name = RECIPES.format(modality=modality, machine="" if pick_device(device).type == "cpu" else "_gpu")
-    places = [settings_root, Path(two_stream.__file__).parents[1] / "settings"]
-    found = next(
-        (place / "experiments" / name for place in places if (place / "experiments" / name).is_file()), None
-    )
-    if found is None:
-        raise SettingsError(
-            f"{places[0] / 'experiments' / name}: recipe not found; set --settings-root to the `settings` folder "
-            "of a two-stream checkout"
-        )
-    return found
+    own = settings_root / "experiments" / name
+    return own if own.is_file() else shipped("settings") / "experiments" / name
 
 
 def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path) -> Experiment:

@@ -136,7 +136,7 @@ def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
     changed = [f"{key} {before[key]} -> {now.get(key)}" for key in before if before[key] != now.get(key)]
     if changed:
         warn(
-            f"the run resumes with different versions, so results may differ by rounding: {'; '.join(changed)}"
+            f"the environment of the run has changed ({'; '.join(changed)}), so results may differ by rounding"
         )
     write_json(path, now)
 

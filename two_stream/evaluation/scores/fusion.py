@@ -145,7 +145,7 @@ def fused_probabilities(
     """Return class probabilities `(N, K)` from the logits `(N, K)` of one or more streams.
 
     With the rule `l2`, the sum of normalised logits is so short that its softmax would be almost uniform. The sum is
-    therefore multiplied by the mean length of the streams' logits and divided by the sum of the weights. For a
+    therefore multiplied by the mean L2 norm of the streams' logits and divided by the sum of the weights. For a
     multi-label data set (`sigmoid`), the probabilities of the classes are independent.
     """
     if len(logits) == 1:
@@ -384,8 +384,8 @@ def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[S
         if known and key == "model_sha256":
             stray = next((table for value, table in theirs.items() if value not in ours), fit[0])
             raise ScoreError(
-                f"{name_of(stray)}: the scores are from a different model than the fused ones; evaluate the fused "
-                "runs with --part val"
+                f"{name_of(stray)}: these holdout scores are not from any of the fused models; compute holdout scores of "
+                "the fused runs with `two-stream evaluate RUN --part val`"
             )
     return list(fit)
 

@@ -49,7 +49,7 @@ class VideoInput:
     protocol: str = "standard"
     """how crops are mirrored; with `paper`, mirrored crops keep the sign of flow x"""
     mirror: Mirror = field(default_factory=Mirror)
-    """whether mirrored crops are allowed, and which classes mirroring exchanges"""
+    """whether crops may be mirrored, and which classes are exchanged by mirroring"""
     whole_frame: bool = False
     """whether a centred crop is the whole frame; see `view_spec`"""
     bound: float = FLOW_BOUND

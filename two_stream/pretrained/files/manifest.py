@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from two_stream.config.base import Options, PositiveInt
-from two_stream.config.load import nearest, read_yaml, validate_settings
+from two_stream.config.load import nearest, read_yaml, shipped, validate_settings
 from two_stream.errors import CheckpointError, SettingsError
 
 MANIFEST = Path("weights") / "manifest.yaml"
@@ -147,23 +147,16 @@ class Manifest(Options):
 
 
 def find_manifest(given: Path | None = None) -> Path:
-    """Return the given manifest, or else the manifest in the current folder, or else in the checkout.
+    """Return the given manifest, or else the manifest in the current folder, or else that of the package.
 
     Raises:
-        SettingsError: There is none.
+        SettingsError: The given manifest does not exist.
     """
-    if given is not None:
-        if given.is_file():
-            return given
+    if given is None:
+        return MANIFEST if MANIFEST.is_file() else shipped("weights") / MANIFEST.name
+    if not given.is_file():
         raise SettingsError(f"{given}: the manifest does not exist")
-    checkout = Path(__file__).resolve().parents[3] / MANIFEST
-    for path in (MANIFEST, checkout):
-        if path.is_file():
-            return path
-    raise SettingsError(
-        f"there is no {MANIFEST} in the current folder or in the checkout of two-stream; pass one "
-        "with --manifest FILE"
-    )
+    return given
 
 
 def read_manifest(path: Path) -> Manifest:
