@@ -241,6 +241,11 @@ class RunPaths:
         return self.root / "experiment.yaml"
 
     @property
+    def data(self) -> Path:
+        """Where the data set was in training, see `lookup.locate_data`."""
+        return self.root / "data.json"
+
+    @property
     def metrics(self) -> Path:
         """File with one JSON object per epoch."""
         return self.root / "metrics.jsonl"

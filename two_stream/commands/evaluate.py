@@ -48,6 +48,8 @@ class _EvaluateFlags(EvaluateOptions):
     """auto, cpu, cuda, cuda:N or mps"""
     trust: tuple[Path, ...] = ()
     """AOTInductor packages that may be loaded; they contain machine code, so name only packages that you trust"""
+    data_root: Path | None = None
+    """folder of the data set's dataset.yaml, if it is not found because data or runs have been moved"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """number of loader processes; if omitted, as in the run's settings"""
     uncached: bool = False
@@ -93,7 +95,7 @@ def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
         )
     distributed.init(cpu_only=flags.device == "cpu")
     with distributed.raise_on_all_ranks():
-        run = load_network(folder, flags.checkpoint, flags.device, flags.trust)
+        run = load_network(folder, flags.checkpoint, flags.device, flags.trust, flags.data_root)
         set_threads(run.experiment.threads)
         set_deterministic(run.experiment.deterministic, run.model.device)
     options = EvaluateOptions(**{key: getattr(flags, key) for key in EvaluateOptions.model_fields})

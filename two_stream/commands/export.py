@@ -47,6 +47,8 @@ class _ExportFlags:
     """with --int8: keep the first convolution in fp32"""
     quantize_last: bool = False
     """with --int8: also quantize the classifier"""
+    data_root: Path | None = None
+    """folder of the data set's dataset.yaml, if it is not found because data or runs have been moved"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of a run folder: the selected epoch, or the last one"""
     num_classes: int = 400
@@ -105,7 +107,7 @@ def _run(flags: _ExportFlags) -> AnyRun[Recognizer]:
 
     path = Path(flags.model)
     if (path / "experiment.yaml").is_file():
-        return load_run(path, flags.checkpoint)
+        return load_run(path, flags.checkpoint, data_root=flags.data_root)
     if path.exists():
         return stored_model(path)
     try:

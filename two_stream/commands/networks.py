@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def load_network(
-    path: Path, checkpoint: str = "best", device: str = "auto", trust: Sequence[Path] = ()
+    path: Path,
+    checkpoint: str = "best",
+    device: str = "auto",
+    trust: Sequence[Path] = (),
+    data_root: Path | None = None,
 ) -> AnyRun[Any]:
     """Load a run folder, or a file that `two-stream export` wrote; only files in `trust` may contain machine code.
 
@@ -30,7 +34,7 @@ def load_network(
         return load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
     from two_stream.evaluation.runs.run import load_run
 
-    return load_run(path, checkpoint, device)
+    return load_run(path, checkpoint, device, data_root)
 
 
 def network_settings(path: Path) -> Experiment:

@@ -27,6 +27,8 @@ class _ReportFlags(JoinFlags):
     """fusion rule (see `two-stream fuse --help`); learned: weights fitted on the holdout scores of the runs"""
     holdout: tuple[Path, ...] = ()
     """score files of the holdout part, in the order of the streams; not needed for run folders"""
+    data_root: Path | None = None
+    """folder of the data set's dataset.yaml, if it is not found because data or runs have been moved"""
     mistakes: int = 8
     """number of most confident mistakes to show"""
 
@@ -34,17 +36,11 @@ class _ReportFlags(JoinFlags):
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     flags = parse(_ReportFlags, args, "two-stream report", SUMMARY, EXAMPLES)
-    from two_stream.evaluation.report.run_report import write_report
+    from two_stream.evaluation.report.run_report import Reading, write_report
 
+    reading = Reading(flags.holdout, flags.described(), flags.common, flags.data_root)
     written = write_report(
-        flags.sources,
-        flags.out,
-        title=flags.title,
-        rule=flags.rule,
-        mistakes=flags.mistakes,
-        holdout=flags.holdout,
-        described=flags.described(),
-        common=flags.common,
+        flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes, reading=reading
     )
     say(f"open {written[0]}")
     for path in written[1:]:

@@ -349,7 +349,8 @@ def dataset_record(data: DataOptions) -> Record:
         here = "" if given.is_absolute() else f" in the current folder {Path.cwd()}"
         raise SettingsError(
             f"`data.dataset` is {given}: no such file{here}; "
-            "run from the folder that the path is relative to, or pass another path with --data.dataset"
+            "run from the folder that the path is relative to, or pass another path with --data.dataset (for a "
+            "finished run with --data-root)"
         )
     return load_record(data.dataset, data.settings_root)
 

@@ -58,7 +58,9 @@ _OWN = (
     "scores",
     "metrics.jsonl",
 )
-_OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml")
+_OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml", "data.json", "threshold.json")
+_PLACES = ("data.dataset", "data.settings_root", "data.features", "data.shards")
+"""settings that may change on resume because data can be moved; the trainer compares the content of the lists"""
 
 
 def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPaths:
@@ -146,7 +148,7 @@ def differences(before: Experiment, now: Experiment) -> list[str]:
     old, new = flatten(before.model_dump(mode="json")), flatten(now.model_dump(mode="json"))
     found = []
     for key in sorted(old.keys() | new.keys()):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE_ON_RESUME)
+        free = any(key == name or key.startswith(f"{name}.") for name in (*FREE_ON_RESUME, *_PLACES))
         if not free and old.get(key) != new.get(key):
             found.append(f"{key}: {old.get(key)} -> {new.get(key)}")
     return found

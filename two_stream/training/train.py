@@ -24,6 +24,7 @@ from two_stream.errors import (
     loader_killed,
 )
 from two_stream.evaluation.features.cache import FeatureCache, backbone_sha256
+from two_stream.evaluation.runs.lookup import record_data
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.evaluation.scoring.network import missing_compiler
 from two_stream.heads.base import Standard
@@ -129,7 +130,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
     with ExitStack() as stack:
         distributed.on_main(lambda: stack.enter_context(lock_run(paths)))
         facts = _facts(experiment, device) | extension.facts()
-        distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
+        distributed.on_main(lambda: _open(paths, experiment, record, facts, overwrite=overwrite))
         note(
             f"run folder: {paths.root}; to plot the metrics, run: tensorboard --logdir "
             f"{shlex.quote(str(experiment.runs))}"
@@ -178,8 +179,11 @@ def _start(experiment: Experiment, *, resume: bool, overwrite: bool) -> _Start:
     return _Start(paths, resume, overwrite, has_checkpoint(paths))
 
 
-def _open(paths: RunPaths, experiment: Experiment, facts: dict[str, str], *, overwrite: bool) -> None:
+def _open(
+    paths: RunPaths, experiment: Experiment, record: Record, facts: dict[str, str], *, overwrite: bool
+) -> None:
     begin_run(paths, experiment, overwrite=overwrite)
+    record_data(paths, experiment, record)
     record_environment(paths, facts)
 
 

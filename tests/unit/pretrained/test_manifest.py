@@ -169,7 +169,7 @@ def test_finding_and_matching(tmp_path):
         manifest.find("smal")
 
 
-def test_the_manifest_is_found_or_asked_for(tmp_path, monkeypatch, repository):
+def test_the_manifest_of_the_folder_comes_before_that_of_the_package(tmp_path, monkeypatch, repository):
     assert find_manifest(repository / "weights" / "manifest.yaml").is_file()
     monkeypatch.chdir(tmp_path)
     assert find_manifest() == repository / "weights" / "manifest.yaml"
@@ -178,12 +178,6 @@ def test_the_manifest_is_found_or_asked_for(tmp_path, monkeypatch, repository):
     assert find_manifest().resolve() == mine
     with pytest.raises(SettingsError, match=r"gone\.yaml: the manifest does not exist"):
         find_manifest(Path("gone.yaml"))
-    monkeypatch.setattr(
-        "two_stream.pretrained.files.manifest.__file__", str(tmp_path / "site" / "a" / "b" / "c.py")
-    )
-    mine.unlink()
-    with pytest.raises(SettingsError, match=r"there is no weights/manifest\.yaml in the .*--manifest FILE"):
-        find_manifest()
 
 
 def test_hashes_and_their_comparison(tmp_path):

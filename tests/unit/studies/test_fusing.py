@@ -131,7 +131,7 @@ def test_the_test_part_is_never_fitted_on(studio) -> None:
         fusion_study(given, "l2", fit=fit)
     other = streams(studio, part="val")
     other["flow"] = stream(studio, 2, 0.9, "flow", part="val", model_sha256="another")
-    with pytest.raises(ScoreError, match="a different model"):
+    with pytest.raises(ScoreError, match="not from any of the fused models"):
         fusion_study(given, "l2", fit=other)
 
 

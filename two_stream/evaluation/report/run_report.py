@@ -21,7 +21,14 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.thumbnails import strip
 from two_stream.evaluation.report import page
-from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
+from two_stream.evaluation.runs.lookup import (
+    compression_of,
+    find_baseline,
+    history,
+    locate_data,
+    run_of,
+    settings_of,
+)
 from two_stream.evaluation.scores import metrics, statistics, words
 from two_stream.evaluation.scores.files import find_scores, newest_scores, read_scores
 from two_stream.evaluation.scores.formats import Described
@@ -39,6 +46,20 @@ _PROVENANCE = (
     *("seed", "device", "threads", "code_version"),
 )
 """metadata of a score file that the report lists"""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the score files and data of a report are read."""
+
+    holdout: Sequence[Path | str] = ()
+    """score files of the holdout part, in the order of the streams; by default those of the runs"""
+    described: Described | None = None
+    """what score files of other programs leave out"""
+    common: bool = False
+    """whether only the videos that all files contain are used"""
+    data_root: Path | None = None
+    """folder of the data set's `dataset.yaml`, if it has been moved"""
 
 
 @dataclass(frozen=True)
@@ -60,9 +81,7 @@ def write_report(
     title: str | None = None,
     rule: str = "l2",
     mistakes: int = 8,
-    holdout: Sequence[Path | str] = (),
-    described: Described | None = None,
-    common: bool = False,
+    reading: Reading | None = None,
 ) -> list[Path]:
     """Write a report as HTML, JSON and Markdown.
 
@@ -75,9 +94,7 @@ def write_report(
         title: Title of the page.
         rule: Fusion rule; `learned` fits the weights on the holdout scores of the runs.
         mistakes: Number of mistakes to show; the most confident mistakes are shown.
-        holdout: Score files of the holdout part, in the order of the streams; by default those of the runs.
-        described: What score files of other programs leave out.
-        common: Whether only the videos that all files contain are used.
+        reading: How the score files and data are read.
 
     Returns:
         The paths of the three files.
@@ -93,9 +110,7 @@ def write_report(
             "no run or score file given; expected at least one, for example: two-stream report "
             "runs/rgb runs/flow"
         )
-    read = [read_scores(find_scores(source), described) for source in sources]
-    fit = [read_scores(find_scores(path, "val"), described, "val") for path in holdout]
-    streams, fused, given = _gather(keep_common_videos(read) if common else join(read), fit, rule)
+    streams, fused, given = _gather(sources, reading or Reading(), rule)
     if out is None:
         only = streams[0].run if len(streams) == 1 else None
         out = only.report if only else Path("report.html")
@@ -127,13 +142,15 @@ def write_report(
 
 
 def _gather(
-    found: Sequence[ScoreTable], holdout: Sequence[ScoreTable], rule: str
+    sources: Sequence[Path | str], reading: Reading, rule: str
 ) -> tuple[list[_Stream], ScoreTable | None, ScoreTable | None]:
-    """Divide joined tables into streams and others, and fuse the streams unless one of the tables is a fusion.
+    """Read the score files, and fuse the streams unless one of the files is a fusion.
 
     Returns:
         The streams, the fusion, and the baseline if it is among the files. The baseline is not part of the fusion.
     """
+    found = [read_scores(find_scores(source), reading.described) for source in sources]
+    found = keep_common_videos(found) if reading.common else join(found)
     baseline = next((table for table in found if table.meta.get("baseline")), None)
     found = [table for table in found if table is not baseline] or found
     given = [table for table in found if table.meta.get("kind") == "fused"]
@@ -143,8 +160,11 @@ def _gather(
     if not plain:
         plain, given = given, []
     streams = [_stream(table, name) for table, name in zip(plain, words.labels_of(plain))]
-    if holdout:
-        streams = [replace(stream, val=val) for stream, val in zip(streams, match_fit(plain, holdout))]
+    if reading.holdout:
+        fit = [read_scores(find_scores(path, "val"), reading.described, "val") for path in reading.holdout]
+        streams = [replace(stream, val=val) for stream, val in zip(streams, match_fit(plain, fit))]
+    if reading.data_root is not None:
+        streams = [_with_data(stream, reading.data_root) for stream in streams]
     fused = given[0] if given else None
     if fused is None and len(plain) > 1:
         fused = fuse(plain, rule, fit=_fit_tables(streams) if rule == "learned" else None)
@@ -181,6 +201,12 @@ def _find_baseline(streams: list[_Stream], given: ScoreTable | None) -> tuple[Sc
 def _stream(table: ScoreTable, name: str) -> _Stream:
     run = run_of(table)
     return _Stream(table, name, run, settings_of(run), _holdout_scores(table, run))
+
+
+def _with_data(stream: _Stream, data_root: Path) -> _Stream:
+    if stream.run is None or stream.experiment is None:
+        return stream
+    return replace(stream, experiment=locate_data(stream.run, stream.experiment, data_root))
 
 
 def _holdout_scores(table: ScoreTable, run: RunPaths | None) -> ScoreTable | None:

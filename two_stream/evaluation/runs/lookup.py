@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import load_experiment
-from two_stream.config.schema import Experiment
-from two_stream.errors import CheckpointError, SettingsError
+from two_stream.config.load import load_experiment, read_yaml
+from two_stream.config.schema import DataOptions, Experiment
+from two_stream.data.catalog import RECORD_FILE, Record, dataset_record
+from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.runtime.console import warn
-from two_stream.runtime.files import is_line_intact
+from two_stream.runtime.files import is_line_intact, write_json
 from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
@@ -38,6 +41,89 @@ def run_paths(path: Path | str) -> RunPaths:
             "`two-stream train`"
         )
     return paths
+
+
+def record_data(run: RunPaths, experiment: Experiment, record: Record) -> None:
+    """Write the name of a run's data set, and the paths of its data relative to the run folder and absolute."""
+    data = experiment.data
+    local = Path(data.shards) if data.shards is not None and "://" not in data.shards else None
+    paths: dict[str, Path | None] = {
+        "dataset": record.folder / RECORD_FILE,
+        "features": data.features,
+        "shards": local,
+    }
+    places = {
+        key: {"relative": _relative(path, run.root), "absolute": path.resolve().as_posix()}
+        for key, path in paths.items()
+        if path is not None
+    }
+    write_json(run.data, {"name": record.name, "paths": places})
+
+
+def _relative(path: Path, start: Path) -> str | None:
+    with suppress(ValueError):  # on another drive of Windows
+        return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
+    return None
+
+
+def locate_data(run: RunPaths, experiment: Experiment, root: Path | None = None) -> Experiment:
+    """Return the settings of a run with the places of its data on this machine.
+
+    Data are searched at the place in the settings (relative to the current folder), then relative to the run folder,
+    then at the absolute path of the training. A data set is only accepted if it has the name of the training's data
+    set.
+
+    Args:
+        run: The run folder, which may have been moved.
+        experiment: Settings of the run.
+        root: Folder of the data set's `dataset.yaml`, or this file, if it has been moved elsewhere.
+
+    Raises:
+        SettingsError: There is no data set at `root`, or one of another name.
+    """
+    try:
+        facts = parse_json(run.data.read_bytes())
+        name = str(facts["name"])
+        places = {str(key): [one["relative"], one["absolute"]] for key, one in facts["paths"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        name, places = "", {}  # a run of an earlier version
+    data = experiment.data
+    found: dict[str, Any] = {}
+    if root is not None:
+        file = root / RECORD_FILE if root.is_dir() else root
+        if not file.is_file() or (name and read_yaml(file).get("name") != name):
+            raise SettingsError(
+                f"--data-root {root}: no {RECORD_FILE} of the data set {name or data.dataset!r} there"
+            )
+        found["dataset"] = str(file)
+    elif places.get("dataset") and _name_of(data) != name:
+        files = _candidates(run.root, places["dataset"])
+        known = (str(one) for one in files if one.is_file() and read_yaml(one).get("name") == name)
+        if (place := next(known, None)) is not None:
+            found["dataset"] = place
+    for key in ("features", "shards"):
+        given = getattr(data, key)
+        if given is not None and key in places and not Path(given).exists():
+            moved = next((one for one in _candidates(run.root, places[key]) if one.exists()), None)
+            found |= {key: moved if key == "features" else str(moved)} if moved is not None else {}
+    return experiment.model_copy(update={"data": data.model_copy(update=found)}) if found else experiment
+
+
+def _candidates(run: Path, places: Sequence[str | None]) -> list[Path]:
+    """Return the places in the order in which they are tried."""
+    relative, absolute = places
+    return [
+        *([Path(os.path.normpath(run / relative))] if relative else []),
+        *([Path(absolute)] if absolute else []),
+    ]
+
+
+def _name_of(data: DataOptions) -> str | None:
+    """Return the name of the data set at the place in the settings; None if there is none."""
+    with suppress(SettingsError, DataError):
+        record = dataset_record(data)
+        return record.name if (record.folder / RECORD_FILE).is_file() else None
+    return None
 
 
 def baseline_folder(runs: Path, dataset: str, split: int) -> Path:
@@ -97,7 +183,7 @@ def run_of(table: ScoreTable) -> RunPaths | None:
 def settings_of(run: RunPaths | None) -> Experiment | None:
     """Return the settings of a run; None if there is no run or this version cannot read the settings."""
     with suppress(SettingsError):
-        return None if run is None else load_experiment(run.experiment)
+        return None if run is None else locate_data(run, load_experiment(run.experiment))
     return None
 
 

@@ -24,7 +24,7 @@ from two_stream.data.sources.shards import shard_facts
 from two_stream.data.splits import experiment_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.features.cache import StoredViews
-from two_stream.evaluation.runs.lookup import run_paths
+from two_stream.evaluation.runs.lookup import locate_data, run_paths
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scoring.network import (
     ClipNetwork,
@@ -131,13 +131,16 @@ class Run(AnyRun[Recognizer]):
         return sha256(complete_folder(self.paths.root / self.checkpoint) / "model.safetensors")
 
 
-def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") -> Run:
+def load_run(
+    path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Path | None = None
+) -> Run:
     """Load a run folder.
 
     Args:
         path: The run folder.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
+        data_root: Folder of the data set's `dataset.yaml`, if it has been moved; see `locate_data`.
 
     Raises:
         CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.
@@ -146,7 +149,7 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     paths = run_paths(path)
     if checkpoint not in CHECKPOINTS:
         raise CheckpointError(f"unknown checkpoint {checkpoint!r}; expected best or last")
-    experiment = load_experiment(paths.experiment)
+    experiment = locate_data(paths, load_experiment(paths.experiment), data_root)
     folder = complete_folder(paths.root / checkpoint)
     if not folder.is_dir():
         existing = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]

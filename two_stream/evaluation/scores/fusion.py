@@ -384,8 +384,8 @@ def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[S
         if known and key == "model_sha256":
             stray = next((table for value, table in theirs.items() if value not in ours), fit[0])
             raise ScoreError(
-                f"{name_of(stray)}: these holdout scores are not from any of the fused models; compute holdout scores of "
-                "the fused runs with `two-stream evaluate RUN --part val`"
+                f"{name_of(stray)}: these holdout scores are not from any of the fused models; compute holdout scores "
+                "of the fused runs with `two-stream evaluate RUN --part val`"
             )
     return list(fit)
 

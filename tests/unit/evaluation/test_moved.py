@@ -1,0 +1,134 @@
+"""Runs and data that were moved: evaluation, reports, exports and resumed trainings find the data again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers.datasets import SmallWorld
+from two_stream.cli import main
+from two_stream.config.load import dump
+from two_stream.evaluation.scores.files import read_scores
+from two_stream.training.train import train
+
+PLACES = {"file", "run", "date", "created", "environment"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with data, and a run that names them by a path relative to this folder."""
+    world = SmallWorld(tmp_path / "here")
+    monkeypatch.chdir(world.root)
+    experiment = world.experiment(epochs=1)
+    data = experiment.data.model_copy(
+        update={"dataset": "settings/tiny/dataset.yaml", "settings_root": Path("settings")}
+    )
+    experiment = experiment.model_copy(update={"runs": Path("runs"), "data": data})
+    (world.root / "run.yaml").write_text(dump(experiment))
+    train(experiment)
+    return world.root
+
+
+def scored(run: Path, *flags: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the metadata without paths and dates, and the arrays, of a new evaluation."""
+    shutil.rmtree(run / "scores", ignore_errors=True)
+    assert main(["evaluate", str(run), "--device", "cpu", *flags]) == 0
+    (file,) = (run / "scores").iterdir()
+    table = read_scores(file)
+    meta = {key: value for key, value in table.meta.items() if key not in PLACES}
+    return meta, {
+        "logits": table.logits,
+        "labels": table.labels,
+        "ids": np.array(table.ids),
+        "groups": np.array(table.groups),
+    }
+
+
+def same(first: tuple, second: tuple) -> bool:
+    return first[0] == second[0] and all(np.array_equal(first[1][key], second[1][key]) for key in first[1])
+
+
+def test_a_run_is_scored_from_anywhere_after_moves(here: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    wanted = scored(Path("runs/run"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert same(scored(here / "runs" / "run"), wanted)  # another folder
+    alone = tmp_path / "other" / "place" / "run"
+    shutil.copytree(here / "runs" / "run", alone)
+    assert same(scored(alone), wanted)  # the run was copied: the absolute path
+    both = tmp_path / "moved"
+    here.rename(both)
+    assert same(scored(both / "runs" / "run"), wanted)  # run and data moved together: the relative path
+    capsys.readouterr()
+    assert main(["evaluate", str(alone), "--device", "cpu"]) == 2  # the data are gone
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "settings/tiny/dataset.yaml: no such file" in said
+    assert "--data-root" in said
+    root = both / "settings" / "tiny"
+    for given in (root, root / "dataset.yaml"):
+        assert same(scored(alone, "--data-root", str(given)), wanted)
+    assert main(["report", str(alone), "--data-root", str(root), "--out", "r.html"]) == 0
+    assert "data:image/jpeg" in Path("r.html").read_text()
+    assert main(["export", str(alone), "--to", "pt2", "--data-root", str(root)]) == 0
+
+
+def test_a_data_set_of_another_name_is_not_used(here: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """In the current folder, another data set may have the path that the settings name."""
+    wanted = scored(Path("runs/run"))
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(here / "settings", elsewhere / "settings")
+    record = elsewhere / "settings" / "tiny" / "dataset.yaml"
+    record.write_text(record.read_text().replace("name: tiny", "name: other"))
+    shutil.rmtree(elsewhere / "settings" / "tiny" / "frames")
+    monkeypatch.chdir(elsewhere)
+    assert same(scored(here / "runs" / "run"), wanted)
+    capsys.readouterr()
+    assert (
+        main(["evaluate", str(here / "runs" / "run"), "--data-root", str(record.parent), "--device", "cpu"])
+        == 2
+    )
+    assert "no dataset.yaml of the data set 'tiny' there" in capsys.readouterr().err
+
+
+def test_a_moved_run_resumes_on_moved_data_only_if_they_are_the_same(
+    here: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    both = tmp_path / "moved"
+    here.rename(both)
+    monkeypatch.chdir(tmp_path)
+    dataset = both / "settings" / "tiny" / "dataset.yaml"
+    command = [
+        "train",
+        str(both / "run.yaml"),
+        "--runs",
+        str(both / "runs"),
+        "--data.dataset",
+        str(dataset),
+        "--resume",
+    ]
+    assert main(command) == 0
+    assert "the run has finished" in capsys.readouterr().out
+    places = json.loads((both / "runs" / "run" / "data.json").read_text())["paths"]["dataset"]
+    assert places == {
+        "relative": "../../settings/tiny/dataset.yaml",
+        "absolute": dataset.resolve().as_posix(),
+    }
+    lists = dataset.parent / "train_rgb_split1.txt"
+    lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:-1]))
+    assert main(command) == 2
+    assert "list" in capsys.readouterr().err
+
+
+def test_a_run_of_an_earlier_version_reads_its_settings(here: Path, capsys) -> None:
+    wanted = scored(Path("runs/run"))
+    Path("runs/run/data.json").unlink()
+    assert same(scored(Path("runs/run")), wanted)
+    Path("runs/run/data.json").write_text("[1")
+    assert same(scored(Path("runs/run")), wanted)
