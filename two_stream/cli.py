@@ -36,6 +36,7 @@ COMMANDS = {
     "report": "write one self-contained page about runs and scores",
     "profile": "measure parameters, multiply-adds, speed and memory of a model",
     "settings": "list, show and copy the settings files of experiments and studies",
+    "doctor": "show versions, devices, decoders and optional packages, for bug reports",
     "models": "list the named models, or show one",
     "weights": "list, fetch, verify and convert published checkpoints",
 }
@@ -45,7 +46,7 @@ GROUPS = {
     "Train": "settings auto baseline train features compress",
     "Measure": "evaluate scores fuse report profile",
     "Compare": "ablate compare leaderboard board",
-    "Use": "predict stream export models weights",
+    "Use": "predict stream export models weights doctor",
 }
 """The commands of each heading of the overview."""
 
