@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import JoinFlags, parse
+from two_stream.commands.flags import JoinFlags, keep_inputs, parse
 from two_stream.commands.output import print_json
 from two_stream.config.load import nearest
 from two_stream.errors import ScoreError, SettingsError
@@ -51,7 +51,7 @@ class _CompareFlags(JoinFlags):
     level: float = 0.95
     """confidence level of the intervals; tests use the significance level 1 - LEVEL"""
     out: Path | None = None
-    """report to write (.html)"""
+    """report to write (.html); files with the same name and the endings .md, .csv, .json and .tex are also written"""
     json: bool = False
     """print JSON instead of tables"""
 
@@ -59,6 +59,10 @@ class _CompareFlags(JoinFlags):
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     flags = parse(_CompareFlags, args, "two-stream compare", SUMMARY, EXAMPLES)
+    if flags.out is not None:
+        from two_stream.studies.report.study_report import study_files
+
+        keep_inputs("--out", study_files(flags.out), flags.sources)
     result = _result(flags, args)
     if flags.json:
         print_json(asdict(result))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import JoinFlags, parse
+from two_stream.commands.flags import JoinFlags, keep_inputs, parse
 from two_stream.commands.output import print_json
 from two_stream.errors import ScoreError
 from two_stream.runtime.console import say, warn
@@ -52,6 +52,8 @@ def main(args: list[str]) -> int:
     from two_stream.evaluation.scores.fusion import fuse
     from two_stream.evaluation.scores.tables import join, keep_common_videos
 
+    if flags.out is not None:
+        keep_inputs("--out", [flags.out], [*flags.scores, *(flags.holdout or ())])
     described = flags.described()
     found = [read_scores(find_scores(path, flags.part), described, flags.part) for path in flags.scores]
     tables = keep_common_videos(found) if flags.common else join(found)

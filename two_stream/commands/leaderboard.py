@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import ScoreFlags, parse
+from two_stream.commands.flags import ScoreFlags, keep_inputs, parse
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import say, warn
@@ -48,6 +48,10 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"--out is {flags.out}: expected a file name that ends in .csv or .md")
     if not 0.5 <= flags.level < 1:
         raise SettingsError(f"--level is {flags.level}: expected a number from 0.5 to below 1, such as 0.95")
+    if flags.out is not None and flags.out.exists():
+        from two_stream.evaluation.scores.formats import is_score_file
+
+        keep_inputs("--out", [flags.out], [flags.out] if is_score_file(flags.out) else [])
     found = leaderboard.leaderboard(flags.runs, flags.part, flags.level, flags.described())
     if flags.json:
         print_json(asdict(found))

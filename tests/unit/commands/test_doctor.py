@@ -11,7 +11,16 @@ from two_stream.commands.doctor import EXTRAS
 def test_it_shows_versions_devices_and_extras(capsys):
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for word in ("versions", "torch ", "cpu threads", "decoders", "TV-L1 flow", "settings", "optional packages", "ray"):
+    for word in (
+        "versions",
+        "torch ",
+        "cpu threads",
+        "decoders",
+        "TV-L1 flow",
+        "settings",
+        "optional packages",
+        "ray",
+    ):
         assert word in shown
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -276,8 +276,10 @@ def test_labels_of_a_data_set_and_of_an_annotation_file(folder: Path) -> None:
         )
     file = write_form("csv, other order, no labels", "rgb", table)
     for labels in ("truth.json", "moves"):
-        found = join([table, read_scores(file, Described(labels))])[1]
-        assert found.labels.tolist() == table.labels.tolist()
+        found = read_scores(file, Described(labels))
+        assert [
+            found.labels[found.ids.index(name.rpartition("/")[2])] for name in table.ids
+        ] == table.labels.tolist()
         assert found.class_names == CLASSES
     assert found.meta["dataset"] == "moves"
     assert found.groups is not None
@@ -289,10 +291,10 @@ WRONG = {
     "number": ("id,label,a,b\nx,a,1,two\n", {}, "a.csv:2: the score of class 'b' is 'two'; expected a number"),
     "columns": ("id,label,a,b\nx,a,1\n", {}, "a.csv:2: 3 columns; expected 4, as in the header"),
     "nan": ("id,label,a,b\nx,a,1,nan\n", {}, "a.csv: a score of 'x' is not finite"),
-    "header": ("x,a,1,2\n", {}, "a.csv: the first line is not a header; expected `id,label`"),
+    "header": ("x,a,1,2\n", {}, "a.csv: the first line is not a header; expected a first column id,"),
     "empty": ("id,label,a,b\n", {}, "a.csv: the file contains no videos"),
-    "label": ("id,label,a,b\nx,c,1,2\n", {}, "the label of 'x' is 'c'; expected class names, such as 'a', for all"),
-    "range": ("id,label,a,b\nx,2,1,2\n", {}, "the label of 'x' is '2'; expected"),
+    "label": ("id,label,a,b\nx,c,1,2\n", {}, "the label of 'x' is 'c', which is not a class; expected a class name, such as 'a', or"),
+    "range": ("id,label,a,b\nx,2,1,2\n", {}, "the label of 'x' is 2; expected 0 to 1"),
     "two labels": ("id,label,a,b\nx,a,1,2\nx,b,1,2\n", {}, "'x' has the labels 'a' and 'b'; expected one"),
     "twice": ("id,label,a,a\nx,a,1,2\n", {}, "found two classes named 'a'; expected two or more"),
     "one": ("id,label,a\nx,a,1\n", {}, "found 1 scores, 1 class name; expected two or more"),
@@ -535,3 +537,97 @@ def test_equal_accuracies_share_a_place(folder: Path, capsys) -> None:
     assert main(["leaderboard", "results", "--json"]) == 0
     (board,) = json.loads(capsys.readouterr().out)["boards"]
     assert [(one["place"], one["name"]) for one in board["standings"]] == [(1, "b"), (2, "a"), (2, "c")]
+
+
+def test_no_command_replaces_a_file_that_it_reads(folder: Path, capsys) -> None:
+    for name, seed in (("rgb.csv", 1), ("flow.csv", 2), ("a.json", 1)):
+        write_table(Path(name), made(seed))
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.suffix in (".csv", ".json")}
+    for command in (
+        ["fuse", "rgb.csv", "flow.csv", "--out", "rgb.csv"],
+        ["compare", "rgb.csv", "flow.csv", "--out", "rgb.html"],
+        ["report", "a.json", "--out", "a.html"],
+        ["leaderboard", ".", "--out", "flow.csv"],
+        ["scores", "rgb.csv", "--to", "csv"],
+    ):
+        assert main(command) == 2, command
+        assert "choose another name" in (said := capsys.readouterr().err) or "name another file" in said
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("column", ["pred", "index", "fold", "loss", "y_true"])
+def test_a_column_that_is_no_class_is_refused(column: str, folder: Path) -> None:
+    Path("a.csv").write_text(f"id,label,{column},a,b\nx,a,0,1,2\n")
+    with pytest.raises(ScoreError, match=f"the column '{column}' would be a class; remove it"):
+        read_scores("a.csv")
+    Path("a.csv").write_text(f"id,label,{column},a,b\nx,{column},0,1,2\n")
+    assert column in read_scores("a.csv").class_names
+
+
+def test_rounded_probabilities_are_mentioned_and_can_be_stated(folder: Path, capsys) -> None:
+    table = made(1)
+    shares = softmax(table.logits, axis=1)
+    np.savez("a.npz", scores=shares.round(2), ids=table.ids, labels=table.labels, class_names=CLASSES)
+    assert read_scores("a.npz").meta["scale"] == "logits"
+    assert "if they are rounded probabilities, add --kind probabilities" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    found = read_scores("a.npz", Described(kind="probabilities"))
+    np.testing.assert_allclose(np.exp(found.logits).sum(axis=1), 1)
+    np.testing.assert_allclose(np.exp(found.logits), shares, atol=0.02)
+
+
+def test_labels_of_the_file_and_of_the_flag_must_agree(folder: Path) -> None:
+    table = made(1)
+    write_table(Path("a.csv"), table)
+    assert read_scores("a.csv", Described(labels="test.csv")).labels.tolist() == table.labels.tolist()
+    wrong = table.labels.copy()
+    wrong[3] = (wrong[3] + 1) % 5
+    table.labels = wrong
+    write_table(Path("a.csv"), table)
+    with pytest.raises(
+        ScoreError, match=r"a\.csv: the label of '\w+/test_003' is '.*' in test\.csv; remove the wrong one"
+    ):
+        read_scores("a.csv", Described(labels="test.csv"))
+
+
+def test_labels_that_may_count_from_one_are_mentioned(folder: Path, capsys) -> None:
+    Path("a.csv").write_text("id,label,a,b,c,d\nx,1,1,2,0,0\ny,3,1,2,0,0\n")
+    read_scores("a.csv")
+    assert "no video has label 0; if the labels count from 1" in " ".join(capsys.readouterr().err.split())
+    Path("a.csv").write_text("id,label,a,b\nx,1,1,2\ny,2.0,1,2\n")
+    with pytest.raises(ScoreError, match="is 2; expected 0 to 1; these labels seem to count from 1"):
+        read_scores("a.csv")
+
+
+def test_one_bad_label_is_the_one_that_is_named(folder: Path) -> None:
+    Path("a.csv").write_text("id,label,a,b\nx,a,1,2\ny,B,1,2\nz,b,1,2\n")
+    with pytest.raises(ScoreError, match="the label of 'y' is 'B', which is not a class"):
+        read_scores("a.csv")
+
+
+def test_all_files_use_the_same_sources(folder: Path, capsys) -> None:
+    first, second, third = made(1), made(2), made(2)
+    second.groups = None
+    third.groups = ["one"] * VIDEOS
+    joined = join([first, second, third])
+    assert [table.groups for table in joined] == [first.groups] * 3
+    assert "the sources differ" in capsys.readouterr().err
+
+
+def test_files_of_different_videos_are_on_different_boards(folder: Path, capsys) -> None:
+    Path("results").mkdir()
+    for name, count in (("a", 60), ("b", 60), ("c", 50)):
+        file = write_form("csv", f"results/{name}", made(ord(name)))
+        lines = file.read_text().splitlines()[: count + 1]
+        file.write_text("\n".join(lines).replace("id,", "filename,", 1))
+    assert main(["leaderboard", "results", "--json"]) == 0
+    boards = json.loads(capsys.readouterr().out)["boards"]
+    assert sorted(len(board["standings"]) for board in boards) == [1, 2]
+
+
+def test_paths_of_different_depth_are_matched() -> None:
+    assert match_ids(["/data/x/a/1.avi", "/data/x/b/1.avi"], ["a/1", "b/1"]) == {
+        "/data/x/a/1.avi": "a/1",
+        "/data/x/b/1.avi": "b/1",
+    }

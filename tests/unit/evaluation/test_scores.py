@@ -127,7 +127,7 @@ def test_other_and_damaged_archives_are_one_line_with_the_name(tmp_path: Path, k
 
 
 def test_a_suggested_command_survives_a_space_in_the_path(tmp_path: Path):
-    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "scores").mkdir(parents=True)
     with pytest.raises(ScoreError, match=r"two-stream evaluate '\S+/my run'`"):
         find_scores(tmp_path / "my run")
 

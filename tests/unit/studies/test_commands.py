@@ -56,17 +56,13 @@ def test_compare_prints_tables_and_verdicts(heads, capsys) -> None:
 
 
 def test_compare_writes_the_report(heads, capsys, tmp_path, monkeypatch) -> None:
-    import sys
-    from types import ModuleType
-
-    made = ModuleType("two_stream.studies.report.study_report")
+    from two_stream.studies.report import study_report
 
     def write_study_report(result, out):
         out.write_text(result.answer)
         return [out]
 
-    made.write_study_report = write_study_report
-    monkeypatch.setitem(sys.modules, "two_stream.studies.report.study_report", made)
+    monkeypatch.setattr(study_report, "write_study_report", write_study_report)
     out = tmp_path / "page.html"
     assert cli.main(["compare", *heads, "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out

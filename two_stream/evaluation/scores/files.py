@@ -14,7 +14,7 @@ from two_stream.evaluation.scores.formats import SEVERAL, Described, read_foreig
 from two_stream.evaluation.scores.tables import check_table
 from two_stream.runtime.files import atomic_path, read_arrays, write_json, write_text
 from two_stream.runtime.text import csv_text, json_text, parse_json
-from two_stream.types import ScoreTable
+from two_stream.types import RunPaths, ScoreTable
 
 FORMAT = 1
 """Version of the file layout; files of newer versions are rejected."""
@@ -95,6 +95,9 @@ def read_scores(path: Path | str, described: Described | None = None, part: str 
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
     except (OSError, ValueError) as error:
+        if "data type other than" in str(error):
+            hint = "Python objects are not read, so write ids as np.array(ids, dtype=str)"
+            raise ScoreError(f"{path}: {error}; {hint}") from None
         raise ScoreError(
             f"{path}: not a score file, or a damaged one ({error}); write it again with "
             "`two-stream evaluate RUN`"
@@ -137,6 +140,8 @@ def newest_scores(run: Path, part: str = "test") -> Path:
     Raises:
         ScoreError: The run has no scores of this part.
     """
+    if not RunPaths(run).experiment.is_file() and not (run / "scores").is_dir():
+        raise ScoreError(f"{run}: not a run folder; expected a run folder or score files")
     folder = run / "scores"
     found = sorted(folder.glob(f"{part}_*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not found:

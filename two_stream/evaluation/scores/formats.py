@@ -27,19 +27,38 @@ from two_stream.data.splits import read_list
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.result_files import read_results, read_truth
 from two_stream.evaluation.scores.tables import check_table, match_ids, some_names
+from two_stream.runtime.console import warn
 from two_stream.runtime.files import map_array, read_arrays
 from two_stream.runtime.text import parse_json, plural
 from two_stream.types import ScoreTable
 
 Kind = Literal["auto", "logits", "probabilities", "log-probabilities"]
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz")
-_HEADER = re.compile(r'"?(?:id|video|video_id|name|path|file|filename)"?([,;\t])', flags=re.IGNORECASE)
+_IDS = ("id", "video", "video_id", "video_name", "name", "path", "file", "filename")
+_HEADER = re.compile(rf'"?(?:{"|".join(_IDS)})"?([,;\t])', flags=re.IGNORECASE)
 """start of the header of a CSV file: the column of ids, and the character that separates columns"""
+_NOT_CLASSES = {
+    "pred",
+    "prediction",
+    "predicted",
+    "index",
+    "fold",
+    "loss",
+    "clip",
+    "target",
+    "y_true",
+    "y_pred",
+    "split",
+}
+_NOT_CLASSES |= {"correct", "score", "frames", "num_frames", "labels", "truth", "gt", "gt_label", ""}
+"""names of columns that are probably not classes"""
 _RECORDS = re.compile(r'\s*\[?\s*\{\s*"(?:id|results|class_names|label|scores)"\s*:')
 SEVERAL = "|"
 """separates the labels of a video with several classes"""
 _TOLERANCE = 1e-3
 """largest deviation of the sum of a video's probabilities from 1"""
+_ROUNDED = 0.1
+"""the same for probabilities that may be rounded, because a flag or the file states the kind; the sum becomes 1"""
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -69,6 +88,7 @@ class Described:
 class _Rows:
     """Content of a file: one row for each video, or several rows with the same id."""
 
+    path: Path
     ids: list[str]
     scores: NDArray[np.float64]
     """`(rows, K)`; NaN for classes that a video does not list"""
@@ -87,12 +107,14 @@ def is_score_file(path: Path) -> bool:
         return path.suffix == ".npz" or (path.suffix == ".npy" and path.with_suffix(".txt").is_file())
     try:
         with path.open(encoding="utf-8-sig") as file:
-            start = file.read(200)
+            start = file.readline(1 << 16)
+            start += file.read(100) if path.suffix.startswith(".json") else ""
     except (OSError, UnicodeDecodeError):
         return False
     if path.suffix.startswith(".json"):
         return _RECORDS.match(start) is not None
-    return _HEADER.match(start) is not None and start.lower().lstrip('"').startswith(("id", "video", "path"))
+    found = _HEADER.match(start)
+    return found is not None and len({*start.lower().split(found[1])[1:]} - {"label", "group"}) > 1
 
 
 def read_foreign(path: Path, described: Described, part: str = "test") -> ScoreTable:
@@ -106,8 +128,10 @@ def read_foreign(path: Path, described: Described, part: str = "test") -> ScoreT
         DataError: A file in `described` is missing or damaged.
     """
     rows = _read(path)
-    if not rows.ids:
-        raise ScoreError(f"{path}: the file contains no videos")
+    if not rows.ids or "" in rows.ids:
+        raise ScoreError(
+            f"{path}: {'an id is empty; expected one' if rows.ids else 'the file contains no videos'}"
+        )
     record = described.record()
     given = record.classes if record is not None else None
     given = _read_classes(described.classes) if described.classes is not None else given
@@ -115,9 +139,9 @@ def read_foreign(path: Path, described: Described, part: str = "test") -> ScoreT
     ordered = rows.classes is None or rows.classes == given or sorted(rows.classes) == sorted(numbers or [])
     classes = _name_classes(path, rows, given)
     names = list(dict.fromkeys(rows.ids))
-    texts = _texts(path, rows, names, described, record)
-    numbered = given is None or ordered if rows.labels else given is not None
-    labels = _label_numbers(path, dict(zip(names, texts)), classes, numbered=numbered)
+    labels = _labels(
+        path, rows, names, described, record, classes, ordered=given is None or ordered, listed=given
+    )
     targets = None
     if any(len(own) > 1 for own in labels):
         targets = np.array([np.isin(np.arange(len(classes)), own) for own in labels])
@@ -129,7 +153,7 @@ def read_foreign(path: Path, described: Described, part: str = "test") -> ScoreT
         "name": path.stem,
         "part": part,
         "scale": "logits" if kind == "logits" else "log-probabilities",
-        "protocol": ", ".join(filter(None, (kind, mean, remark))),
+        "protocol": ", ".join(filter(None, (kind, plural(len(classes), "class"), mean, remark))),
     }
     words = {"rgb", "flow"}.intersection(re.split(r"[\W_]+", path.stem.lower()))
     meta |= {"modality": words.pop()} if len(words) == 1 else {}
@@ -149,7 +173,9 @@ def _read(path: Path) -> _Rows:
         if path.suffix in (".csv", ".tsv"):
             return _read_csv(path)
         return _read_json(path) if path.suffix.startswith(".json") else _read_numpy(path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise ScoreError(f"{path}: not UTF-8 text; save the file with the encoding UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise ScoreError(f"{path}: cannot be read ({error})") from None
 
 
@@ -187,8 +213,8 @@ def _read_csv(path: Path) -> _Rows:
     header = [_plain(cell) for cell in header]
     if not header:
         raise ScoreError(
-            f"{path}: the first line is not a header; expected `id,label` and the class names, separated by commas, "
-            "semicolons or tabs"
+            f"{path}: the first line is not a header; expected a first column {', '.join(_IDS)}, then `label` and the "
+            "class names, separated by commas, semicolons or tabs"
         )
     if {"class", "score"} <= set(header):
         return _read_long(path, header, rows)
@@ -203,9 +229,16 @@ def _read_csv(path: Path) -> _Rows:
             scores.append(np.array(list(map(float, row[start:]))))
         except ValueError:
             raise _wrong_number(where, header[start:], row[start:]) from None
+    odd = [
+        name
+        for name in header[start:]
+        if name.lower() in _NOT_CLASSES and name not in beside.get("label", [])
+    ]
+    if odd:
+        raise ScoreError(f"{path}: the column {odd[0]!r} would be a class; remove it from the file")
     stacked = np.stack(scores) if scores else np.zeros((0, len(header) - start))
     groups = beside.get("group", [])
-    return _Rows(ids, stacked, header[start:], beside.get("label", []), groups if any(groups) else [])
+    return _Rows(path, ids, stacked, header[start:], beside.get("label", []), groups if any(groups) else [])
 
 
 def _read_long(path: Path, header: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> _Rows:
@@ -223,20 +256,23 @@ def _read_long(path: Path, header: Sequence[str], rows: Iterable[tuple[str, Sequ
         except ValueError:
             raise _wrong_number(where, [cells["class"]], [cells["score"]]) from None
         for column in beside.keys() & cells.keys():
-            beside[column][_plain(row[0])] = _plain(cells[column])
+            value = _plain(cells[column])
+            if beside[column].setdefault(_plain(row[0]), value) != value:
+                raise ScoreError(f"{where}: another {column} of {row[0]!r} than before; expected one")
     classes = list(dict.fromkeys(name for own in found.values() for name in own))
     for name, own in found.items():
         _all_there(f"{path}: {name!r}", own, classes)
     scores = np.array([[own[name] for name in classes] for own in found.values()])
-    return _Rows(list(found), scores, classes, list(beside["label"].values()), list(beside["group"].values()))
+    return _Rows(
+        path, list(found), scores, classes, list(beside["label"].values()), list(beside["group"].values())
+    )
 
 
 def _read_json(path: Path) -> _Rows:
     """Read records, one record per line, or a result file of 3D-ResNets."""
     text = path.read_text(encoding="utf-8-sig")
     try:
-        lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else []
-        content: Any = [parse_json(line) for line in lines] or parse_json(text)
+        content: Any = _json_lines(path, text) if path.suffix == ".jsonl" else parse_json(text)
     except ValueError as error:
         raise ScoreError(f"{path}: not JSON ({error})") from None
     classes: list[str] | None = None
@@ -281,7 +317,19 @@ def _read_json(path: Path) -> _Rows:
             )
     stacked = np.array(scores, dtype=np.float64)
     kind = kinds.pop() if len(kinds) == 1 else "auto"
-    return _Rows(ids, stacked, classes and list(map(str, classes)), beside["label"], beside["group"], kind)
+    return _Rows(
+        path, ids, stacked, classes and list(map(str, classes)), beside["label"], beside["group"], kind
+    )
+
+
+def _json_lines(path: Path, text: str) -> list[Any]:
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found += [parse_json(line)] if line.strip() else []
+        except ValueError as error:
+            raise ScoreError(f"{path}:{number}: not JSON ({error})") from None
+    return found
 
 
 def _read_results(path: Path) -> _Rows:
@@ -295,7 +343,7 @@ def _read_results(path: Path) -> _Rows:
     for row, own in zip(scores, found.values()):
         for name, score in own:
             row[place[name]] = score
-    return _Rows(list(found), scores, list(place), kind="probabilities", is_partial=True)
+    return _Rows(path, list(found), scores, list(place), kind="probabilities", is_partial=True)
 
 
 def _read_numpy(path: Path) -> _Rows:
@@ -303,7 +351,9 @@ def _read_numpy(path: Path) -> _Rows:
     try:
         arrays = {"scores": map_array(path)} if path.suffix == ".npy" else read_arrays(path)
     except ValueError as error:
-        raise ScoreError(f"{path}: {error}; expected plain arrays, without pickles") from None
+        raise ScoreError(
+            f"{path}: {error}; expected plain arrays without Python objects, so write ids as np.array(ids, dtype=str)"
+        ) from None
     names: dict[str, Kind] = {
         "scores": "auto",
         "logits": "logits",
@@ -325,6 +375,7 @@ def _read_numpy(path: Path) -> _Rows:
         )
     clips = scores.shape[1] if scores.ndim == 3 else 1
     rows = _Rows(
+        path,
         np.repeat(ids, clips).tolist(),
         scores.reshape(-1, scores.shape[-1]).astype(np.float64),
         kind=names[key],
@@ -392,10 +443,15 @@ def _kind_of(path: Path, rows: _Rows, stated: Kind, *, several: bool) -> Kind:
     for name, fit in fits.items():  # several classes have independent probabilities
         if fit.any() and not several:
             sums = scores.sum(axis=1) if name == "probabilities" else np.exp(logsumexp(scores, axis=1))
-            fit &= np.abs(sums - 1) <= _TOLERANCE
+            fit &= np.abs(sums - 1) <= (_TOLERANCE if wanted == "auto" else _ROUNDED)
     kind: Kind = wanted
     if wanted == "auto":
         kind = next((kind for kind, fit in fits.items() if fit.all()), "logits")
+        if kind == "logits" and (scores >= 0).all() and (scores <= 1).all():
+            warn(
+                f"{path}: the scores are from 0 to 1, but their sums are not 1, so they are used as logits; if they "
+                "are rounded probabilities, add --kind probabilities"
+            )
     finite = np.isfinite(scores) | ((kind == "log-probabilities") & np.isneginf(scores))
     bad = np.flatnonzero(~finite.all(axis=1))
     if bad.size:
@@ -418,8 +474,10 @@ def _mean_logits(
     """Return logits `(N, K)` of the videos, and a remark if videos have several rows."""
     scores, remark = rows.scores, ""
     if len(names) == len(rows.ids) and kind == "log-probabilities" and not several:
-        return np.maximum(scores, np.log(_TINY)), ""
+        return np.maximum(scores - logsumexp(scores, axis=1, keepdims=True), np.log(_TINY)), ""
     scores = np.exp(scores) if kind == "log-probabilities" else scores
+    if kind != "logits" and not several:
+        scores = scores / scores.sum(axis=1, keepdims=True)
     if len(names) < len(rows.ids):
         place = {name: row for row, name in enumerate(names)}
         of_row = np.asarray([place[name] for name in rows.ids])
@@ -428,16 +486,34 @@ def _mean_logits(
         counts = np.bincount(of_row)
         scores = sums / counts[:, None]
         number = f"{counts.min()}" + (f" to {counts.max()}" if counts.min() < counts.max() else "")
+        if counts.min() == 1:
+            doubled = [names[row] for row in np.flatnonzero(counts > 1).tolist()]
+            warn(
+                f"{rows.path}: {some_names(doubled)} have several rows, which are averaged; others have only one"
+            )
         remark = f"mean of {'logits' if kind == 'logits' else 'probabilities'} over {number} rows per video"
     if kind != "logits":
         scores = logit(np.clip(scores, _TINY, 1 - 1e-16)) if several else np.log(np.maximum(scores, _TINY))
     return scores, remark
 
 
-def _texts(
-    path: Path, rows: _Rows, names: Sequence[str], described: Described, record: Record | None
-) -> list[str]:
-    """Return the label of each video as text: from the file, or else from `described.labels`."""
+def _labels(
+    path: Path,
+    rows: _Rows,
+    names: Sequence[str],
+    described: Described,
+    record: Record | None,
+    classes: Sequence[str],
+    *,
+    ordered: bool,
+    listed: Sequence[str] | None,
+) -> list[list[int]]:
+    """Return the class numbers of each video: from the file, or else from `described.labels`.
+
+    Numbers in the file count the classes in the order of the file, if this order is known (`ordered`). Numbers in
+    another file count the classes in the order of `listed`.
+    """
+    own: list[list[int]] = []
     if rows.labels:
         found = dict(zip(rows.ids, rows.labels))
         for name, label in zip(rows.ids, rows.labels):
@@ -445,19 +521,36 @@ def _texts(
                 raise ScoreError(
                     f"{path}: {name!r} has the labels {label!r} and {found[name]!r}; expected one label"
                 )
-        return [found[name] for name in names]
+        own = _label_numbers(path, {name: found[name] for name in names}, classes, numbered=ordered)
     if described.labels is None:
-        raise ScoreError(
-            f"{path}: the labels are missing; add a column `label`, or --labels with a file or the name of a data set"
-        )
+        if not own:
+            raise ScoreError(
+                f"{path}: the labels are missing; add a column `label`, or --labels with a file or the name of a data "
+                "set"
+            )
+        return own
+    known = _known_labels(described.labels, record)
+    if not own:
+        texts = _look_up(path, names, known, described.labels, "label")
+        return _label_numbers(path, dict(zip(names, texts)), classes, numbered=listed is not None)
+    place = match_ids(names, list(known))
+    stated = {name: known[place[name]] for name in names if name in place}
+    for name, other in zip(stated, _label_numbers(path, stated, classes, numbered=listed is not None)):
+        mine = own[names.index(name)]
+        if mine != other:
+            raise ScoreError(
+                f"{path}: the label of {name!r} is {classes[mine[0]]!r}, but {classes[other[0]]!r} in "
+                f"{described.labels}; remove the wrong one"
+            )
+    return own
+
+
+def _known_labels(labels: str, record: Record | None) -> dict[str, str]:
     if record is not None:
-        return _look_up(path, names, _labels_of(record), described.labels, "label")
-    if described.labels.endswith(".json"):
-        truth = read_truth(Path(described.labels), None)
-        listed = {name: SEVERAL.join(labels) for name, labels in truth.items()}
-    else:
-        listed = _read_pairs(Path(described.labels), "label")
-    return _look_up(path, names, listed, described.labels, "label")
+        return _labels_of(record)
+    if labels.endswith(".json"):
+        return {name: SEVERAL.join(own) for name, own in read_truth(Path(labels), None).items()}
+    return _read_pairs(Path(labels), "label")
 
 
 def _groups(
@@ -543,20 +636,29 @@ def _label_numbers(
     """Return the class numbers of each video; labels are class names, or else numbers from 0 if this order is known."""
     place = {name: number for number, name in enumerate(classes)}
     parts = [[label] if label in place else label.split(SEVERAL) for label in labels.values()]
-    if not all(one in place for own in parts for one in own):
-        place = {str(number): number for number in range(len(classes))}
+    whole = [re.fullmatch(r"(\d+)(?:\.0+)?", one) for own in parts for one in own]
+    if any(one in place for own in parts for one in own) or not all(whole):
         for name, own in zip(labels, parts):
             if unknown := [one for one in own if one not in place]:
                 raise ScoreError(
-                    f"{path}: the label of {name!r} is {unknown[0]!r}; expected class names, such as {classes[0]!r}, "
-                    f"for all videos, or numbers from 0 to {len(classes) - 1}"
+                    f"{path}: the label of {name!r} is {unknown[0]!r}, which is not a class; expected a class name, "
+                    f"such as {classes[0]!r}, or for all videos a number from 0 to {len(classes) - 1}"
                 )
-        if not numbered:
-            raise ScoreError(
-                f"{path}: the labels are numbers, and the classes may be in another order; use class names as labels, "
-                "or add --classes with a file of names in the order of the numbers"
-            )
-    return [sorted(place[one] for one in own) for own in parts]
+        return [sorted(place[one] for one in own) for own in parts]
+    found = [sorted(int(float(one)) for one in own) for own in parts]
+    least, most = min(map(min, found)), max(map(max, found))
+    if most >= len(classes):
+        name = next(name for name, own in zip(labels, found) if max(own) >= len(classes))
+        hint = "; these labels seem to count from 1" if least == 1 and most == len(classes) else ""
+        raise ScoreError(f"{path}: the label of {name!r} is {most}; expected 0 to {len(classes) - 1}{hint}")
+    if not numbered:
+        raise ScoreError(
+            f"{path}: the labels are numbers, and the classes may be in another order; use class names as labels, or "
+            "add --classes with a file of names in the order of the numbers"
+        )
+    if least == 1 and most == len(classes) - 1 > 1:
+        warn(f"{path}: no video has label 0; if the labels count from 1, the results are wrong")
+    return found
 
 
 def _all_there(where: str, found: Iterable[str], classes: Sequence[str]) -> None:
@@ -570,7 +672,8 @@ def _wrong_number(where: str, classes: Sequence[str], cells: Sequence[str]) -> S
         try:
             float(cell)
         except ValueError:
-            return ScoreError(f"{where}: the score of class {name!r} is {cell!r}; expected a number")
+            comma = " with a decimal point" if re.fullmatch(r"-?\d+,\d+", cell.strip()) else ""
+            return ScoreError(f"{where}: the score of class {name!r} is {cell!r}; expected a number{comma}")
     return ScoreError(f"{where}: expected numbers")
 
 

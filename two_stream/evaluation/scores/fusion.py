@@ -17,7 +17,7 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.metrics import main_value, probabilities
-from two_stream.evaluation.scores.tables import join, name_of
+from two_stream.evaluation.scores.tables import join, name_of, with_classes
 from two_stream.types import ScoreTable
 
 Rule = Literal["l2", "logits", "probabilities", "rank", "learned"]
@@ -342,7 +342,7 @@ def _weights_from_holdout(
         )
     for table in fit:
         _check_holdout(table)
-    matched = join(match_fit(tables, fit))
+    matched = [with_classes(tables[0], table) for table in join(match_fit(tables, fit))]
     shared = sorted(set(tables[0].ids) & set(matched[0].ids))
     if shared:
         raise ScoreError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -75,11 +76,17 @@ def name_of(table: ScoreTable) -> str:
 def match_ids(wanted: Sequence[str], known: Sequence[str]) -> dict[str, str]:
     """Return `{wanted id: known id}` for the wanted ids that are known.
 
-    Ids are compared as they are, then without suffixes of video files, then also without folders. The first of these
-    three that finds the most ids is used, unless it would give the same id to two videos.
+    Ids are compared as they are, then without suffixes of video files, then with only the innermost folder, then
+    without folders. The first of these that finds the most ids is used, unless it would give the same id to two videos.
     """
     best: dict[str, str] = {}
-    for shorten in (str, _without_suffix, lambda name: PurePosixPath(_without_suffix(name)).name):
+    forms: list[Callable[[str], str]] = [
+        str,
+        _without_suffix,
+        partial(_tail, parts=2),
+        partial(_tail, parts=1),
+    ]
+    for shorten in forms:
         own = {shorten(name): name for name in known}
         keys = [shorten(name) for name in wanted]
         if len(own) < len(known) or len(set(keys)) < len(keys):
@@ -89,6 +96,10 @@ def match_ids(wanted: Sequence[str], known: Sequence[str]) -> dict[str, str]:
         if len(best) == len(wanted):
             break
     return best
+
+
+def _tail(name: str, parts: int) -> str:
+    return "/".join(PurePosixPath(_without_suffix(name)).parts[-parts:])
 
 
 def _without_suffix(name: str) -> str:
@@ -110,7 +121,8 @@ def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
     for table in tables:
         check_table(table, name_of(table))
     first = tables[0]
-    return [first, *(_align(first, other) for other in tables[1:])]
+    joined = [first, *(_align(first, other) for other in tables[1:])]
+    return _with_same_groups(joined)
 
 
 def keep_common_videos(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
@@ -147,7 +159,20 @@ def _with_ids(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     return replace(other, ids=[names.get(name, name) for name in other.ids])
 
 
-def _with_classes(first: ScoreTable, other: ScoreTable) -> ScoreTable:
+def _with_same_groups(joined: Sequence[ScoreTable]) -> list[ScoreTable]:
+    """Return the tables with the sources of the first table that has sources, so that all intervals use the same."""
+    leading = next((table for table in joined if any(table.groups or ())), None)
+    if leading is None:
+        return list(joined)
+    for table in joined:
+        if any(table.groups or ()) and table.groups != leading.groups:
+            note(
+                f"{name_of(table)}: the sources differ from those in {name_of(leading)}, which are used for all files"
+            )
+    return [replace(table, groups=leading.groups) for table in joined]
+
+
+def with_classes(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     """Return a table with its classes in the order of another table, if both have the same classes."""
     if other.class_names == first.class_names or sorted(other.class_names) != sorted(first.class_names):
         return other
@@ -165,17 +190,22 @@ def _with_classes(first: ScoreTable, other: ScoreTable) -> ScoreTable:
 
 def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     ours, theirs = name_of(first), name_of(other)
-    other = _with_classes(first, _with_ids(first, other))
+    other = with_classes(first, _with_ids(first, other))
     if other.class_names != first.class_names:
         raise ScoreError(f"{theirs}: class names differ from {ours}: {_class_difference(first, other)}")
     known, wanted = set(other.ids), set(first.ids)
-    for where, names, of in (
-        (theirs, [name for name in first.ids if name not in known], f"{len(first.ids)} videos of {ours}"),
-        (ours, [name for name in other.ids if name not in wanted], f"{len(other.ids)} videos of {theirs}"),
+    for where, names, of, ids in (
+        (theirs, [name for name in first.ids if name not in known], ours, other.ids),
+        (ours, [name for name in other.ids if name not in wanted], theirs, first.ids),
     ):
         if names:
+            total = len(first.ids if where == theirs else other.ids)
             hint = "--common uses only the videos that all files contain"
-            raise ScoreError(f"{where}: {len(names)} of the {of} are missing: {some_names(names)}; {hint}")
+            if len(names) == total:
+                hint = f"its ids are such as {ids[0]!r}; expected the same ids in both files"
+            raise ScoreError(
+                f"{where}: {len(names)} of the {total} videos of {of} are missing: {some_names(names)}; {hint}"
+            )
     place = {name: row for row, name in enumerate(other.ids)}
     order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
     aligned = reorder(other, order)

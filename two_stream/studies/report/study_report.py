@@ -310,6 +310,21 @@ _TEX = {
 _TEX_MARKS = re.compile("|".join(re.escape(mark) for mark in _TEX))
 
 
+def study_files(out: Path) -> list[Path]:
+    """Return the paths of all files that `write_study_report` writes, the page first.
+
+    Raises:
+        SettingsError: The file name does not end in .html or .htm.
+    """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise SettingsError(
+            f"{out}: the page is HTML; expected a file name ending in .html (.json, .md, .csv and .tex "
+            "files are written to the same folder)"
+        )
+    others = [out.with_suffix(suffix) for suffix in (".md", ".csv", ".json", ".tex")]
+    return [out, *others, out.with_name(f"{out.stem}-comparisons.csv")]
+
+
 def write_study_report(result: StudyResult, out: Path) -> list[Path]:
     """Write a study's report in all formats. Each file is written completely or not at all.
 
@@ -325,11 +340,7 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
     Raises:
         SettingsError: The file name does not end in .html or .htm.
     """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise SettingsError(
-            f"{out}: the page is HTML; expected a file name ending in .html (.json, .md, .csv and .tex "
-            "files are written to the same folder)"
-        )
+    study_files(out)
     environment = page_templates(_TEMPLATES)
     environment.filters["tex"] = escape_tex
     facts = {"result": result, "tables": _tables(result), "level": f"{100 * result.level:g} %"}

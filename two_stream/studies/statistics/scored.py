@@ -80,7 +80,10 @@ class ScoredRun:
     @property
     def protocol(self) -> str:
         """Key that is equal for score files of the same leaderboard; it does not depend on the splits."""
-        return json.dumps([stated_fact(self.table.meta, key) for key in (*_PROTOCOL, "precision")])
+        facts = [stated_fact(self.table.meta, key) for key in (*_PROTOCOL, "precision")]
+        if "split" not in self.table.meta:  # of another program: only the same videos can be ranked together
+            facts.append(_digest(sorted(self.table.ids)))
+        return json.dumps(facts)
 
 
 def _variant_settings(experiment: Experiment) -> dict[str, Any]:
