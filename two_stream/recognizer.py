@@ -192,6 +192,10 @@ class Recognizer(nn.Module):
         views = _unpacked(clips, self.stored)
         return [space_mean(x) if self.stored.maps else x for x in views]
 
+    def vectors_of_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return `z_BD`, see `forward_vectors`, for an already normalised clip."""
+        return self._aggregated(self.features_of_normalised(x_BCTHW))
+
     def forward_vectors(self, clips: torch.Tensor) -> torch.Tensor:
         """Return `z_BD`, the classifier's input in evaluation: the concatenated vectors of the heads.
 

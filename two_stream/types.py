@@ -228,6 +228,21 @@ class ScoreTable:
     targets: NDArray[np.bool_] | None = None
     """`(N, K)`: all classes of each video of a multi-label data set; `labels` contains only the first class"""
 
+    def to_frame(self) -> Any:
+        """Return a pandas data frame with `id`, `label`, `group` and a column of logits for each class.
+
+        Raises:
+            ImportError: pandas is not installed; two-stream does not require it.
+        """
+        import pandas  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+        beside = {
+            "id": self.ids,
+            "label": [self.class_names[label] for label in self.labels],
+            "group": self.groups,
+        }
+        return pandas.DataFrame(beside).join(pandas.DataFrame(self.logits, columns=self.class_names))
+
 
 @dataclass(frozen=True)
 class RunPaths:

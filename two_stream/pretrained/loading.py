@@ -50,6 +50,20 @@ class LoadReport:
         return f"{self.path}: {self.format}: {', '.join(parts)}"
 
 
+def count_classes(path: Path) -> int | None:
+    """Return the number of classes of a checkpoint; None if it has no classifier, or is of an unknown network.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    state, _ = strip_wrappers(read_state(weights_file(path)))
+    layout = recognise_layout(state)
+    biases = (
+        len(tensor) for key, tensor in state.items() if layout and layout.translate(key) == "classifier.bias"
+    )
+    return next(biases, None)
+
+
 def load_weights(
     model: Recognizer,
     path: Path | str,

@@ -50,6 +50,7 @@ from two_stream.runtime.files import check_writable, complete_folder, sha256
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.runtime.text import plural
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
+from two_stream.video.decoding.memory import Source
 from two_stream.video.decoding.reader import backend_version
 from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, choose_flow_algorithm
 
@@ -310,7 +311,7 @@ def _read_and_score(
 
 def predict(
     model_or_run: Recognizer | AnyRun[Any] | Path | str | Sequence[AnyRun[Any] | Path | str],
-    video: Path | str,
+    video: Source,
     *,
     top_k: int = 5,
     options: EvaluateOptions | None = None,
@@ -323,7 +324,8 @@ def predict(
 
     Args:
         model_or_run: A model, a run or its folder, or several runs to fuse, for example RGB and flow.
-        video: A video file. Flow is computed from the video if a network requires it.
+        video: A video file, a folder of images, an array or a part of a video, see `Source`. Flow is computed from the
+            video if a network requires it.
         top_k: Number of classes to return.
         options: Evaluation options with the views. The default is those of each run.
         reading: Decoder, flow algorithm and frame size. By default, the video is read like the training frames of each
@@ -357,7 +359,7 @@ def predict(
 
 def score_with_runs(
     runs: Sequence[AnyRun[Any]],
-    video: Path | str,
+    video: Source,
     options: Sequence[EvaluateOptions] | None = None,
     readings: Sequence[VideoInput] | None = None,
 ) -> list[VideoResult]:
@@ -387,9 +389,7 @@ def score_with_runs(
     return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, readings, strict=True)]
 
 
-def _scored(
-    run: AnyRun[Any], video: Path | str, options: EvaluateOptions, reading: VideoInput
-) -> VideoResult:
+def _scored(run: AnyRun[Any], video: Source, options: EvaluateOptions, reading: VideoInput) -> VideoResult:
     result = score_file(run.model, video, options, reading)
     if not run.multi_label:
         return result

@@ -5,9 +5,8 @@ Flow is computed during decoding, and only a few clips are kept in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,8 @@ from two_stream.evaluation.scoring.score import Canvas, aggregate_views, scored_
 from two_stream.evaluation.scoring.views import assemble_clips, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews
-from two_stream.video.decoding.reader import Video, open_video
+from two_stream.video.decoding.base import Video
+from two_stream.video.decoding.memory import Source, open_any
 from two_stream.video.extraction.one_video import ExtractOptions, frame_size, resize_frame
 from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, choose_flow_algorithm, to_gray
 
@@ -85,21 +85,23 @@ class VideoResult:
 
 def score_file(
     model: Recognizer | ClipNetwork,
-    path: Path | str,
+    path: Source,
     options: EvaluateOptions,
     reading: VideoInput | None = None,
     device: torch.device | None = None,
+    compute: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> VideoResult:
-    """Score a video file with a network.
+    """Score a video with a network.
 
-    The file is decoded twice: first to count the frames that can be decoded, then to score them.
+    A file is decoded twice: first to count the frames that can be decoded, then to score them.
 
     Args:
         model: An RGB or flow recognizer, or an exported network.
-        path: Path of the video.
+        path: Video file, folder of images, array, or part of a video; see `Source`.
         options: Evaluation options: clips, crops, aggregation, batch size and precision.
         reading: Decoder, flow algorithm and sizes.
         device: Device of the model. The default is that of its weights.
+        compute: Function that computes vectors `(B, D)` from a normalised batch instead of logits; see `Canvas`.
 
     Raises:
         VideoError: The file is missing, empty or not a video, or has only one frame and the network requires flow.
@@ -109,16 +111,18 @@ def score_file(
     device = device or model.device
     exact = "paper" in (reading.sampling, reading.protocol)
     options = resolve_evaluation(model, options, device, exact=exact)
-    with evaluation_mode(model), open_video(path, reading.backend) as video:
+    with evaluation_mode(model), open_any(path, reading.backend) as video:
         frames = video.num_frames
         available = frames - 1 if model.spec.modality == "flow" else frames
         if frames == 0:
-            raise VideoError(path, f"no frame can be decoded{f' ({video.damage})' if video.damage else ''}")
+            raise VideoError(
+                video.path, f"no frame can be decoded{f' ({video.damage})' if video.damage else ''}"
+            )
         if available < 1:
-            raise VideoError(path, "has only one frame, but flow requires two; use an RGB run")
+            raise VideoError(video.path, "has only one frame, but flow requires two; use an RGB run")
         clips = evaluation_clips(options, model.spec, available, reading.sampling)
         views = _views(video, clips, available, model.spec, options, reading)
-        canvas = Canvas(model, device, options.precision, options.batch_views or 1)
+        canvas = Canvas(model, device, options.precision, options.batch_views or 1, compute)
         (scored,) = scored_views(views, {}, canvas)
         damage, times = video.damage, video.times
     logits = scored.logits

@@ -1,0 +1,360 @@
+"""The Python interface: networks with published weights, trained runs, and scores.
+
+The names are imported from the package, for example `from two_stream import load_run`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream import recognizer, zoo
+from two_stream.config.load import validate_settings
+from two_stream.config.model import ModelOptions
+from two_stream.config.schema import EvaluateOptions
+from two_stream.errors import ScoreError, SettingsError
+from two_stream.evaluation.runs import none_of_these, run
+from two_stream.evaluation.scores import fusion, metrics
+from two_stream.evaluation.scores.files import find_scores, read_scores
+from two_stream.evaluation.scoring.video import score_file
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.text import plural
+from two_stream.types import ScoreTable
+from two_stream.video.decoding.memory import Source
+
+if TYPE_CHECKING:
+    from two_stream.evaluation.pictures.attention import StreamAttention
+    from two_stream.studies.statistics.results import StudyResult
+
+__all__ = [
+    "Features",
+    "Prediction",
+    "Run",
+    "compare",
+    "confusion",
+    "create_model",
+    "fuse",
+    "load_run",
+    "read_scores",
+]
+_SHOWN = 3
+"""number of classes in the text of a prediction"""
+
+
+def create_model(
+    name_or_options: str | ModelOptions,
+    num_classes: int | None = None,
+    *,
+    pretrained: bool | Path | str = False,
+    **options: Any,
+) -> Recognizer:
+    """Build a recognizer from its name, with random or published weights.
+
+    Args:
+        name_or_options: Name of a model (`two-stream models`), with `pretrained=True` also of published weights
+            (`two-stream weights list`); or `ModelOptions(...)`.
+        num_classes: K, the number of classes. With weights, the default is theirs; another number replaces the
+            classifier by a random one.
+        pretrained: True for published weights, which are downloaded if they are neither in the folder
+            $TWO_STREAM_WEIGHTS nor in the cache; or a checkpoint file, or a folder with a model or run.
+        **options: Fields of `ModelOptions` to change; see `recognizer.create_model`.
+
+    Raises:
+        SettingsError: Unknown name (the message suggests similar ones), or no weights are published for this model.
+        CheckpointError: The weights cannot be downloaded or read, or do not fit.
+    """
+    from two_stream.pretrained.loading import count_classes, load_weights
+
+    own = None
+    if pretrained is True:
+        name_or_options, pretrained, own = _published(name_or_options)
+    elif pretrained:
+        own = count_classes(Path(pretrained))
+    count = num_classes or own
+    if count is None:
+        raise SettingsError("`num_classes` is missing; expected the number of classes, or `pretrained`")
+    model = recognizer.create_model(name_or_options, count, **options)
+    if pretrained:
+        load_weights(model, Path(pretrained), new_classifier=count != own)
+    return model
+
+
+def _published(name: str | ModelOptions) -> tuple[str, Path, int]:
+    """Return the model, the local file and the number of classes of published weights."""
+    from two_stream.pretrained.files.fetch import Sources, fetch
+    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
+    from two_stream.runtime.files import cache_folder
+
+    if not isinstance(name, str):
+        raise SettingsError("`pretrained=True` requires the name of a model or of published weights")
+    entries = read_manifest(find_manifest()).entries
+    found = [one for one in entries if one.name == name]
+    if not found:
+        model = zoo.find(name).name
+        found = [one for one in entries if one.model is not None and zoo.find(one.model).name == model]
+    if len(found) != 1 or found[0].model is None:
+        names = ", ".join(one.name for one in found) or "`two-stream weights list` shows all"
+        raise SettingsError(
+            f"{name}: found {plural(len(found), 'published file')} for this model; expected one of: {names}"
+        )
+    folder, mirror = os.environ.get("TWO_STREAM_WEIGHTS"), os.environ.get("TWO_STREAM_MIRROR")
+    sources = Sources(local=Path(folder) if folder else None, mirror=mirror or None)
+    file = fetch(found[0], (cache_folder() or Path()) / "weights", sources).file
+    return found[0].model, file, found[0].classes.count
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Prediction for a video."""
+
+    video: str
+    class_names: list[str]
+    probabilities: NDArray[np.float64]
+    """probabilities of the classes `(K,)`"""
+    frames: int
+    """number of frames that could be decoded"""
+    threshold: float = 0.0
+    """least probability of the best class for which it is the label; see `two-stream evaluate --false-alarms`"""
+
+    @property
+    def label(self) -> str:
+        """The most likely class, or "none of these"."""
+        best = int(self.probabilities.argmax())
+        return self.class_names[best] if self.probabilities[best] >= self.threshold else "none of these"
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """Return the most likely classes with their probabilities, the best first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(self.class_names[index], float(self.probabilities[index])) for index in order]
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{name} {100 * share:.1f} %" for name, share in self.top(_SHOWN))
+        return f"Prediction({self.video}: {self.label}; {best})"
+
+    def _repr_html_(self) -> str:
+        return _html(
+            [
+                ("video", self.video),
+                ("label", self.label),
+                *((name, f"{100 * share:.1f} %") for name, share in self.top()),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """Vectors of a video, one for each window: what the classifier of the network receives."""
+
+    vectors: NDArray[np.float32]
+    """`(windows, D)`"""
+    first: NDArray[np.int64]
+    """number (from 1) of the first image of each window"""
+    last: NDArray[np.int64]
+    """number of the last image of each window"""
+    start: NDArray[np.float64] | None
+    """start of each window in seconds; None if the video has no times"""
+    end: NDArray[np.float64] | None
+    """end of each window in seconds"""
+
+
+class Run(run.Run):
+    """A trained network with its settings; see `load_run`."""
+
+    def predict(self, video: Source | list[Source], *, options: EvaluateOptions | None = None) -> Any:
+        """Predict the class of a video, or of each video in a list.
+
+        Args:
+            video: A video file, a folder of numbered images, an array uint8 `(T, H, W, 3)` in RGB order, or a part
+                `(video, start, end)` in seconds; or a list of these. A flow network computes flow from the images.
+            options: Views and crops; by default those of the run's settings.
+
+        Returns:
+            A `Prediction`, or a list of them.
+
+        Raises:
+            VideoError: A video cannot be read.
+        """
+        if isinstance(video, list):
+            return [self.predict(one, options=options) for one in video]
+        (result,) = run.score_with_runs([self], video, [options] if options else None)
+        shares = fusion.fused_probabilities([result.logits[None]], sigmoid=result.multi_label)[0]
+        return Prediction(_name(video), self.class_names, shares, result.frames, self.threshold)
+
+    @cached_property
+    def threshold(self) -> float:
+        """Threshold for "none of these" that is stored in the run folder; 0 if there is none."""
+        return none_of_these.read_threshold([(self.paths.root, self.model_sha256)], "l2", None)
+
+    def evaluate(self, part: str = "test", **options: Any) -> ScoreTable:
+        """Score a part of the run's data set, and write the score file to the run folder.
+
+        Args:
+            part: `test`, `val` or `train`.
+            **options: Evaluation settings to change, such as `views="single"` or `crops="center"`.
+
+        Raises:
+            DataError: The data set is not on this machine.
+        """
+        given = self.experiment.evaluate.model_dump() | options
+        chosen = validate_settings(EvaluateOptions, given, "evaluate")
+        return run.evaluate_run(self, chosen, part)[0]  # type: ignore[arg-type]
+
+    def features(self, video: Source, step: int | None = None) -> Features:
+        """Return the vectors of sliding windows of a video, from the centre crop.
+
+        Args:
+            video: As for `predict`.
+            step: Number of frames between the starts of windows; by default half a window.
+        """
+        from two_stream.data.clips.views import evaluation_clips
+
+        changes = {"views": "sliding", "crops": "center", "step": step, "aggregate": "logits"}
+        options = validate_settings(
+            EvaluateOptions, self.experiment.evaluate.model_dump() | changes, "features"
+        )
+        reading = run.reading_of(self)
+        result = score_file(self.model, video, options, reading, compute=self.model.vectors_of_normalised)
+        flow = self.model.spec.modality == "flow"
+        clips = evaluation_clips(options, self.model.spec, result.frames - flow, reading.sampling)
+        first = np.array([min(clip) for clip in clips])
+        last = np.minimum([max(clip) + flow for clip in clips], result.frames)
+        times = result.times
+        ends = (None, None) if times is None else (times[first - 1], times[last])
+        return Features(result.view_logits, first, last, *ends)
+
+    def attention(self, video: Path | str) -> StreamAttention:
+        """Return the attention of the head to each time step in the middle clip of a video.
+
+        Raises:
+            SettingsError: The head has no attention weights.
+        """
+        from two_stream.evaluation.pictures.attention import read_attention
+
+        return read_attention(
+            self.model, video, self.experiment.evaluate, run.reading_of(self), self.class_names
+        )
+
+    def _facts(self) -> list[tuple[str, str]]:
+        model, spec = self.experiment.model, self.model.spec
+        size = "×".join(map(str, spec.size))
+        return [
+            ("run", str(self.paths.root)),
+            ("network", f"{model.backbone.kind} + {model.head.kind}, {spec.modality}"),
+            ("input", f"{spec.clip_length} frames with stride {spec.stride}, {size}"),
+            ("classes", f"{len(self.class_names)}: {', '.join(self.class_names[:_SHOWN])}, …"),
+            ("data", f"{self.experiment.data.dataset}, split {self.experiment.data.split}"),
+            ("checkpoint", f"{self.checkpoint}, epoch {self.meta.get('epoch', '?')}"),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<11}{text}" for name, text in self._facts())
+
+    def _repr_html_(self) -> str:
+        return _html(self._facts())
+
+
+def load_run(
+    path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Path | None = None
+) -> Run:
+    """Load a run folder.
+
+    Args:
+        path: The run folder.
+        checkpoint: `best` or `last`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        data_root: Folder of the data set's `dataset.yaml`, if data or runs have been moved.
+
+    Raises:
+        CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.
+        SettingsError: The settings cannot be read, or the device does not exist.
+    """
+    found = run.load_run(path, checkpoint, device, data_root)
+    return Run(**{one.name: getattr(found, one.name) for one in fields(found)})
+
+
+def fuse(
+    tables: Sequence[ScoreTable | Path | str],
+    rule: str = "l2",
+    weights: Sequence[float] | None = None,
+    *,
+    fit: Sequence[ScoreTable | Path | str] | None = None,
+) -> ScoreTable:
+    """Fuse score tables, score files or run folders of the same videos; see `evaluation.scores.fusion.fuse`."""
+    holdout = None if fit is None else [_table(one, "val") for one in fit]
+    return fusion.fuse([_table(one) for one in tables], rule, weights, fit=holdout)
+
+
+def compare(
+    sources: Mapping[str, ScoreTable | Path | str], *, baseline: str | None = None, level: float = 0.95
+) -> StudyResult:
+    """Compare score tables, score files or run folders of the same videos, with intervals and paired tests.
+
+    Args:
+        sources: Variants by name; each is one training run.
+        baseline: Variant to compare all others with; by default the first one.
+        level: Confidence level of the intervals.
+
+    Raises:
+        ScoreError: The files cannot be read or their videos, data or protocols differ.
+    """
+    from two_stream.evaluation.runs.lookup import run_of, settings_of
+    from two_stream.studies.statistics import scored, summary
+
+    baseline = baseline or next(iter(sources), "")
+    if len(sources) < 2 or baseline not in sources:
+        raise ScoreError(
+            f"found the variants {', '.join(sources) or 'none'}; expected two or more, with the baseline"
+        )
+    groups = {}
+    for name, source in sources.items():
+        table = _table(source)
+        place = run_of(table)
+        groups[name] = [scored.ScoredRun(table, place, settings_of(place))]
+    asked = summary.Question(
+        name="compare",
+        question=f"Which is better: {', '.join(sources)}?",
+        fusion_rule=None,
+        level=level,
+        command="two_stream.compare",
+    )
+    pairs = [(f"against {baseline}", name, baseline) for name in sources if name != baseline]
+    notes = scored.check_comparable(groups)
+    return summary.study_result(
+        asked, scored.runs_of_variants(groups), pairs, runs=scored.run_rows(groups), notes=notes
+    )
+
+
+def confusion(table: ScoreTable | Path | str) -> NDArray[np.int64]:
+    """Return the confusion matrix `(K, K)` as counts: rows are true classes, columns are predicted classes.
+
+    Raises:
+        ScoreError: The data set is multi-label.
+    """
+    found = _table(table)
+    if found.targets is not None:
+        raise ScoreError("a confusion matrix requires one class per video, but this data set is multi-label")
+    return metrics.confusion_matrix(found.logits, found.labels)
+
+
+def _table(source: ScoreTable | Path | str, part: str = "test") -> ScoreTable:
+    return source if isinstance(source, ScoreTable) else read_scores(find_scores(source, part), part=part)
+
+
+def _name(video: Source) -> str:
+    if isinstance(video, tuple):
+        return f"{_name(video[0])}, {video[1]:g} to {video[2]:g} s"
+    return f"array {video.shape}" if isinstance(video, np.ndarray) else str(video)
+
+
+def _html(rows: Sequence[tuple[str, str]]) -> str:
+    """Return a small table for notebooks."""
+    cells = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f"<table>{''.join(cells)}</table>"

@@ -1,0 +1,148 @@
+"""Videos that are not single files: arrays, folders of images, and parts of videos."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.errors import VideoError
+from two_stream.video.decoding.base import Decoded, Image, Video
+from two_stream.video.decoding.reader import open_video
+
+Source = Path | str | NDArray[np.uint8] | tuple[Any, float, float] | Video
+"""A video file, a folder of numbered images, an RGB array `(T, H, W, 3)`, or `(video, start, end)` in seconds."""
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def open_any(source: Source, backend: str = "pyav") -> Video:
+    """Open a video, see `Source`; `backend` decodes files.
+
+    Raises:
+        VideoError: The source is missing, empty or has an unexpected form.
+    """
+    if isinstance(source, Video):
+        return source
+    if isinstance(source, np.ndarray):
+        return ArrayVideo(source)
+    if isinstance(source, tuple):
+        if len(source) != 3:
+            raise VideoError(
+                "video", f"a tuple of {len(source)} entries; expected (video, start, end) in seconds"
+            )
+        return VideoPart(open_any(source[0], backend), float(source[1]), float(source[2]))
+    return FolderVideo(Path(source)) if Path(source).is_dir() else open_video(source, backend)
+
+
+class _Pictures(Video):
+    """A video whose frames can be read in any order."""
+
+    def __init__(self, path: Path, count: int, fps: float | None = None) -> None:
+        super().__init__(path, "images", fps, count)
+        if not count:
+            raise VideoError(path, "contains no frames")
+        self.height, self.width = self._picture(0).shape[:2]
+
+    def _picture(self, index: int) -> Image:
+        raise NotImplementedError
+
+    @property
+    def damage(self) -> str | None:
+        """None, because there is no container that may be damaged."""
+        return None
+
+    def _walk(self) -> Generator[Decoded]:
+        for index in range(self.header_frames or 0):
+            yield Decoded(lambda index=index: self._picture(index))  # type: ignore[misc]
+        self._at_end = True
+
+    def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        if wanted[-1] >= (self.header_frames or 0):
+            raise VideoError(
+                self.path, f"frame {wanted[-1]} was requested, but there are {self.header_frames} frames"
+            )
+        return ((index, self._picture(index)) for index in wanted)
+
+
+class ArrayVideo(_Pictures):
+    """Frames in memory, uint8 `(T, H, W, 3)` in RGB order."""
+
+    def __init__(self, frames: NDArray[np.uint8], fps: float | None = None) -> None:
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+            raise VideoError(
+                "array", f"has shape {frames.shape} and type {frames.dtype}; expected uint8 (T, H, W, 3)"
+            )
+        self._frames = frames
+        super().__init__(Path("array"), len(frames), fps)
+
+    def _picture(self, index: int) -> Image:
+        return np.asarray(self._frames[index])
+
+
+class FolderVideo(_Pictures):
+    """Images of a folder, in the order of the numbers in their names; images of flow (`flow_…`) are ignored."""
+
+    def __init__(self, folder: Path, fps: float | None = None) -> None:
+        files = (path for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
+        self._files = sorted((path for path in files if not path.name.startswith("flow_")), key=_number)
+        super().__init__(folder, len(self._files), fps)
+
+    def _picture(self, index: int) -> Image:
+        path = self._files[index]
+        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise VideoError(path, "cannot be read as an image")
+        if index and picture.shape[:2] != (self.height, self.width):
+            raise VideoError(
+                path, f"has the size {picture.shape[:2]}, the first image {(self.height, self.width)}"
+            )
+        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _number(path: Path) -> tuple[int, str]:
+    digits = re.findall(r"\d+", path.stem)
+    return (int(digits[-1]) if digits else 0, path.name)
+
+
+class VideoPart(Video):
+    """The frames of a video that appear from `start` to before `end`, in seconds."""
+
+    def __init__(self, whole: Video, start: float, end: float) -> None:
+        super().__init__(whole.path, whole.codec, whole.fps, None)
+        self._whole, self.width, self.height = whole, whole.width, whole.height
+        times = whole.times
+        if times is None:
+            raise VideoError(
+                whole.path, "has neither timestamps nor a frame rate, so a part cannot be found by time"
+            )
+        self._first, self._end = (int(np.searchsorted(times[:-1], at - 1e-6)) for at in (start, end))
+        if self._end <= self._first:
+            raise VideoError(
+                whole.path, f"no frame from {start:g} to {end:g} s; the video ends at {times[-1]:.2f} s"
+            )
+
+    @property
+    def damage(self) -> str | None:
+        """Damage of the whole video."""
+        return self._whole.damage
+
+    def _walk(self) -> Generator[Decoded]:
+        for number, decoded in enumerate(self._whole._walk()):
+            if number >= self._end:
+                break
+            if number >= self._first:
+                yield decoded
+        self._at_end = True
+
+    def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        for number, picture in self._whole.pick([self._first + index for index in wanted]):
+            yield number - self._first, picture
+
+    def close(self) -> None:
+        """Close the video."""
+        self._whole.close()
