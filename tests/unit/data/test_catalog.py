@@ -95,7 +95,8 @@ def test_a_relative_path_in_another_folder_names_the_key_and_the_folder(
         dataset_record(data)
     assert str(caught.value) == (
         f"`data.dataset` is demo/dataset.yaml: no such file in the current folder {tmp_path / 'demo'}; "
-        "run from the folder that the path is relative to, or pass another path with --data.dataset"
+        "run from the folder that the path is relative to, or pass another path with --data.dataset (for a "
+        "finished run with --data-root)"
     )
 
 

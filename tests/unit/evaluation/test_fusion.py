@@ -149,7 +149,7 @@ def test_fitting_tables_are_matched_by_model_not_by_place():
     one, two = fuse(test, "learned", fit=val), fuse(test, "learned", fit=val[::-1])
     assert one.meta["weights"] == two.meta["weights"]
     val[0].meta["model_sha256"] = "another"
-    with pytest.raises(ScoreError, match="a different model"):
+    with pytest.raises(ScoreError, match="not from any of the fused models"):
         fuse(test, "learned", fit=val)
 
 

@@ -97,7 +97,7 @@ def read_scores(path: Path | str, described: Described | None = None, part: str 
     except (OSError, ValueError) as error:
         if "data type other than" in str(error):
             hint = "Python objects are not read, so write ids as np.array(ids, dtype=str)"
-            raise ScoreError(f"{path}: {error}; {hint}") from None
+            raise ScoreError(f"{path}: not a score file, or a damaged one ({error}); {hint}") from None
         raise ScoreError(
             f"{path}: not a score file, or a damaged one ({error}); write it again with "
             "`two-stream evaluate RUN`"
