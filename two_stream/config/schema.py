@@ -373,7 +373,10 @@ class TrainOptions(Options):
     checkpoint_every: PositiveInt | None = None
     """number of optimizer steps between checkpoints within an epoch; none: one checkpoint per epoch"""
     log_images: bool = True
-    """write clip grids and confusion figures to TensorBoard"""
+    """record clip grids and confusion figures"""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """where metrics are recorded: tensorboard, wandb (Weights & Biases, an optional package), or a tracker of another
+    installed package; `metrics.jsonl` is always written"""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainOptions:
@@ -449,6 +452,7 @@ FREE_ON_RESUME = (
     "data.workers",
     "train.strategy",
     "train.compile",
+    "train.trackers",
     "evaluate",
 )
 """settings (with everything below them) that may change on resume, because they do not affect the trained weights"""

@@ -1,9 +1,11 @@
-"""Metrics of a run: `metrics.jsonl`, TensorBoard scalars and images, and one printed line per epoch."""
+"""Metrics of a run: `metrics.jsonl`, scalars and images in TensorBoard or other trackers, and printed lines."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
+from two_stream.errors import SettingsError
 from two_stream.runtime.console import say
 from two_stream.runtime.files import checked_line, write_text
 from two_stream.runtime.plotting import SERIES, plain_figures, shades, shorten, text_on
@@ -44,34 +47,141 @@ def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
     write_text(paths.metrics, "".join(lines))
 
 
+class TrackerWriter(Protocol):
+    """What a tracker of `train.trackers` does with metrics.
+
+    An installed package adds a tracker as an entry point of the group `two_stream.trackers`: a function of the run's
+    paths, its settings and the number of the first step, which returns such an object.
+    """
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers by name, such as `loss/train`."""
+
+    def image(self, name: str, picture_HW3: NDArray[np.uint8], step: int) -> None:
+        """Record an RGB image."""
+
+    def finish(self, settings: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
+        """Record the settings and the final metrics."""
+
+    def close(self) -> None:
+        """Write everything and close."""
+
+
+class TensorBoard:
+    """Writes event files to the run folder."""
+
+    def __init__(self, paths: RunPaths, experiment: Experiment, first_step: int) -> None:
+        del experiment
+        from torch.utils.tensorboard import SummaryWriter
+
+        # hides events from `first_step` on, which an interrupted run wrote
+        self.writer: Any = SummaryWriter(str(paths.root), purge_step=first_step)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers by name."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        if not any(name.startswith("step/") for name in values):
+            self.writer.flush()
+
+    def image(self, name: str, picture_HW3: NDArray[np.uint8], step: int) -> None:
+        """Record an RGB image."""
+        self.writer.add_image(name, picture_HW3, step, dataformats="HWC")
+
+    def finish(self, settings: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
+        """Record the settings and the final metrics for TensorBoard's HParams page."""
+        from torch.utils.tensorboard.summary import hparams
+
+        for summary in hparams(dict(settings), dict(metrics)):  # type: ignore[no-untyped-call]
+            self.writer.file_writer.add_summary(summary)
+        self.scalars(metrics, 0)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self.writer.close()
+
+
+class Wandb:
+    """Writes to Weights & Biases; without a network, `WANDB_MODE=offline` stores the run in its folder."""
+
+    def __init__(self, paths: RunPaths, experiment: Experiment, first_step: int) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise SettingsError(
+                "`train.trackers` names wandb, which is not installed; run: pip install 'two-stream[wandb]'"
+            ) from None
+        self._image = wandb.Image
+        name = experiment.name if first_step == 0 else f"{experiment.name} from step {first_step}"
+        self.run = wandb.init(
+            project="two-stream", group=experiment.name, name=name, dir=str(paths.root), reinit="create_new"
+        )
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers by name."""
+        self.run.log(dict(values), step=step)
+
+    def image(self, name: str, picture_HW3: NDArray[np.uint8], step: int) -> None:
+        """Record an RGB image."""
+        self.run.log({name: self._image(picture_HW3)}, step=step)
+
+    def finish(self, settings: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
+        """Record the settings and the final metrics."""
+        self.run.config.update(dict(settings))
+        self.run.summary.update(dict(metrics))
+
+    def close(self) -> None:
+        """Send or store everything that is recorded."""
+        self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[RunPaths, Experiment, int], TrackerWriter]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+}
+
+
+def _trackers(names: Sequence[str]) -> list[Callable[[RunPaths, Experiment, int], TrackerWriter]]:
+    """Return the trackers of these names.
+
+    Raises:
+        SettingsError: A name is unknown.
+    """
+    others = {entry.name: entry for entry in entry_points(group="two_stream.trackers")}
+    for name in names:
+        if name not in TRACKERS and name not in others:
+            known = ", ".join([*TRACKERS, *others])
+            raise SettingsError(f"`train.trackers` contains {name!r}; expected some of: {known}")
+    return [TRACKERS[name] if name in TRACKERS else others[name].load() for name in names]
+
+
 class Tracker:
-    """Writes TensorBoard events and prints one line per epoch. If `active` is false, it does nothing."""
+    """Passes metrics to the trackers of `train.trackers`, and prints one line per epoch.
+
+    If `active` is false, it does nothing.
+    """
 
     def __init__(
         self, paths: RunPaths, experiment: Experiment, *, first_step: int, active: bool = True
     ) -> None:
         self.experiment = experiment
         self.images = experiment.train.log_images
-        self.writer: Any = None
         self.active = active
-        if active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # hides events from `first_step` on, which an interrupted run wrote
-            self.writer = SummaryWriter(str(paths.root), purge_step=first_step)
+        made = _trackers(experiment.train.trackers)
+        self.writers = [make(paths, experiment, first_step) for make in made] if active else []
 
     def step(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
         """Record one optimizer step."""
-        if self.writer is not None:
-            self.writer.add_scalar("step/loss", loss, step)
-            self.writer.add_scalar("step/learning_rate", lr, step)
-            self.writer.add_scalar("step/gradient_norm", grad_norm, step)
+        values = {"step/loss": loss, "step/learning_rate": lr, "step/gradient_norm": grad_norm}
+        for writer in self.writers:
+            writer.scalars(values, step)
 
     def clips(self, batch: Batch, step: int) -> None:
         """Record the augmented clips of a batch as an image."""
-        if self.writer is not None and self.images and batch.ids:
-            pixels = batch.clips.cpu().numpy().astype(np.uint8)
-            self.writer.add_image("input/clips", clip_grid(pixels), step, dataformats="HWC")
+        if self.writers and self.images and batch.ids:
+            grid = clip_grid(batch.clips.cpu().numpy().astype(np.uint8))
+            for writer in self.writers:
+                writer.image("input/clips", grid, step)
 
     def epoch(
         self,
@@ -83,39 +193,32 @@ class Tracker:
         """Record and print a finished epoch."""
         if not self.active:
             return
-        for key, tag in ((key, tag) for key, tag in _SCALARS.items() if key in line):
-            self.writer.add_scalar(tag, line[key], line["step"])
-        if "lr" in line:
-            self.writer.add_scalar("learning_rate", line["lr"], line["step"])
-        if self.images and confusion is not None:
+        values = {tag: line[key] for key, tag in _SCALARS.items() if key in line}
+        values |= {"learning_rate": line["lr"]} if "lr" in line else {}
+        if self.writers and self.images and confusion is not None:
             title = f"epoch {line['epoch']}, top-1 {per_cent(line['val_top1'])}"
             with plain_figures():
-                figure = confusion_figure(confusion, class_names, title)
-                self.writer.add_figure("validation/confusion", figure, line["step"], close=False)
-        self.writer.flush()
+                picture = _drawn(confusion_figure(confusion, class_names, title))
+            for writer in self.writers:
+                writer.image("validation/confusion", picture, line["step"])
+        for writer in self.writers:
+            writer.scalars(values, line["step"])
         say(self._sentence(line, seconds_left))
 
     def hparams(self, metrics: dict[str, float]) -> None:
-        """Record the settings and the final metrics for TensorBoard's HParams page."""
-        if self.writer is None:
-            return
-        from torch.utils.tensorboard.summary import hparams
-
+        """Record the settings and the final metrics."""
         settings = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in flatten(self.experiment.model_dump(mode="json")).items()
         }
         finite = {f"final/{key}": value for key, value in metrics.items() if math.isfinite(value)}
-        for summary in hparams(settings, finite):  # type: ignore[no-untyped-call]
-            self.writer.file_writer.add_summary(summary)
-        for key, value in finite.items():
-            self.writer.add_scalar(key, value, 0)
-        self.writer.flush()
+        for writer in self.writers:
+            writer.finish(settings, finite)
 
     def close(self) -> None:
-        """Flush and close the event file."""
-        if self.writer is not None:
-            self.writer.close()
+        """Close the trackers."""
+        for writer in self.writers:
+            writer.close()
 
     def _sentence(self, line: dict[str, Any], seconds_left: float) -> str:
         solved = "lr" not in line
@@ -132,6 +235,15 @@ class Tracker:
             f"  {duration(line['seconds'])}  {line['clips_per_second']:.1f} clips/s"
             f"{f'  {duration(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
         )
+
+
+def _drawn(figure: Figure) -> NDArray[np.uint8]:
+    """Return a figure as an RGB image."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]
 
 
 def _plain(value: Any) -> Any:

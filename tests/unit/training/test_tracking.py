@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from two_stream.config.load import flatten
-from two_stream.errors import DataError
+from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.lookup import history
 from two_stream.runtime.plotting import contrast
 from two_stream.runtime.text import duration
+from two_stream.training import tracking
 from two_stream.training.tracking import clip_grid, confusion_figure, flow_to_rgb, write_metrics
 from two_stream.training.trainer import validate
 from two_stream.types import Batch, RunPaths
@@ -66,6 +69,103 @@ def test_tensorboard_holds_scalars_pictures_and_hparams(make_trainer: Any) -> No
     assert len(events.Images("input/clips")) == 1
     assert events.Scalars("final/val_top1")[0].value == pytest.approx(max(line["val_top1"] for line in lines))
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+class Recorder:
+    """A tracker of another package; keeps what it is given."""
+
+    def __init__(self, paths: RunPaths, experiment: Any, first_step: int) -> None:
+        self.made = (paths.root, experiment.name, first_step)
+        self.numbers: list[tuple[str, float, int]] = []
+        self.images: list[tuple[str, tuple[int, ...], int]] = []
+        self.final: dict[str, float] = {}
+        self.closed = False
+
+    def scalars(self, values: Any, step: int) -> None:
+        self.numbers += [(name, value, step) for name, value in values.items()]
+
+    def image(self, name: str, picture: np.ndarray, step: int) -> None:
+        self.images.append((name, picture.shape, step))
+
+    def finish(self, settings: Any, metrics: Any) -> None:
+        self.final = dict(metrics)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_tracker_of_another_package_receives_what_tensorboard_does(
+    make_trainer: Any, monkeypatch: Any
+) -> None:
+    made: list[Recorder] = []
+    entry = SimpleNamespace(
+        name="mine", load=lambda: lambda *given: made.append(Recorder(*given)) or made[-1]
+    )
+    monkeypatch.setattr(
+        tracking, "entry_points", lambda group: [entry] if group == "two_stream.trackers" else []
+    )
+    trainer = make_trainer(epochs=2, log_images=True, trackers=("tensorboard", "mine"))
+    trainer.fit()
+    (mine,) = made
+    events = EventAccumulator(str(trainer.paths.root)).Reload()
+    assert mine.closed
+    assert mine.made == (trainer.paths.root, trainer.experiment.name, 0)
+    for name in events.Tags()["scalars"]:
+        own = [(step, value) for tag, value, step in mine.numbers if tag == name]
+        own += [(0, mine.final[name])] if name in mine.final else []
+        assert own == [(event.step, pytest.approx(event.value)) for event in events.Scalars(name)], name
+    assert [(name, step) for name, _, step in mine.images].count(("validation/confusion", 4)) == 1
+    assert all(shape[-1] == 3 for _, shape, _ in mine.images)
+
+
+def test_no_tracker_and_an_unknown_one(make_trainer: Any) -> None:
+    trainer = make_trainer(epochs=1, trackers=())
+    trainer.fit()
+    assert not list(trainer.paths.root.glob("events*"))
+    assert len(trainer.paths.metrics.read_text().splitlines()) == 1
+    with pytest.raises(
+        SettingsError, match=r"`train\.trackers` contains 'wand'; expected some of: tensorboard, wandb"
+    ):
+        make_trainer(epochs=1, trackers=("wand",)).fit()
+
+
+def stored_records(content: bytes) -> Iterator[bytes]:
+    """Yield the records of a file in LevelDB's log format: blocks of 32 KiB; whole, first, middle and last parts."""
+    place, parts = 7, b""
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
+
+
+def test_wandb_stores_the_same_numbers_offline(make_trainer: Any, monkeypatch: Any) -> None:
+    wandb = pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    trainer = make_trainer(epochs=2, trackers=("tensorboard", "wandb"))
+    trainer.fit()
+    (file,) = trainer.paths.root.glob("wandb/offline-run-*/*.wandb")
+    found = {}
+    for data in stored_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        values = {(one.key or one.nested_key[0]): json.loads(one.value_json) for one in record.history.item}
+        found |= {
+            (name, values["_step"]): value for name, value in values.items() if not name.startswith("_")
+        }
+    events = EventAccumulator(str(trainer.paths.root)).Reload()
+    names = [name for name in events.Tags()["scalars"] if not name.startswith("final/")]
+    wanted = {(name, event.step): event.value for name in names for event in events.Scalars(name)}
+    assert wandb.__version__
+    assert {key: pytest.approx(value) for key, value in found.items()} == wanted
 
 
 def test_epoch_lines_are_printed_without_a_terminal(make_trainer: Any, capsys: Any) -> None:
