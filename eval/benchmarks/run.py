@@ -76,6 +76,7 @@ SCRIPTS = (
     Script("head_study", (), extra=True),
     Script("memory_format", (), extra=True),
     Script("quantisation", (), extra=True),
+    Script("score_files", (), extra=True),
     Script("gpu", (), extra=True),
 )
 

@@ -20,6 +20,7 @@ SCRIPTS = (
     "memory_format",
     "quantisation",
     "roofline",
+    "score_files",
     "start_up",
     "streaming",
     "training_step",

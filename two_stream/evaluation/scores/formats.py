@@ -535,8 +535,9 @@ def _labels(
         return _label_numbers(path, dict(zip(names, texts)), classes, numbered=listed is not None)
     place = match_ids(names, list(known))
     stated = {name: known[place[name]] for name in names if name in place}
+    rows_of = dict(zip(names, own))
     for name, other in zip(stated, _label_numbers(path, stated, classes, numbered=listed is not None)):
-        mine = own[names.index(name)]
+        mine = rows_of[name]
         if mine != other:
             raise ScoreError(
                 f"{path}: the label of {name!r} is {classes[mine[0]]!r}, but {classes[other[0]]!r} in "
