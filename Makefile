@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SHELL := /bin/bash
 
-.PHONY: help demo test test-integration cover test-all test-lowest parity lint lint-style lint-types format pins clean
+.PHONY: help demo test test-integration cover test-all test-lowest parity lint lint-style lint-types format docs pins clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -58,6 +58,11 @@ lint-types: $(STAMP)
 format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## the documentation site, in build/site (installs Sphinx)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -q -W -E -c docs/site -b html . build/site
+	@echo "open build/site/docs/site/index.html"
 
 pins: $(STAMP)  ## write the installed set to constraints.txt
 	@(echo '# The tested set: `make` and CI install with these pins. Regenerate with `make pins`.'; \

@@ -24,6 +24,7 @@ BYTES = 60_000
 def pages(repository: Path) -> list[Path]:
     folders = ("docs", "eval", "weights")
     found = [path for folder in folders for path in sorted((repository / folder).rglob("*.md"))]
+    found = [path for path in found if path.parent.name != "site"]  # lists of pages for Sphinx
     return [repository / "README.md", repository / "CONTRIBUTING.md", *found]
 
 
