@@ -26,6 +26,7 @@ from two_stream.evaluation.scores import fusion, metrics
 from two_stream.evaluation.scores.files import find_scores, read_scores
 from two_stream.evaluation.scoring.video import score_file
 from two_stream.recognizer import Recognizer
+from two_stream.runtime.console import warn
 from two_stream.runtime.text import plural
 from two_stream.types import ScoreTable
 from two_stream.video.decoding.memory import Source
@@ -78,7 +79,9 @@ def create_model(
         name_or_options, pretrained, own = _published(name_or_options)
     elif pretrained:
         own = count_classes(Path(pretrained))
-    count = num_classes or own
+    count = own if num_classes is None else num_classes
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+        raise SettingsError(f"`num_classes` is {count!r}; expected a whole number")
     if count is None:
         raise SettingsError("`num_classes` is missing; expected the number of classes, or `pretrained`")
     model = recognizer.create_model(name_or_options, count, **options)
@@ -132,7 +135,7 @@ class Prediction:
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the most likely classes with their probabilities, the best first."""
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        order = np.argsort(-self.probabilities, kind="stable")[: max(0, count)]
         return [(self.class_names[index], float(self.probabilities[index])) for index in order]
 
     def __repr__(self) -> str:
@@ -164,29 +167,40 @@ class Features:
     end: NDArray[np.float64] | None
     """end of each window in seconds"""
 
+    def __repr__(self) -> str:
+        return (
+            f"Features({' × '.join(map(str, self.vectors.shape))}, images {self.first[0]} to {self.last[-1]})"
+        )
+
 
 class Run(run.Run):
     """A trained network with its settings; see `load_run`."""
 
-    def predict(self, video: Source | list[Source], *, options: EvaluateOptions | None = None) -> Any:
+    def predict(self, video: Source | list[Source], *, flow: str | None = None, **options: Any) -> Any:
         """Predict the class of a video, or of each video in a list.
 
         Args:
             video: A video file, a folder of numbered images, an array uint8 `(T, H, W, 3)` in RGB order, or a part
                 `(video, start, end)` in seconds; or a list of these. A flow network computes flow from the images.
-            options: Views and crops; by default those of the run's settings.
+            flow: Flow algorithm: dis, farneback or tvl1; by default that of the training if it is fast, otherwise dis.
+            **options: Evaluation settings to change, such as `views="single"` or `crops="center"`.
 
         Returns:
             A `Prediction`, or a list of them.
 
         Raises:
             VideoError: A video cannot be read.
+            SettingsError: An option is unknown or wrong.
         """
         if isinstance(video, list):
-            return [self.predict(one, options=options) for one in video]
-        (result,) = run.score_with_runs([self], video, [options] if options else None)
+            return [self.predict(one, flow=flow, **options) for one in video]
+        reading = run.reading_of(self, flow=flow)
+        (result,) = run.score_with_runs([self], video, [self._options(options, "predict")], [reading])
         shares = fusion.fused_probabilities([result.logits[None]], sigmoid=result.multi_label)[0]
         return Prediction(_name(video), self.class_names, shares, result.frames, self.threshold)
+
+    def _options(self, changes: Mapping[str, Any], what: str) -> EvaluateOptions:
+        return validate_settings(EvaluateOptions, self.experiment.evaluate.model_dump() | dict(changes), what)
 
     @cached_property
     def threshold(self) -> float:
@@ -203,12 +217,14 @@ class Run(run.Run):
         Raises:
             DataError: The data set is not on this machine.
         """
-        given = self.experiment.evaluate.model_dump() | options
-        chosen = validate_settings(EvaluateOptions, given, "evaluate")
-        return run.evaluate_run(self, chosen, part)[0]  # type: ignore[arg-type]
+        if part not in ("test", "val", "train"):
+            raise SettingsError(f"evaluate: the part is {part!r}; expected test, val or train")
+        return run.evaluate_run(self, self._options(options, "evaluate"), part)[0]  # type: ignore[arg-type]
 
     def features(self, video: Source, step: int | None = None) -> Features:
         """Return the vectors of sliding windows of a video, from the centre crop.
+
+        Times and frame numbers of a part of a video are counted from the start of the part.
 
         Args:
             video: As for `predict`.
@@ -230,8 +246,11 @@ class Run(run.Run):
         ends = (None, None) if times is None else (times[first - 1], times[last])
         return Features(result.view_logits, first, last, *ends)
 
-    def attention(self, video: Path | str) -> StreamAttention:
+    def attention(self, video: Source) -> StreamAttention:
         """Return the attention of the head to each time step in the middle clip of a video.
+
+        `pathways[0].weights` are the weights `(attention heads, time steps)`. Those of a class token do not include its
+        attention to itself, so their sum is below 1.
 
         Raises:
             SettingsError: The head has no attention weights.
@@ -281,19 +300,34 @@ def load_run(
 
 
 def fuse(
-    tables: Sequence[ScoreTable | Path | str],
+    tables: Sequence[ScoreTable | Run | Path | str],
     rule: str = "l2",
     weights: Sequence[float] | None = None,
     *,
-    fit: Sequence[ScoreTable | Path | str] | None = None,
+    fit: Sequence[ScoreTable | Run | Path | str] | None = None,
 ) -> ScoreTable:
-    """Fuse score tables, score files or run folders of the same videos; see `evaluation.scores.fusion.fuse`."""
-    holdout = None if fit is None else [_table(one, "val") for one in fit]
-    return fusion.fuse([_table(one) for one in tables], rule, weights, fit=holdout)
+    """Fuse score tables, score files or runs of the same videos.
+
+    Args:
+        tables: Two or more; a run stands for its newest test scores.
+        rule: `l2`, `logits`, `probabilities`, `rank` or `learned`.
+        weights: One weight for each table; by default all are equal.
+        fit: Scores of the holdout part for each table, to fit the weights on.
+
+    Raises:
+        ScoreError: The files cannot be read or are of different videos, or the rule or the weights are wrong.
+    """
+    if isinstance(tables, (str, Path)) or not isinstance(tables, Sequence):
+        raise ScoreError("expected a list of two or more score tables, files or runs")
+    found = [_table(one) for one in tables]
+    protocols = dict.fromkeys(str(table.meta.get("protocol")) for table in found)
+    if len(protocols) > 1:
+        warn(f"the streams were scored with different protocols: {'; '.join(protocols)}")
+    return fusion.fuse(found, rule, weights, fit=None if fit is None else [_table(one, "val") for one in fit])
 
 
 def compare(
-    sources: Mapping[str, ScoreTable | Path | str], *, baseline: str | None = None, level: float = 0.95
+    sources: Mapping[str, ScoreTable | Run | Path | str], *, baseline: str | None = None, level: float = 0.95
 ) -> StudyResult:
     """Compare score tables, score files or run folders of the same videos, with intervals and paired tests.
 
@@ -308,11 +342,13 @@ def compare(
     from two_stream.evaluation.runs.lookup import run_of, settings_of
     from two_stream.studies.statistics import scored, summary
 
-    baseline = baseline or next(iter(sources), "")
-    if len(sources) < 2 or baseline not in sources:
-        raise ScoreError(
-            f"found the variants {', '.join(sources) or 'none'}; expected two or more, with the baseline"
-        )
+    if not isinstance(sources, Mapping) or len(sources) < 2:
+        raise ScoreError("expected two or more variants by name, such as {'rgb': …, 'flow': …}")
+    baseline = next(iter(sources)) if baseline is None else baseline
+    if baseline not in sources:
+        raise ScoreError(f"the baseline is {baseline!r}; expected one of: {', '.join(sources)}")
+    if not 0.5 <= level < 1:
+        raise SettingsError(f"the level is {level}; expected a number from 0.5 to below 1, such as 0.95")
     groups = {}
     for name, source in sources.items():
         table = _table(source)
@@ -332,7 +368,7 @@ def compare(
     )
 
 
-def confusion(table: ScoreTable | Path | str) -> NDArray[np.int64]:
+def confusion(table: ScoreTable | Run | Path | str) -> NDArray[np.int64]:
     """Return the confusion matrix `(K, K)` as counts: rows are true classes, columns are predicted classes.
 
     Raises:
@@ -344,8 +380,14 @@ def confusion(table: ScoreTable | Path | str) -> NDArray[np.int64]:
     return metrics.confusion_matrix(found.logits, found.labels)
 
 
-def _table(source: ScoreTable | Path | str, part: str = "test") -> ScoreTable:
-    return source if isinstance(source, ScoreTable) else read_scores(find_scores(source, part), part=part)
+def _table(source: ScoreTable | Run | Path | str, part: str = "test") -> ScoreTable:
+    """Return a table; for a run, its newest scores of the part."""
+    if isinstance(source, ScoreTable):
+        return source
+    place = source.paths.root if isinstance(source, run.Run) else source
+    if not isinstance(place, (str, Path)):
+        raise ScoreError(f"found {type(source).__name__}; expected a score table, a score file or a run")
+    return read_scores(find_scores(place, part), part=part)
 
 
 def _name(video: Source) -> str:

@@ -228,13 +228,20 @@ class ScoreTable:
     targets: NDArray[np.bool_] | None = None
     """`(N, K)`: all classes of each video of a multi-label data set; `labels` contains only the first class"""
 
+    def __repr__(self) -> str:
+        own = str(self.meta.get("file") or self.meta.get("modality") or "scores")
+        return f"ScoreTable({own}: {len(self.ids)} videos, {len(self.class_names)} classes)"
+
     def to_frame(self) -> Any:
         """Return a pandas data frame with `id`, `label`, `group` and a column of logits for each class.
 
         Raises:
             ImportError: pandas is not installed; two-stream does not require it.
         """
-        import pandas  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        try:
+            import pandas  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        except ImportError:
+            raise ImportError("to_frame requires pandas; run: pip install pandas") from None
 
         beside = {
             "id": self.ids,

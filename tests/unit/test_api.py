@@ -16,7 +16,6 @@ import yaml
 import two_stream
 from tests.helpers.runs import Runs
 from two_stream.cli import main
-from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError, VideoError
 from two_stream.evaluation.scores.files import find_scores, write_scores, write_table
 from two_stream.pretrained import write_model
@@ -88,6 +87,10 @@ def test_a_part_is_the_video_of_its_frames(run, video: Path) -> None:
         (np.zeros((4, 8, 8, 3), np.float32), "float32; expected uint8"),
         (np.zeros((0, 8, 8, 3), np.uint8), "contains no frames"),
         (("v.mp4", 1.0), r"expected \(video, start, end\)"),
+        (("v.mp4", "0.1", "0.5"), r"expected \(video, start, end\)"),
+        ((np.zeros((4, 8, 8, 3), np.uint8), 2.0, 1.0), "expected 0 <= start < end"),
+        (torch.zeros(4, 8, 8, 3), "found Tensor; expected a file"),
+        (None, "found NoneType; expected a file"),
         ("empty", "contains no frames"),
     ],
 )
@@ -111,9 +114,9 @@ def test_features_are_what_the_classifier_receives(run, video: Path) -> None:
     assert found.start[0] == 0.0
     with torch.inference_mode():
         logits = run.model.classifier(torch.from_numpy(found.vectors))
-    options = EvaluateOptions(views="sliding", crops="center", step=3, precision="fp32")
+    changes = {"views": "sliding", "crops": "center", "step": 3, "precision": "fp32"}
     scores = torch.softmax(logits.mean(dim=0), dim=0).numpy()
-    np.testing.assert_allclose(run.predict(video, options=options).probabilities, scores, atol=1e-5)
+    np.testing.assert_allclose(run.predict(video, **changes).probabilities, scores, atol=1e-5)
 
 
 def test_evaluate_is_the_command(run, capsys) -> None:
@@ -123,6 +126,8 @@ def test_evaluate_is_the_command(run, capsys) -> None:
     np.testing.assert_array_equal(two_stream.read_scores("s.npz").logits, table.logits)
     with pytest.raises(SettingsError, match="crop"):
         run.evaluate(crop="center")
+    with pytest.raises(SettingsError, match="expected test, val or train"):
+        run.evaluate("Test")
 
 
 def test_a_run_is_a_few_lines(run, video: Path) -> None:
@@ -154,6 +159,15 @@ def test_scores_are_those_of_the_commands(tmp_path: Path, monkeypatch, capsys) -
     assert counts.trace() == (fused.logits.argmax(1) == fused.labels).sum()
     with pytest.raises(ScoreError, match="expected two or more"):
         two_stream.compare({"rgb": rgb})
+    with pytest.raises(ScoreError, match="the baseline is 'x'; expected one of: rgb, flow"):
+        two_stream.compare({"rgb": rgb, "flow": flow}, baseline="x")
+    with pytest.raises(SettingsError, match="the level is 95"):
+        two_stream.compare({"rgb": rgb, "flow": flow}, level=95)
+    with pytest.raises(ScoreError, match="expected a list"):
+        two_stream.fuse("f.npz")
+    with pytest.raises(ScoreError, match="found int"):
+        two_stream.confusion(3)
+    assert repr(fused) == "ScoreTable(rgb + flow: 60 videos, 4 classes)"
 
 
 def test_a_frame_needs_pandas_and_says_so(tmp_path: Path) -> None:
@@ -162,6 +176,15 @@ def test_a_frame_needs_pandas_and_says_so(tmp_path: Path) -> None:
     frame = table.to_frame()
     assert isinstance(frame, pandas.DataFrame)
     assert list(frame.columns) == ["id", "label", "group", *table.class_names]
+
+
+def test_an_unknown_rule_is_refused_and_names_are_listed(run, video: Path) -> None:
+    for rule in ("foo", "learned"):
+        with pytest.raises(
+            ScoreError, match=f"unknown fusion rule '{rule}' for predictions; expected one of: l2"
+        ):
+            two_stream.predict([run, run], video, rule=rule)
+    assert {"load_run", "read_scores", "compare"} <= set(dir(two_stream))
 
 
 def test_weights_of_a_file_bring_their_classes(tmp_path: Path) -> None:

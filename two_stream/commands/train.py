@@ -21,6 +21,7 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, say
 from two_stream.runtime.text import per_cent
+from two_stream.types import RunPaths
 
 if TYPE_CHECKING:
     from two_stream.late_temporal.training import PublishedTraining
@@ -76,7 +77,14 @@ def _read(args: list[str]) -> Action:
         return _read_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
     example = "settings/experiments/own_videos_rgb.yaml"
     name, rest = split_positional(args, "two-stream train", "the experiment file", example)
+    if Path(name, "experiment.yaml").is_file():  # a run folder
+        name = str(Path(name, "experiment.yaml"))
     default = load_experiment(found_settings(name, "experiments")) if name else Experiment()
+    paths = RunPaths(Path(name).parent)
+    if resume and name and paths.data.is_file():  # the settings of a run, which may have been moved
+        from two_stream.evaluation.runs.lookup import locate_data
+
+        default = locate_data(paths, default).model_copy(update={"runs": paths.root.parent})
     experiment = parse_over(default, rest, PROG, DESCRIPTION, EXAMPLES, _OWN)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 

@@ -94,7 +94,38 @@ def test_a_data_set_of_another_name_is_not_used(here: Path, tmp_path: Path, monk
         main(["evaluate", str(here / "runs" / "run"), "--data-root", str(record.parent), "--device", "cpu"])
         == 2
     )
-    assert "no dataset.yaml of the data set 'tiny' there" in capsys.readouterr().err
+    assert "found no dataset.yaml of the data set 'tiny' there" in capsys.readouterr().err
+
+
+def test_the_recorded_place_comes_before_that_of_the_settings(
+    here: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Another version of the data set, with the same name, may lie in the current folder."""
+    wanted = scored(Path("runs/run"))
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(here / "settings", elsewhere / "settings")
+    for lists in (elsewhere / "settings" / "tiny").glob("val_*.txt"):
+        lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:2]))
+    monkeypatch.chdir(elsewhere)
+    assert same(scored(here / "runs" / "run"), wanted)
+
+
+def test_a_run_of_an_earlier_version_is_found_by_its_folder(here: Path, tmp_path: Path, monkeypatch) -> None:
+    wanted = scored(Path("runs/run"))
+    Path("runs/run/data.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert same(
+        scored(here / "runs" / "run"), wanted
+    )  # its settings say runs/run, relative to the first folder
+
+
+def test_a_moved_run_folder_resumes(here: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    both = tmp_path / "moved"
+    here.rename(both)
+    monkeypatch.chdir(tmp_path)
+    for given in (both / "runs" / "run", both / "runs" / "run" / "experiment.yaml"):
+        assert main(["train", str(given), "--resume"]) == 0
+        assert "the run has finished" in capsys.readouterr().out
 
 
 def test_a_moved_run_resumes_on_moved_data_only_if_they_are_the_same(

@@ -40,7 +40,8 @@ from two_stream.runtime.plotting import (
     text_on,
 )
 from two_stream.types import Frames, Modality
-from two_stream.video.decoding.reader import Video, open_video
+from two_stream.video.decoding.base import Video
+from two_stream.video.decoding.memory import Source, open_any
 
 SUFFIXES = (".png", ".pdf", ".svg")
 """File types of images."""
@@ -152,7 +153,7 @@ def check_head(model: Recognizer, where: str) -> None:
 
 
 def read_attention(
-    model: Recognizer, path: Path | str, options: EvaluateOptions, reading: VideoInput, names: Sequence[str]
+    model: Recognizer, path: Source, options: EvaluateOptions, reading: VideoInput, names: Sequence[str]
 ) -> StreamAttention:
     """Compute the attention of a network for the centred view of a video's middle clip.
 
@@ -169,11 +170,12 @@ def read_attention(
         VideoError: The video cannot be read or is too short for flow.
     """
     spec = view_spec(model.spec, "center", whole=reading.whole_frame)
-    with open_video(path, reading.backend) as video:
+    with open_any(path, reading.backend) as video:
         available = video.num_frames - (spec.modality == "flow")
         if available < 1:
             raise VideoError(
-                path, "has too few frames for a clip; expected at least one RGB frame, or two frames for flow"
+                video.path,
+                "has too few frames for a clip; expected at least one RGB frame, or two frames for flow",
             )
         clips = evaluation_clips(options, spec, available, reading.sampling)
         place = (len(clips) - 1) // 2

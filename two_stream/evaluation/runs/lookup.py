@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,11 @@ def _relative(path: Path, start: Path) -> str | None:
     return None
 
 
-def locate_data(run: RunPaths, experiment: Experiment, root: Path | None = None) -> Experiment:
+def locate_data(run: RunPaths, experiment: Experiment, root: Path | str | None = None) -> Experiment:
     """Return the settings of a run with the places of its data on this machine.
 
-    Data are searched at the place in the settings (relative to the current folder), then relative to the run folder,
-    then at the absolute path of the training. A data set is only accepted if it has the name of the training's data
-    set.
+    Data are searched relative to the run folder, then at the absolute path of the training, then at the place in the
+    settings. A data set is only accepted if it has the name of the training's data set.
 
     Args:
         run: The run folder, which may have been moved.
@@ -84,38 +83,55 @@ def locate_data(run: RunPaths, experiment: Experiment, root: Path | None = None)
     try:
         facts = parse_json(run.data.read_bytes())
         name = str(facts["name"])
-        places = {str(key): [one["relative"], one["absolute"]] for key, one in facts["paths"].items()}
+        places = {str(key): _candidates(run.root, one) for key, one in facts["paths"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        name, places = "", {}  # a run of an earlier version
+        name, places = "", _guessed(run.root, experiment)  # a run of an earlier version
     data = experiment.data
     found: dict[str, Any] = {}
     if root is not None:
+        root = Path(root)
         file = root / RECORD_FILE if root.is_dir() else root
         if not file.is_file() or (name and read_yaml(file).get("name") != name):
             raise SettingsError(
-                f"--data-root {root}: no {RECORD_FILE} of the data set {name or data.dataset!r} there"
+                f"{root}: found no {RECORD_FILE} of the data set {name or data.dataset!r} there"
             )
         found["dataset"] = str(file)
-    elif places.get("dataset") and _name_of(data) != name:
-        files = _candidates(run.root, places["dataset"])
-        known = (str(one) for one in files if one.is_file() and read_yaml(one).get("name") == name)
-        if (place := next(known, None)) is not None:
-            found["dataset"] = place
+    elif name or _name_of(data) is None:
+        known = (one for one in places.get("dataset", ()) if one.is_file())
+        place = next((one for one in known if read_yaml(one).get("name") == name or not name), None)
+        if place is not None and not _is_same_place(data, place):
+            found["dataset"] = str(place)
     for key in ("features", "shards"):
         given = getattr(data, key)
-        if given is not None and key in places and not Path(given).exists():
-            moved = next((one for one in _candidates(run.root, places[key]) if one.exists()), None)
+        if given is not None and not Path(given).exists():
+            moved = next((one for one in places.get(key, ()) if one.exists()), None)
             found |= {key: moved if key == "features" else str(moved)} if moved is not None else {}
     return experiment.model_copy(update={"data": data.model_copy(update=found)}) if found else experiment
 
 
-def _candidates(run: Path, places: Sequence[str | None]) -> list[Path]:
-    """Return the places in the order in which they are tried."""
-    relative, absolute = places
-    return [
-        *([Path(os.path.normpath(run / relative))] if relative else []),
-        *([Path(absolute)] if absolute else []),
-    ]
+def _guessed(run: Path, experiment: Experiment) -> dict[str, list[Path]]:
+    """Return places for a run without `data.json`: the folder in which it was trained, if `runs/name` shows it."""
+    tail, whole = experiment.runs / experiment.name, run.resolve()
+    if tail.is_absolute() or whole.parts[-len(tail.parts) :] != tail.parts:
+        return {}
+    base, data = Path(*whole.parts[: -len(tail.parts)]), experiment.data
+    named = base / data.dataset if data.dataset.endswith((".yaml", ".yml")) else None
+    paths = {"dataset": named or base / data.settings_root / data.dataset / RECORD_FILE}
+    paths |= {"features": base / data.features} if data.features is not None else {}
+    return {key: [path] for key, path in paths.items()}
+
+
+def _is_same_place(data: DataOptions, place: Path) -> bool:
+    """Return whether the settings name this place already, so that they need not be changed."""
+    with suppress(SettingsError, DataError):
+        return (dataset_record(data).folder / RECORD_FILE).resolve() == place.resolve()
+    return False
+
+
+def _candidates(run: Path, place: Mapping[str, Any]) -> list[Path]:
+    """Return the recorded places of something, in the order in which they are tried."""
+    relative = [Path(os.path.normpath(run / str(place["relative"])))] if place["relative"] else []
+    return [*relative, Path(str(place["absolute"]))]
 
 
 def _name_of(data: DataOptions) -> str | None:

@@ -639,7 +639,7 @@ def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUT
     if trained in (None, computed):
         return None
     advice = (
-        f"--flow-algorithm {trained} is closer (Python: `reading_of(run, flow={trained!r})`)"
+        f"--flow-algorithm {trained} is closer (Python: `run.predict(video, flow={trained!r})`)"
         if trained in ALGORITHMS
         else f"`two-stream extract --flow {trained}` and `two-stream evaluate` are closer"
     )

@@ -150,6 +150,9 @@ def fused_probabilities(
     """
     if len(logits) == 1:
         return probabilities(logits[0], multi_label=sigmoid)
+    if rule not in RULES or rule == "learned":
+        expected = ", ".join(name for name in RULES if name != "learned")
+        raise ScoreError(f"unknown fusion rule {rule!r} for predictions; expected one of: {expected}")
     used = checked_weights(weights, len(logits))
     fused = combine(logits, rule, used, sigmoid=sigmoid)
     if rule == "l2":

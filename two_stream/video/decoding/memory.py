@@ -31,11 +31,16 @@ def open_any(source: Source, backend: str = "pyav") -> Video:
     if isinstance(source, np.ndarray):
         return ArrayVideo(source)
     if isinstance(source, tuple):
-        if len(source) != 3:
+        if len(source) != 3 or not all(isinstance(at, (int, float)) for at in source[1:]):
             raise VideoError(
-                "video", f"a tuple of {len(source)} entries; expected (video, start, end) in seconds"
+                "video", f"a tuple is {str(source)[:60]}; expected (video, start, end) in seconds"
             )
         return VideoPart(open_any(source[0], backend), float(source[1]), float(source[2]))
+    if not isinstance(source, (str, Path)):
+        raise VideoError(
+            "video",
+            f"found {type(source).__name__}; expected a file, a folder, an array or (video, start, end)",
+        )
     return FolderVideo(Path(source)) if Path(source).is_dir() else open_video(source, backend)
 
 
@@ -73,7 +78,7 @@ class ArrayVideo(_Pictures):
     """Frames in memory, uint8 `(T, H, W, 3)` in RGB order."""
 
     def __init__(self, frames: NDArray[np.uint8], fps: float | None = None) -> None:
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:]:
             raise VideoError(
                 "array", f"has shape {frames.shape} and type {frames.dtype}; expected uint8 (T, H, W, 3)"
             )
@@ -110,11 +115,13 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 class VideoPart(Video):
-    """The frames of a video that appear from `start` to before `end`, in seconds."""
+    """The frames of a video that appear from `start` to before `end`, in seconds; its own times start at 0."""
 
     def __init__(self, whole: Video, start: float, end: float) -> None:
         super().__init__(whole.path, whole.codec, whole.fps, None)
         self._whole, self.width, self.height = whole, whole.width, whole.height
+        if not 0 <= start < end:
+            raise VideoError(whole.path, f"a part from {start:g} to {end:g} s; expected 0 <= start < end")
         times = whole.times
         if times is None:
             raise VideoError(
