@@ -31,6 +31,9 @@ FOLD_TOLERANCE = 1e-4
 """Largest difference of a folded network on its example, relative to the largest output."""
 
 
+@torch.inference_mode(
+    False
+)  # the caller may be in it, and its tensors have no versions, which `_pairs` needs
 @torch.no_grad()
 def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """Return a copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
@@ -42,7 +45,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
         model: Maps the example to a tensor.
         example: An input on the model's device; it may be small.
     """
-    plain = copy.deepcopy(model).eval()
+    plain, example = copy.deepcopy(model).eval(), example.clone()
     before = plain(example)
     pairs = _pairs(plain, example)
     names: dict[nn.Module, str] = {module: name for name, module in plain.named_modules()}
