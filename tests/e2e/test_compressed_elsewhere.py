@@ -57,6 +57,7 @@ def test_a_pruned_network_is_exported_and_verified(pruned: Path, capsys: pytest.
     assert "verified on" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_int8_network_watches_over_sliding_clips(
     int8: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -184,6 +184,7 @@ def test_on_ray_the_numbers_are_the_same(whole: Path, tmp_path: Path, monkeypatc
         np.testing.assert_array_equal(values, theirs[name])
 
 
+@pytest.mark.slow
 def test_heads_on_stored_features_are_scored_anew_in_another_way(whole: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(ablation, "run_jobs", run_jobs_here)
     (tmp_path / "data").symlink_to(whole / "data")

@@ -117,6 +117,7 @@ LIKE_OTHERS = {
     "flow_I3D64f_bert2",
     "rgb_slowfast64f_50",
     "rgb_slowfast64f_50_bert10_FRAB_early",
+    "rgb_slowfast64f_50_bert10_FRAB_late",
     "rgb_slowfast64f_50_bert10_FRMB_late",
     "rgb_I3D64f",
     "flow_I3D64f",

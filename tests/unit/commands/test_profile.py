@@ -141,6 +141,7 @@ def test_accuracy_against_cost(run, tmp_path, capsys):
     assert (width, height) == (960, 630)
 
 
+@pytest.mark.slow
 def test_plot_of_one_batch_size_shows_the_stages(run, tmp_path):
     assert profile.main(quick(run, "--precision", "fp32", "--plot", str(tmp_path / "p.svg"))) == 0
     text = (tmp_path / "p.svg").read_text()

@@ -109,7 +109,7 @@ def maps(model: Recognizer) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.slow) if kind in ("slowfast", "densenet3d") else kind
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("slowfast", "densenet3d", "x3d") else kind
         for kind in sorted(BACKBONES)
     ],
 )
@@ -123,7 +123,13 @@ def test_every_family_is_narrowed_exactly_or_refused_by_name(kind: str) -> None:
     check({"kind": kind, **SMALL[kind]})
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name == "joined early" else name
+        for name in sorted(VARIANTS)
+    ],
+)
 def test_variants_of_families_too(name: str) -> None:
     check(VARIANTS[name])
 

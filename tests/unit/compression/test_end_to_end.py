@@ -72,6 +72,7 @@ def test_pruned_runs_are_ordinary_ones(
     assert told["parameters"] == sum(p.numel() for p in load_run(half).model.parameters())
 
 
+@pytest.mark.slow
 def test_a_training_starts_from_a_narrowed_run_and_goes_on(
     runs: dict[str, Path], world: SmallWorld, tmp_path: Path
 ) -> None:

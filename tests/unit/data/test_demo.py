@@ -197,6 +197,7 @@ def motions() -> np.ndarray:
     return np.array([motion(flow) for flow in flows()])
 
 
+@pytest.mark.slow
 def test_motion_tells_the_class() -> None:
     _, labels, groups = clips()
     features = motions()

@@ -44,9 +44,9 @@ def shown_and_wrong(table: ScoreTable, threshold: float) -> np.ndarray:
 @pytest.mark.parametrize(("sources", "rate"), [(9, 0.1), (20, 0.1), (40, 0.05), (40, 0.2)])
 def test_the_rate_holds_on_new_sources(sources: int, rate: float) -> None:
     rng = np.random.default_rng(0)
-    new = holdout(rng, 4000)
+    new = holdout(rng, 2000)
     found = []
-    for _ in range(400):
+    for _ in range(200):
         table = holdout(rng, sources)
         threshold = choose_threshold(softmax(table.logits, axis=1), table, rate)
         found.append(shown_and_wrong(new, threshold.value).mean())

@@ -109,6 +109,7 @@ def test_states_that_are_not_handed_on_are_noticed(bare, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_convolutional_stream_gives_the_clip_networks_predictions(bare, tmp_path):
     """Through ONNX Runtime, step by step: prediction j is the stream's own, and that is the clip network's."""
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")

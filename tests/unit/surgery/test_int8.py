@@ -110,7 +110,9 @@ class Compared(fx.Interpreter):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.slow) if kind in ("slowfast", "densenet3d") else kind
+        pytest.param(kind, marks=pytest.mark.slow)
+        if kind in ("slowfast", "densenet3d", "shufflenetv2_3d", "resnext3d")
+        else kind
         for kind in ACCEPTED
     ],
 )

@@ -123,7 +123,7 @@ def test_a_micro_batch_that_is_lost_whole_holds_nobody_up(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("world", "count"), [(2, 8), (3, 14)], ids=str)
+@pytest.mark.parametrize(("world", "count"), [(2, 8), pytest.param(3, 14, marks=pytest.mark.slow)], ids=str)
 def test_batchnorm_over_all_processes_equals_the_large_batch(
     tmp_path: Path, strategy: str, world: int, count: int
 ) -> None:
@@ -184,7 +184,7 @@ def test_divided_weights_equal_one_process_and_write_its_files(
     _assert_same(tmp_path / "one", tmp_path / "more")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, strategy: str) -> None:
     """It keeps the steps it began with: two processes × 2, then one, then three; as if one had made all of it."""
     clips, train = Clips(15, 2), {**LEARNING, "epochs": 4, "accumulate": 2, "strategy": strategy}

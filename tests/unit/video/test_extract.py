@@ -322,7 +322,7 @@ def test_folders_that_would_meet_are_refused():
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_run_leaves_whole_folders_and_is_finished_by_the_next(tmp_path, kill):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

@@ -65,7 +65,7 @@ def make(world: Path, tmp_path: Path, case: str, **settings: Any) -> tuple[Path,
     "case",
     [
         pytest.param(case, marks=pytest.mark.slow)
-        if case in ("slowfast late", "non-local over time", "timm")
+        if case in ("slowfast late", "slowfast early", "non-local over time", "timm", "csn")
         else case
         for case in CASES
     ],
