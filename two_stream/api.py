@@ -24,7 +24,7 @@ from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.runs import none_of_these, run
 from two_stream.evaluation.scores import fusion, metrics
 from two_stream.evaluation.scores.files import find_scores, read_scores
-from two_stream.evaluation.scoring.video import score_file
+from two_stream.evaluation.scoring.video import clip_spans, score_file, top_classes
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
 from two_stream.runtime.text import plural
@@ -131,12 +131,11 @@ class Prediction:
     def label(self) -> str:
         """The most likely class, or "none of these"."""
         best = int(self.probabilities.argmax())
-        return self.class_names[best] if self.probabilities[best] >= self.threshold else "none of these"
+        return self.class_names[best] if self.probabilities[best] >= self.threshold else none_of_these.NONE
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """Return the most likely classes with their probabilities, the best first."""
-        order = np.argsort(-self.probabilities, kind="stable")[: max(0, count)]
-        return [(self.class_names[index], float(self.probabilities[index])) for index in order]
+        return top_classes(self.probabilities, self.class_names, max(0, count))
 
     def __repr__(self) -> str:
         best = ", ".join(f"{name} {100 * share:.1f} %" for name, share in self.top(_SHOWN))
@@ -230,18 +229,10 @@ class Run(run.Run):
             video: As for `predict`.
             step: Number of frames between the starts of windows; by default half a window.
         """
-        from two_stream.data.clips.views import evaluation_clips
-
         changes = {"views": "sliding", "crops": "center", "step": step, "aggregate": "logits"}
-        options = validate_settings(
-            EvaluateOptions, self.experiment.evaluate.model_dump() | changes, "features"
-        )
-        reading = run.reading_of(self)
+        options, reading = self._options(changes, "features"), run.reading_of(self)
         result = score_file(self.model, video, options, reading, compute=self.model.vectors_of_normalised)
-        flow = self.model.spec.modality == "flow"
-        clips = evaluation_clips(options, self.model.spec, result.frames - flow, reading.sampling)
-        first = np.array([min(clip) for clip in clips])
-        last = np.minimum([max(clip) + flow for clip in clips], result.frames)
+        first, last = np.array(clip_spans(options, self.model.spec, result.frames, reading.sampling)).T
         times = result.times
         ends = (None, None) if times is None else (times[first - 1], times[last])
         return Features(result.view_logits, first, last, *ends)
@@ -339,7 +330,6 @@ def compare(
     Raises:
         ScoreError: The files cannot be read or their videos, data or protocols differ.
     """
-    from two_stream.evaluation.runs.lookup import run_of, settings_of
     from two_stream.studies.statistics import scored, summary
 
     if not isinstance(sources, Mapping) or len(sources) < 2:
@@ -349,11 +339,7 @@ def compare(
         raise ScoreError(f"the baseline is {baseline!r}; expected one of: {', '.join(sources)}")
     if not 0.5 <= level < 1:
         raise SettingsError(f"the level is {level}; expected a number from 0.5 to below 1, such as 0.95")
-    groups = {}
-    for name, source in sources.items():
-        table = _table(source)
-        place = run_of(table)
-        groups[name] = [scored.ScoredRun(table, place, settings_of(place))]
+    groups = {name: [scored.with_run(_table(source))] for name, source in sources.items()}
     asked = summary.Question(
         name="compare",
         question=f"Which is better: {', '.join(sources)}?",

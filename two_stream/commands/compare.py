@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import JoinFlags, keep_inputs, parse
+from two_stream.commands.flags import JoinFlags, parse
 from two_stream.commands.output import print_json
 from two_stream.config.load import nearest
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.runtime.console import note, say
+from two_stream.runtime.files import keep_inputs
 
 if TYPE_CHECKING:
     from two_stream.studies.statistics.results import StudyResult
@@ -59,10 +60,6 @@ class _CompareFlags(JoinFlags):
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     flags = parse(_CompareFlags, args, "two-stream compare", SUMMARY, EXAMPLES)
-    if flags.out is not None:
-        from two_stream.studies.report.study_report import study_files
-
-        keep_inputs("--out", study_files(flags.out), flags.sources)
     result = _result(flags, args)
     if flags.json:
         print_json(asdict(result))
@@ -137,6 +134,10 @@ def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
     doubled = next((path for place, path in enumerate(paths) if path in paths[:place]), None)
     if doubled is not None:
         raise ScoreError(f"{doubled}: the same run or file is given twice; remove one of the two")
+    if flags.out is not None:
+        from two_stream.studies.report.study_report import study_files  # imports matplotlib
+
+        keep_inputs(study_files(flags.out), paths)
     found = [read_scored(path, flags.part, flags.described()) for path in paths]
     found = keep_common(found) if flags.common else found
     places = {name: [paths.index(path) for path in members] for name, members in by_hand.items()}

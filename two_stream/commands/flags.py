@@ -8,7 +8,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
@@ -120,20 +120,6 @@ def parse_over(
         return type(default).model_validate(parsed.model_dump())
     except ValidationError as error:
         raise SettingsError(f"{prog}: {explain(type(default), error)}") from None
-
-
-def keep_inputs(flag: str, outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Check that no file to write is one of the files to read.
-
-    Raises:
-        SettingsError: A file would be replaced.
-    """
-    read = {path.resolve() for path in inputs}
-    for path in outputs:
-        if path.resolve() in read:
-            raise SettingsError(
-                f"{flag}: {path} is a file to read and would be replaced; choose another name"
-            )
 
 
 def found_settings(given: str, kind: str) -> Path:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import JoinFlags, keep_inputs, parse
+from two_stream.commands.flags import JoinFlags, parse
 from two_stream.commands.output import print_json
 from two_stream.errors import ScoreError
 from two_stream.runtime.console import say, warn
+from two_stream.runtime.files import keep_inputs
 from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def main(args: list[str]) -> int:
     from two_stream.evaluation.scores.tables import join, keep_common_videos
 
     if flags.out is not None:
-        keep_inputs("--out", [flags.out], [*flags.scores, *(flags.holdout or ())])
+        keep_inputs([flags.out], [*flags.scores, *(flags.holdout or ())])
     described = flags.described()
     found = [read_scores(find_scores(path, flags.part), described, flags.part) for path in flags.scores]
     tables = keep_common_videos(found) if flags.common else join(found)

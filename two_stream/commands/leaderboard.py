@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import ScoreFlags, keep_inputs, parse
+from two_stream.commands.flags import ScoreFlags, parse
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import say, warn
-from two_stream.runtime.files import write_text
+from two_stream.runtime.files import keep_inputs, write_text
 from two_stream.runtime.text import csv_text
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(args: list[str]) -> int:
     if flags.out is not None and flags.out.exists():
         from two_stream.evaluation.scores.formats import is_score_file
 
-        keep_inputs("--out", [flags.out], [flags.out] if is_score_file(flags.out) else [])
+        keep_inputs([flags.out], [flags.out] if is_score_file(flags.out) else [])
     found = leaderboard.leaderboard(flags.runs, flags.part, flags.level, flags.described())
     if flags.json:
         print_json(asdict(found))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import JoinFlags, keep_inputs, parse
+from two_stream.commands.flags import JoinFlags, parse
 from two_stream.runtime.console import say
 
 SUMMARY = "Write a report of runs or score files: a self-contained HTML page, JSON and Markdown."
@@ -38,9 +38,6 @@ def main(args: list[str]) -> int:
     flags = parse(_ReportFlags, args, "two-stream report", SUMMARY, EXAMPLES)
     from two_stream.evaluation.report.run_report import Reading, write_report
 
-    if flags.out is not None:
-        written = [flags.out.with_suffix(suffix) for suffix in (flags.out.suffix, ".json", ".md")]
-        keep_inputs("--out", written, [*flags.sources, *flags.holdout])
     reading = Reading(flags.holdout, flags.described(), flags.common, flags.data_root)
     written = write_report(
         flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes, reading=reading

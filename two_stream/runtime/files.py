@@ -166,6 +166,18 @@ def check_writable(path: Path) -> None:
         raise SettingsError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
 
 
+def keep_inputs(outputs: Iterable[Path], inputs: Iterable[Path | str]) -> None:
+    """Check that no file to write is one of the files to read.
+
+    Raises:
+        SettingsError: A file would be replaced.
+    """
+    read = {Path(path).resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise SettingsError(f"{path}: this file is read and would be replaced; choose another name")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     with atomic_path(path) as part:

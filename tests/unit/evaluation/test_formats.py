@@ -538,13 +538,15 @@ def test_equal_accuracies_share_a_place(folder: Path, capsys) -> None:
 
 
 def test_no_command_replaces_a_file_that_it_reads(folder: Path, capsys) -> None:
-    for name, seed in (("rgb.csv", 1), ("flow.csv", 2), ("a.json", 1)):
+    for name, seed in (("rgb.csv", 1), ("flow.csv", 2), ("a.json", 1), ("report.json", 1)):
         write_table(Path(name), made(seed))
     before = {path: path.read_bytes() for path in Path().iterdir() if path.suffix in (".csv", ".json")}
     for command in (
         ["fuse", "rgb.csv", "flow.csv", "--out", "rgb.csv"],
         ["compare", "rgb.csv", "flow.csv", "--out", "rgb.html"],
         ["report", "a.json", "--out", "a.html"],
+        ["report", "report.json"],  # the default page is report.html, with report.json next to it
+        ["compare", "--group", "x=rgb.csv", "y=flow.csv", "--out", "flow.html"],
         ["leaderboard", ".", "--out", "flow.csv"],
         ["scores", "rgb.csv", "--to", "csv"],
     ):

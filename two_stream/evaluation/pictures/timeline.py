@@ -15,12 +15,11 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.clips.views import evaluation_clips
 from two_stream.errors import printable
-from two_stream.evaluation.runs.none_of_these import mark_none
+from two_stream.evaluation.runs.none_of_these import NONE, mark_none
 from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.score import aggregate_views
-from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
+from two_stream.evaluation.scoring.video import VideoResult, clip_spans, fuse_results, top_classes
 from two_stream.runtime.files import write_text
 from two_stream.runtime.plotting import (
     GRID,
@@ -74,9 +73,8 @@ def score_windows(
     """
     clips, streams = [], []
     for run, result, views, sampling in zip(runs, scored, options, samplings, strict=True):
-        flow = run.model.spec.modality == "flow"
-        chosen = evaluation_clips(views, run.model.spec, result.frames - flow, sampling)
-        clips.append([(min(clip), min(max(clip) + flow, result.frames)) for clip in chosen])
+        chosen = clip_spans(views, run.model.spec, result.frames, sampling)
+        clips.append(chosen)
         by_crop = result.view_logits.reshape(-1, len(chosen), result.view_logits.shape[-1])
         streams.append([aggregate_views(by_crop[:, n], views.aggregate) for n in range(len(chosen))])
     made, times = [], scored[0].times
@@ -140,7 +138,7 @@ def draw_timeline(
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
     if threshold:
         upper.axhline(100 * threshold, color=GRID, linestyle=(0, (3, 3)), linewidth=1.2)
-    labels, names = [], [*names, "none of these"]
+    labels, names = [], [*names, NONE]
     marked = np.where(shares.max(axis=1) < threshold, len(names) - 1, best)
     for start, stop in _stretches(marked):
         k, left, right = int(marked[start]), edges[start], edges[stop]

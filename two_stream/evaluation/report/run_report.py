@@ -34,7 +34,7 @@ from two_stream.evaluation.scores.files import find_scores, newest_scores, read_
 from two_stream.evaluation.scores.formats import Described
 from two_stream.evaluation.scores.fusion import Curve, fuse, match_fit, weight_curve
 from two_stream.evaluation.scores.tables import join, keep_common_videos, name_of
-from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.files import keep_inputs, write_json, write_text
 from two_stream.runtime.plotting import SERIES
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import plural
@@ -110,10 +110,13 @@ def write_report(
             "no run or score file given; expected at least one, for example: two-stream report "
             "runs/rgb runs/flow"
         )
-    streams, fused, given = _gather(sources, reading or Reading(), rule)
+    reading = reading or Reading()
+    streams, fused, given = _gather(sources, reading, rule)
     if out is None:
         only = streams[0].run if len(streams) == 1 else None
         out = only.report if only else Path("report.html")
+    written = [out, out.with_suffix(".json"), out.with_suffix(".md")]
+    keep_inputs(written, [*sources, *reading.holdout])
     baseline, remark, command = _find_baseline(streams, given)
     facts, drawn = _facts(streams, fused, baseline, title, mistakes)
     if remark:
@@ -135,10 +138,10 @@ def write_report(
     )
     html = environment.get_template("report.html").render(facts=facts, top=top, **drawn)
     text = environment.get_template("report.md").render(facts=facts)
-    write_text(out, html)
-    write_json(out.with_suffix(".json"), facts)
-    write_text(out.with_suffix(".md"), text)
-    return [out, out.with_suffix(".json"), out.with_suffix(".md")]
+    write_text(written[0], html)
+    write_json(written[1], facts)
+    write_text(written[2], text)
+    return written
 
 
 def _gather(

@@ -96,10 +96,10 @@ def locate_data(run: RunPaths, experiment: Experiment, root: Path | str | None =
                 f"{root}: found no {RECORD_FILE} of the data set {name or data.dataset!r} there"
             )
         found["dataset"] = str(file)
-    elif name or _name_of(data) is None:
+    elif name or _record_file(data) is None:
         known = (one for one in places.get("dataset", ()) if one.is_file())
         place = next((one for one in known if read_yaml(one).get("name") == name or not name), None)
-        if place is not None and not _is_same_place(data, place):
+        if place is not None and _record_file(data) != place.resolve():
             found["dataset"] = str(place)
     for key in ("features", "shards"):
         given = getattr(data, key)
@@ -121,24 +121,17 @@ def _guessed(run: Path, experiment: Experiment) -> dict[str, list[Path]]:
     return {key: [path] for key, path in paths.items()}
 
 
-def _is_same_place(data: DataOptions, place: Path) -> bool:
-    """Return whether the settings name this place already, so that they need not be changed."""
-    with suppress(SettingsError, DataError):
-        return (dataset_record(data).folder / RECORD_FILE).resolve() == place.resolve()
-    return False
-
-
 def _candidates(run: Path, place: Mapping[str, Any]) -> list[Path]:
     """Return the recorded places of something, in the order in which they are tried."""
     relative = [Path(os.path.normpath(run / str(place["relative"])))] if place["relative"] else []
     return [*relative, Path(str(place["absolute"]))]
 
 
-def _name_of(data: DataOptions) -> str | None:
-    """Return the name of the data set at the place in the settings; None if there is none."""
+def _record_file(data: DataOptions) -> Path | None:
+    """Return the `dataset.yaml` at the place in the settings; None if there is none."""
     with suppress(SettingsError, DataError):
-        record = dataset_record(data)
-        return record.name if (record.folder / RECORD_FILE).is_file() else None
+        file = dataset_record(data).folder / RECORD_FILE
+        return file.resolve() if file.is_file() else None
     return None
 
 

@@ -22,6 +22,7 @@ from two_stream.runtime.files import write_json
 from two_stream.runtime.text import parse_json
 from two_stream.types import ScoreTable
 
+NONE = "none of these"
 FILE = "threshold.json"
 """name of the file in the run folder"""
 
@@ -132,4 +133,4 @@ def mark_none(guesses: Sequence[tuple[str, float]], threshold: float) -> list[tu
     """Put "none of these" before the best classes if the probability of the best one is below the threshold."""
     if not guesses or guesses[0][1] >= threshold:
         return list(guesses)
-    return [(f"none of these (below {100 * threshold:.0f} %)", guesses[0][1]), *guesses]
+    return [(f"{NONE} (below {100 * threshold:.0f} %)", guesses[0][1]), *guesses]

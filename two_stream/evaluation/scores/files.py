@@ -91,7 +91,7 @@ def read_scores(path: Path | str, described: Described | None = None, part: str 
             return read_foreign(path, described or Described(), part)
         arrays = read_arrays(path)
         if "format" not in arrays and "meta" not in arrays:
-            return read_foreign(path, described or Described(), part)
+            return read_foreign(path, described or Described(), part, arrays)
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
     except (OSError, ValueError) as error:

@@ -117,17 +117,28 @@ def is_score_file(path: Path) -> bool:
     return found is not None and len({*start.lower().split(found[1])[1:]} - {"label", "group"}) > 1
 
 
-def read_foreign(path: Path, described: Described, part: str = "test") -> ScoreTable:
+def read_foreign(
+    path: Path,
+    described: Described,
+    part: str = "test",
+    arrays: Mapping[str, NDArray[Any]] | None = None,
+) -> ScoreTable:
     """Read a score file of another program; logarithms of probabilities serve as logits.
 
     Rows with the same id, such as the clips of a video, are averaged: logits as logits, probabilities as probabilities.
+
+    Args:
+        path: The file.
+        described: What the file leaves out.
+        part: Part of the data set that the scores are of.
+        arrays: Content of an `.npz` file, if it was read before.
 
     Raises:
         ScoreError: The file is missing or damaged, or labels, class names or ids are missing; the message names the
             flag that adds them.
         DataError: A file in `described` is missing or damaged.
     """
-    rows = _read(path)
+    rows = _read(path) if arrays is None else _rows_of(path, arrays)
     if not rows.ids or "" in rows.ids:
         raise ScoreError(
             f"{path}: {'an id is empty; expected one' if rows.ids else 'the file contains no videos'}"
@@ -354,6 +365,10 @@ def _read_numpy(path: Path) -> _Rows:
         raise ScoreError(
             f"{path}: {error}; expected plain arrays without Python objects, so write ids as np.array(ids, dtype=str)"
         ) from None
+    return _rows_of(path, arrays)
+
+
+def _rows_of(path: Path, arrays: Mapping[str, NDArray[Any]]) -> _Rows:
     names: dict[str, Kind] = {
         "scores": "auto",
         "logits": "logits",
@@ -380,13 +395,13 @@ def _read_numpy(path: Path) -> _Rows:
         scores.reshape(-1, scores.shape[-1]).astype(np.float64),
         kind=names[key],
     )
-    for name, target in (("labels", "labels"), ("groups", "groups")):
+    for name in ("labels", "groups"):
         values = arrays.get(name, np.zeros(0))
         if values.size not in (0, len(ids)):
             raise ScoreError(
                 f"{path}: {values.size} values in `{name}` for {len(ids)} ids; expected one for each id"
             )
-        setattr(rows, target, list(map(str, np.repeat(values, clips).tolist())))
+        setattr(rows, name, list(map(str, np.repeat(values, clips).tolist())))
     if "class_names" in arrays:
         rows.classes = list(map(str, arrays["class_names"].tolist()))
     return rows
@@ -663,7 +678,8 @@ def _label_numbers(
 
 
 def _all_there(where: str, found: Iterable[str], classes: Sequence[str]) -> None:
-    lacking = [name for name in classes if name not in set(found)]
+    known = set(found)
+    lacking = [name for name in classes if name not in known]
     if lacking:
         raise ScoreError(f"{where}: no score for {some_names(lacking)}; expected a score for each class")
 

@@ -175,13 +175,8 @@ def macro_means(table: ScoreTable) -> tuple[float | None, float | None]:
     """Return the means of precision and F1 over the classes that occur; None for a multi-label table."""
     if table.targets is not None:
         return None, None
-    counts_KK = confusion_matrix(table.logits, table.labels)
-    correct, videos, predicted = np.diag(counts_KK), counts_KK.sum(axis=1), counts_KK.sum(axis=0)
-    occurs = videos > 0
-    return (
-        float((correct / np.maximum(predicted, 1))[occurs].mean()),
-        float((2 * correct / np.maximum(videos + predicted, 1))[occurs].mean()),
-    )
+    rows = [row for row in per_class(table) if row.videos]
+    return float(np.mean([row.precision for row in rows])), float(np.mean([row.f1 for row in rows]))
 
 
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
@@ -314,7 +309,7 @@ def own_metrics(table: ScoreTable) -> dict[str, Interval]:
             raise ScoreError(
                 f"metric {entry.name!r} ({entry.value}) returned {value}; expected a finite number"
             )
-        pseudo = value - (size - 1.0) * (np.array(left) - np.mean(left)) if left else np.array([value])
+        pseudo = _shifted(value, np.array(left)) if left else np.array([value])
         share = np.bincount(unit) / len(unit)
         found[entry.name] = estimate_units(pseudo[:, None], share, MAP_UNITS).share_interval()
     return found
@@ -411,7 +406,12 @@ def pseudo_values(
     size = min(count or int(unit.max()) + 1, BLOCKS)
     left = reweighted(tables, targets_NK, unit, 1 - np.eye(size, dtype=np.int64))
     values = [mean_average_precision(logits_NK, targets_NK) for logits_NK in tables]
-    return [value - (size - 1.0) * (one - one.mean()) for value, one in zip(values, left, strict=True)]
+    return [_shifted(value, one) for value, one in zip(values, left, strict=True)]
+
+
+def _shifted(value: float, left_G: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return jackknife pseudo-values with the mean `value`, from the values with each unit left out."""
+    return np.asarray(value - (len(left_G) - 1.0) * (left_G - left_G.mean()))
 
 
 def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:

@@ -194,12 +194,11 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     if other.class_names != first.class_names:
         raise ScoreError(f"{theirs}: class names differ from {ours}: {_class_difference(first, other)}")
     known, wanted = set(other.ids), set(first.ids)
-    for where, names, of, ids in (
-        (theirs, [name for name in first.ids if name not in known], ours, other.ids),
-        (ours, [name for name in other.ids if name not in wanted], theirs, first.ids),
+    for where, names, of, total, ids in (
+        (theirs, [name for name in first.ids if name not in known], ours, len(first.ids), other.ids),
+        (ours, [name for name in other.ids if name not in wanted], theirs, len(other.ids), first.ids),
     ):
         if names:
-            total = len(first.ids if where == theirs else other.ids)
             hint = "--common uses only the videos that all files contain"
             if len(names) == total:
                 hint = f"its ids are such as {ids[0]!r}; expected the same ids in both files"

@@ -129,6 +129,19 @@ def score_file(
     return VideoResult(aggregate_views(logits, options.aggregate), frames, times, len(logits), damage, logits)
 
 
+def clip_spans(
+    options: EvaluateOptions, spec: InputSpec, frames: int, sampling: str
+) -> list[tuple[int, int]]:
+    """Return the first and last image (from 1) of each clip of a video with this number of images.
+
+    A flow frame has the number of the first of its two images. A short video is looped, and its clips end at its last
+    image.
+    """
+    flow = spec.modality == "flow"
+    clips = evaluation_clips(options, spec, frames - flow, sampling)
+    return [(min(clip), min(max(clip) + flow, frames)) for clip in clips]
+
+
 def fuse_results(
     results: Sequence[VideoResult], rule: str = "l2", weights: Sequence[float] | None = None
 ) -> NDArray[np.float64]:

@@ -101,7 +101,11 @@ def read_scored(path: Path | str, part: str = "test", described: Described | Non
     Raises:
         ScoreError: The file or folder does not exist or is damaged.
     """
-    table = read_scores(find_scores(path, part), described, part)
+    return with_run(read_scores(find_scores(path, part), described, part))
+
+
+def with_run(table: ScoreTable) -> ScoredRun:
+    """Return a table together with its run and the settings of the run, if they are available."""
     run = run_of(table)
     return ScoredRun(table, run, settings_of(run))
 
