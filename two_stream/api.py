@@ -232,10 +232,9 @@ class Run(run.Run):
         changes = {"views": "sliding", "crops": "center", "step": step, "aggregate": "logits"}
         options, reading = self._options(changes, "features"), run.reading_of(self)
         result = score_file(self.model, video, options, reading, compute=self.model.vectors_of_normalised)
-        first, last = np.array(clip_spans(options, self.model.spec, result.frames, reading.sampling)).T
-        times = result.times
-        ends = (None, None) if times is None else (times[first - 1], times[last])
-        return Features(result.view_logits, first, last, *ends)
+        clips = clip_spans(options, self.model.spec, result.seen, reading.sampling)
+        first, last, *ends = map(np.array, zip(*(result.span(*clip) for clip in clips)))
+        return Features(result.view_logits, first, last, *((None, None) if result.times is None else ends))
 
     def attention(self, video: Source) -> StreamAttention:
         """Return the attention of the head to each time step in the middle clip of a video.
@@ -254,11 +253,11 @@ class Run(run.Run):
 
     def _facts(self) -> list[tuple[str, str]]:
         model, spec = self.experiment.model, self.model.spec
-        size = "×".join(map(str, spec.size))
+        size, rate = "×".join(map(str, spec.size)), f" at {spec.fps:g} per second" if spec.fps else ""
         return [
             ("run", str(self.paths.root)),
             ("network", f"{model.backbone.kind} + {model.head.kind}, {spec.modality}"),
-            ("input", f"{spec.clip_length} frames with stride {spec.stride}, {size}"),
+            ("input", f"{spec.clip_length} frames with stride {spec.stride}{rate}, {size}"),
             ("classes", f"{len(self.class_names)}: {', '.join(self.class_names[:_SHOWN])}, …"),
             ("data", f"{self.experiment.data.dataset}, split {self.experiment.data.split}"),
             ("checkpoint", f"{self.checkpoint}, epoch {self.meta.get('epoch', '?')}"),

@@ -54,6 +54,8 @@ class InputSpec:
     """number of equal parts of the video; a clip has the same number of frames from each part; 0: no division"""
     stack: int = 1
     """number of adjacent flow fields per frame, stacked as channels x1, y1, x2, y2, …"""
+    fps: float | None = None
+    """frames per second at which videos are seen (see `video/rate.py`); None: every frame of a video"""
 
     @property
     def channels(self) -> int:

@@ -98,6 +98,7 @@ def make(
     frames: list[np.ndarray] | None = None,
     *,
     stamps: list[int] | None = None,
+    fps: int = 25,
     rotation: int | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
@@ -108,6 +109,7 @@ def make(
         codec: Encoder and its options; the test is skipped where PyAV lacks it.
         frames: Pictures (H, W, 3), RGB; by default the `picture` of each number.
         stamps: Milliseconds at which each frame is shown, for a variable frame rate.
+        fps: Frames per second without `stamps`.
         rotation: Degrees that a player turns the pictures.
         container_options: For the container, as `movflags`.
     """
@@ -117,7 +119,7 @@ def make(
         pytest.skip(f"this PyAV has no encoder {codec.name}")
     pictures = [picture(number) for number in range(FRAMES)] if frames is None else frames
     with usual_priority(), av.open(str(path), "w", options=container_options or {}) as container:
-        rate = Fraction(1000) if stamps else Fraction(25)
+        rate = Fraction(1000) if stamps else Fraction(fps)
         stream = container.add_stream(codec.name, rate=rate, options=dict(codec.options))
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = codec.pix_fmt

@@ -41,6 +41,9 @@ class Options:
     --short-side and --size are omitted, 256"""
     size: tuple[int, int] | None = None
     """fixed HEIGHT WIDTH, for example 256 340, instead of --short-side"""
+    fps: float | None = None
+    """frames per second to write, and to compute flow between: each frame is the frame of the video that is nearest in
+    time; if omitted, every frame of the video"""
     processes: int | None = None
     """number of worker processes; if omitted, one per processor; 0: use the main process"""
     ray: str | None = None
@@ -89,6 +92,7 @@ def main(args: list[str]) -> int:
             flow=options.flow,
             short_side=256 if options.short_side is None else options.short_side or None,
             size=options.size,
+            fps=options.fps,
             backend=options.backend,
             quality=options.quality,
             patterns=FramePatterns(options.rgb_pattern, options.flow_x_pattern, options.flow_y_pattern),

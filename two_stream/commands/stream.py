@@ -65,7 +65,7 @@ class StreamFlags:
     every: int | None = None
     """number of source frames per network frame; if omitted, the stride of the network's clips. For a network with
     several frames per segment: number of source frames from segment to segment; if omitted, the length of a segment,
-    but at least 4"""
+    but at least 4. For runs with `model.input.fps`, frames are counted at this rate"""
     queue: int = 4
     """number of frames that may wait while the networks are busy; for a live source, older frames are dropped and
     counted"""
@@ -196,6 +196,7 @@ def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
         _network(flags, run, options),
         Prepare(spec, reading),
         every=1 if _picked(flags, spec) is not None else _distance(flags, spec),
+        fps=reading.fps,
         pairs=spec.modality == "flow",
         device=device,
         precision=options.precision,
@@ -275,7 +276,7 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
         lines = _open_lines(flags.json, stack)
         recording, window = None, None
         if flags.annotate is not None:
-            recording = Recording(flags.annotate, pipeline.source.fps)
+            recording = Recording(flags.annotate, pipeline.fps or pipeline.source.fps)
             stack.callback(recording.close)
         if flags.window is not None:
             window = BrowserWindow(flags.window, watcher.status, lambda: pipeline.attempt)

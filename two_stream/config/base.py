@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+Rate = Annotated[float, Field(gt=0.0, le=1000.0)]
+"""frames per second"""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

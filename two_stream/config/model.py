@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from two_stream.config.backbones import BackboneOptions, MobileNetV2
-from two_stream.config.base import Fraction, Options, Positive, PositiveInt
+from two_stream.config.base import Fraction, Options, Positive, PositiveInt, Rate
 from two_stream.config.heads import AverageHead, BertHead, HeadOptions
 
 
@@ -30,6 +30,9 @@ class InputOptions(Options):
     `stride`"""
     stack: PositiveInt | None = None
     """number of adjacent flow fields per frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
+    fps: Rate | None = None
+    """frames per second at which videos are seen, so that `stride` means the same time in every video. Each frame of a
+    clip is the frame nearest in time (of two, the earlier). None: every frame of a video, whatever its rate"""
     resize: tuple[PositiveInt, PositiveInt] | None = None
     """height and width to which frames are resized"""
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt
+from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt, Rate
 from two_stream.config.compress import CompressOptions, NoCompression
 from two_stream.config.model import ModelOptions
 
@@ -248,6 +248,8 @@ class DataOptions(Options):
     """video decoder when `source` is videos"""
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm when `source` is videos"""
+    fps: Rate | None = None
+    """frames per second of frame folders and shards that do not record their rate; used by `model.input.fps`"""
     sampling: Literal["standard", "segments", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
     """how the frames of a clip are chosen. `segments`: from equal parts of the video (`model.input.segments`). `paper`:
     as in the published code, which never uses the last frame. `efficient3d`, `3dresnets`, `co3d`: as in these
@@ -277,6 +279,11 @@ class DataOptions(Options):
 
     @model_validator(mode="after")
     def _reading(self) -> DataOptions:
+        if self.source == "videos" and self.fps is not None:
+            raise ValueError(
+                "`fps` is the rate of frame folders and shards, but `source: videos` uses the times in the files; "
+                "remove `fps`"
+            )
         if self.source == "shards" and self.shards is None:
             raise ValueError(
                 "`source: shards` requires `shards`, the folder or URL that `two-stream pack` wrote"

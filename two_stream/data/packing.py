@@ -36,6 +36,7 @@ from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_proc
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality, Part, VideoRecord
 from two_stream.video.decoding.reader import backend_version, open_video
 from two_stream.video.frames import extraction_settings, fit_frame, jpeg_size, read_image_bytes
+from two_stream.video.rate import FrameTimes
 
 _BLOCK = 512
 """bytes of a block of a tar file"""
@@ -305,7 +306,7 @@ def _finish(
         listed.append({"name": shard.name, "bytes": note["bytes"], "sha256": note["sha256"]})
         wanted = {video.id: video.num_frames for video in shard.videos}
         for video in note["videos"]:
-            videos[video["id"]] = Packed(shard.number, video["frames"], len(starts))
+            videos[video["id"]] = Packed(shard.number, video["frames"], len(starts), video.get("times"))
             starts += video["starts"]
             sizes += video["sizes"]
             crcs += video.get("crcs", ())  # missing in shards of an earlier version
@@ -457,6 +458,7 @@ def _write_video(
     """Write one sample; return its id, its number of frames and the positions of its entries."""
     count = _frames(video, source)
     key = key_of(video.id)
+    times = _times(video, source)
     about = {
         "id": video.id,
         "label": video.label,
@@ -470,7 +472,14 @@ def _write_video(
         start, size, crcs = _write_raw(
             tar, f"{key}.{shard.modality}.npy", shard, count, _beating(frames, beat)
         )
-        return {"id": video.id, "frames": count, "starts": [start], "sizes": [size], "crcs": crcs}
+        return {
+            "id": video.id,
+            "frames": count,
+            "times": times,
+            "starts": [start],
+            "sizes": [size],
+            "crcs": crcs,
+        }
     starts, sizes, crcs = [], [], []
     for number, pictures in enumerate(_pictures(shard, video, source, count), start=1):
         for name, content in zip(_NAMES[shard.modality], pictures, strict=True):
@@ -479,7 +488,20 @@ def _write_video(
             sizes.append(len(content))
             crcs.append(zlib.crc32(content))
         beat()
-    return {"id": video.id, "frames": count, "starts": starts, "sizes": sizes, "crcs": crcs}
+    return {"id": video.id, "frames": count, "times": times, "starts": starts, "sizes": sizes, "crcs": crcs}
+
+
+def _times(video: VideoRecord, source: FrameFolders | VideoFiles) -> FrameTimes | None:
+    """Return when the images of a video appear, as a rate if it is constant; None if its folder does not record it."""
+    try:
+        times = source.times(video.id)
+    except SettingsError:
+        return None
+    if not isinstance(times, Sequence) or len(times) < 2 or times[-1] <= 0:
+        return times
+    rate = (len(times) - 1) / times[-1]
+    even = np.allclose(np.asarray(times) * rate, np.arange(len(times)), rtol=0, atol=1e-6 * rate)
+    return rate if even else [round(time, 6) for time in times]
 
 
 def _frames(video: VideoRecord, source: FrameFolders | VideoFiles) -> int:

@@ -60,7 +60,8 @@ class StreamFacts(_Facts):
     """Timing and states of a streaming network."""
 
     frames_per_step: int
-    """number of input frames per step; the distance between these frames in the video is `spec.stride`"""
+    """number of input frames per step; the distance between these frames is `spec.stride` frames of the video, which is
+    seen at `spec.fps` frames per second if that is given"""
     warm_up: int
     """number of steps before the first prediction; the logits of these steps are meaningless"""
     delay: int
@@ -178,6 +179,8 @@ def _contradictions(card: ExportCard) -> Iterator[str]:
         c > r for c, r in zip(spec.size, spec.resize)
     ):
         yield f"images of {spec.resize}, cut to {spec.size}"
+    elif spec.fps is not None and not 0 < spec.fps <= 1000:
+        yield f"videos at {spec.fps} frames per second"
     elif spec.segments and (spec.segments < 0 or spec.clip_length % spec.segments):
         yield f"{spec.clip_length} frames of {spec.segments} segments"
     elif len(spec.mean) != spec.channels or len(spec.std) != spec.channels or not all(spec.std):

@@ -183,7 +183,7 @@ def cost_key(
 ) -> str:
     """Return the hash of all facts that a cost depends on: model, classes, evaluation settings, machine and torch."""
     facts: dict[str, Any] = {
-        "model": experiment.model.model_dump(mode="json"),
+        "model": experiment.model.model_dump(mode="json", exclude={"input": {"fps"}}),
         "classes": num_classes,
         "evaluate": experiment.evaluate.model_dump(mode="json", include={"precision", "fold", "compile"}),
         "exact": is_exact(experiment),

@@ -6,10 +6,13 @@ crop it, and resize the crop.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +470,35 @@ def read_extraction_manifest(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, SettingsError):
         return None
     return dict(found)
+
+
+RATE_FILE = "fps"
+"""file in a frame folder, written by the scripts of 3D-ResNets-PyTorch"""
+
+
+def recorded_times(folder: Path) -> list[float]:
+    """Return the times of the images of a frame folder and of its end; empty if extraction recorded only a rate."""
+    with suppress(ValueError, TypeError):
+        times = [float(time) for time in _recorded_video(folder).get("times", [])]
+        return times if all(0 <= one <= other < math.inf for one, other in pairwise(times)) else []
+    return []
+
+
+def recorded_rate(folder: Path) -> float | None:
+    """Return the frames per second of a frame folder that extraction, or the file `RATE_FILE`, records."""
+    found = _recorded_video(folder).get("fps")
+    if found:
+        return float(found)
+    with suppress(OSError, ValueError):
+        rate = float((folder / RATE_FILE).read_text(encoding="utf-8-sig"))
+        return rate if rate > 0 else None
+    return None
+
+
+def _recorded_video(folder: Path) -> dict[str, Any]:
+    """Return what extraction recorded about the video; empty for folders that other programs have written."""
+    found = (read_extraction_manifest(folder) or {}).get("video")
+    return found if isinstance(found, dict) else {}
 
 
 def extraction_settings(root: Path) -> dict[str, Any] | None:

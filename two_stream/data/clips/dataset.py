@@ -40,12 +40,13 @@ from two_stream.data.clips.transforms import (
     mirror_frames,
     whole_box,
 )
-from two_stream.data.sources.files import ClipSource, FrameFolders, VideoFiles, read_clip
+from two_stream.data.sources.files import ClipSource, FrameFolders, SeenSource, VideoFiles, read_clip
 from two_stream.data.sources.segments import SegmentSource, segments_of
 from two_stream.data.sources.shards import ShardSource, load_index, shard_storage
 from two_stream.data.splits import experiment_part
 from two_stream.errors import (
     DataError,
+    SettingsError,
     TwoStreamError,
     VideoError,
 )
@@ -54,12 +55,19 @@ from two_stream.types import Box, Frames, InputSpec, Modality, VideoRecord
 from two_stream.video.frames import Region, extraction_settings
 
 
-def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSource:
-    """Return the frame source that is selected by `data.source`.
+def make_source(
+    record: Record, modality: Modality, data: DataOptions, fps: float | None = None
+) -> ClipSource:
+    """Return the frame source that is selected by `data.source`, with the videos seen at `fps` frames per second.
 
     Raises:
         DataError: The record has no such folder, or it does not exist.
     """
+    source = _make_source(record, modality, data)
+    return source if fps is None else SeenSource(source, fps)
+
+
+def _make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSource:
     if data.source == "shards":
         if record.segments is not None:
             raise DataError(
@@ -67,10 +75,10 @@ def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSo
                 "use `data.source: frames` or `data.source: videos`"
             )
         assert data.shards is not None  # DataOptions has checked it
-        return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding)
+        return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding, fps=data.fps)
     videos: ClipSource
     if data.source == "frames":
-        videos = FrameFolders(record, modality, scaled_decoding=data.scaled_decoding)
+        videos = FrameFolders(record, modality, scaled_decoding=data.scaled_decoding, fps=data.fps)
     else:
         videos = VideoFiles(record, modality, data.backend, data.flow)
     if record.segments is None:
@@ -204,7 +212,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
 
     def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
         """Return the frame numbers of a video's clip, its crop and flip, and the protocol for mirroring flow."""
-        spec, frames = self.spec, record.num_frames
+        spec, frames = self.spec, self.source.count(record)
         sampling, augment = sampling_of(spec, self.data.sampling), self.data.augment
         if self.epoch is None:
             name, count = evaluation_protocol(sampling, "single")
@@ -231,7 +239,7 @@ def open_clips(
         DataError: The folder of frames or videos does not exist.
     """
     return ClipDataset(
-        make_source(record, spec.modality, data),
+        make_source(record, spec.modality, data, spec.fps),
         records,
         spec,
         data,
@@ -274,10 +282,10 @@ class Companion:
 
 
 def same_clip(one: InputSpec, other: InputSpec) -> bool:
-    """Return whether two networks need the same clips: modality, length, stride, segments, stack and size are equal."""
+    """Return whether two networks need the same clips: all but the pixel values is equal."""
     return all(
         getattr(one, name) == getattr(other, name)
-        for name in ("modality", "clip_length", "stride", "segments", "stack", "resize", "size")
+        for name in ("modality", "clip_length", "stride", "segments", "stack", "fps", "resize", "size")
     )
 
 
@@ -299,6 +307,11 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
             f"`data.shards` contains {modality} frames, but the teacher expects {spec.modality}; "
             "set `data.source` to `frames` or `videos`"
         )
+    fps = experiment.model.input.fps
+    if spec.fps != fps:
+        raise SettingsError(
+            f"`model.input.fps` is {fps}, but the teacher was trained with {spec.fps}; set the rate of the teacher"
+        )
     found = {video.id: video for video in experiment_part(experiment, record, "train", spec.modality)}
     own = experiment_part(experiment, record, "train")
     missing = next((video.id for video in own if video.id not in found), None)
@@ -307,7 +320,7 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
             f"{record.name}: the {spec.modality} list of split {data.split} does not contain video "
             f"{missing!r}, which the teacher needs; add the video to this list, or remove it from the {modality} list"
         )
-    return Companion(make_source(record, spec.modality, data), spec, found, protocol)
+    return Companion(make_source(record, spec.modality, data, spec.fps), spec, found, protocol)
 
 
 class ClipsBeside(Dataset[ClipItem | ClipFailure]):
@@ -334,7 +347,7 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
         video, numbers, view, key = self.clips.planned(index)
         spec = other.spec
         seen = other.records[video.id]
-        shown = same_moment(numbers, self.clips.spec, spec, seen.num_frames)
+        shown = same_moment(numbers, self.clips.spec, spec, other.source.count(seen))
         shown = reorder_frames(shown, self.clips.frame_order, *key)
         box = scaled_box(view.box, self.clips.spec.resize, spec.resize)
         region = Region(box, spec.size, direct=self.clips.direct)

@@ -82,7 +82,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         self.chunks = [
             Chunk(index, part.start, part.stop)
             for index, record in enumerate(records)
-            for part in chunks_of(self._clips(record), frames)
+            for part in self._parts(record, frames)
         ]
 
     def __len__(self) -> int:
@@ -101,8 +101,14 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         """Return the number of views in a chunk: clips times crops."""
         return (chunk.last - chunk.first) * len(self.crops)
 
+    def _parts(self, record: VideoRecord, frames: int) -> list[range]:
+        try:
+            return chunks_of(self._clips(record), frames)
+        except BROKEN:  # reading the chunk raises it again
+            return [range(1)]
+
     def _clips(self, record: VideoRecord) -> list[list[int]]:
-        clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.data.sampling)
+        clips = evaluation_clips(self.evaluate, self.spec, self.source.count(record), self.data.sampling)
         return [reorder_frames(clip, self.data.frame_order, record.id) for clip in clips]
 
     def _views(self, record: VideoRecord, chunk: Chunk) -> VideoViews:
@@ -178,7 +184,7 @@ def view_loader(
     if not records:
         raise DataError("the evaluation part has no videos; check the split list and `data.holdout`")
     dataset = ViewDataset(
-        make_source(record, spec.modality, data),
+        make_source(record, spec.modality, data, spec.fps),
         records,
         spec,
         evaluate,

@@ -7,19 +7,24 @@ frame n is the flow between images n and n + 1, whether it is stored or computed
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 
 from two_stream.data.catalog import Record
-from two_stream.errors import VideoError
+from two_stream.errors import SettingsError, VideoError
 from two_stream.types import Frames, InputSpec, Modality, VideoRecord
+from two_stream.video.decoding.backend_pyav import frame_times
+from two_stream.video.decoding.base import NO_TIMES
 from two_stream.video.decoding.reader import Video, open_video
 from two_stream.video.extraction.one_video import ExtractOptions, frame_size, resize_frame
 from two_stream.video.flow import FlowEstimator, to_gray
-from two_stream.video.frames import Region, fit_frame, read_frames
+from two_stream.video.frames import Region, fit_frame, read_frames, recorded_rate, recorded_times
+from two_stream.video.rate import FrameTimes, shown_numbers
 from two_stream.video.sources import folder_ids, video_files
 
 
@@ -49,6 +54,88 @@ class ClipSource(ABC):
             VideoError: Missing, damaged or too short, with the file's name.
         """
 
+    def count(self, record: VideoRecord) -> int:
+        """Return the number of frames from which clips of a video are chosen: the number in the split list."""
+        return record.num_frames
+
+    def times(self, video_id: str) -> FrameTimes:
+        """Return when the images of a video appear.
+
+        Raises:
+            SettingsError: The source records no times, and `data.fps` is not set.
+        """
+        raise SettingsError(f"{video_id}: {_NO_RATE}")
+
+    def has_flow(self, pairs: Sequence[tuple[int, int]]) -> bool:
+        """Return whether `read_between` can return the flow between these images; stored flow is of adjacent images."""
+        return all(last == first + 1 for first, last in pairs)
+
+    def read_between(
+        self,
+        video_id: str,
+        pairs: Sequence[tuple[int, int]],
+        resize: tuple[int, int],
+        region: Region | None = None,
+    ) -> Frames:
+        """Return the flow from the first to the second image of each pair (numbers from 1); see `read`."""
+        return self.read(video_id, [first for first, _ in pairs], resize, region)
+
+
+_NO_RATE = (
+    "`model.input.fps` needs the time of each frame, but neither `two-stream extract` nor a file `fps` recorded the "
+    "frame rate; set `data.fps`"
+)
+
+
+class SeenSource(ClipSource):
+    """A source whose videos are seen at a given number of frames per second; frames are numbered by position.
+
+    `video/rate.py` explains which image a position shows. Flow frame n is the flow between the images that positions n
+    and n + 1 show.
+    """
+
+    def __init__(self, source: ClipSource, fps: float) -> None:
+        super().__init__(source.modality)
+        self.source, self.fps = source, fps
+        self._last: tuple[str, list[int]] = ("", [])
+
+    def count(self, record: VideoRecord) -> int:
+        """Return the number of positions.
+
+        Raises:
+            VideoError: The video has fewer images than the split list says, or is too short for flow.
+            SettingsError: The times of the images are unknown, or flow is stored at another frame rate.
+        """
+        times, flow = self.source.times(record.id), self.modality == "flow"
+        if isinstance(times, Sequence) and len(times) < record.num_frames:
+            images = (
+                f"has {len(times)} images, but the split list says {record.num_frames} {self.modality} frames"
+            )
+            raise VideoError(record.id, images)
+        numbers = list(shown_numbers(times, self.fps, record.num_frames + flow))
+        if len(numbers) <= flow:
+            raise VideoError(record.id, f"is too short for flow at {self.fps:g} frames per second")
+        if flow and not self.source.has_flow(list(pairwise(numbers))):
+            raise SettingsError(
+                f"{record.id}: its stored flow belongs to another frame rate than `model.input.fps` {self.fps:g}; run "
+                f"`two-stream extract --fps {self.fps:g}` and prepare again, or set `data.source: videos`"
+            )
+        self._last = record.id, numbers
+        return len(numbers) - flow
+
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
+        """See `ClipSource.read`; `numbers` are positions from 1."""
+        name, shown = self._last
+        last = max(numbers) + (self.modality == "flow")
+        if name != video_id or len(shown) < last:
+            shown = list(islice(shown_numbers(self.source.times(video_id), self.fps), last))
+        if self.modality == "rgb":
+            return self.source.read(video_id, [shown[number - 1] for number in numbers], resize, region)
+        pairs = [(shown[number - 1], shown[number]) for number in numbers]
+        return self.source.read_between(video_id, pairs, resize, region)
+
 
 def read_clip(
     source: ClipSource,
@@ -64,7 +151,8 @@ def read_clip(
     """
     if spec.stack == 1:
         return source.read(record.id, numbers, spec.resize, region)
-    fields = [field for number in numbers for field in stacked_numbers(number, spec.stack, record.num_frames)]
+    count = source.count(record)
+    fields = [field for number in numbers for field in stacked_numbers(number, spec.stack, count)]
     frames = source.read(record.id, fields, spec.resize, region)
     _, height, width, channels = frames.shape
     stacks = frames.reshape(len(numbers), spec.stack, height, width, channels).transpose(0, 2, 3, 1, 4)
@@ -83,8 +171,17 @@ def stacked_numbers(number: int, stack: int, last: int) -> list[int]:
 class FrameFolders(ClipSource):
     """Frame folders written by `two-stream extract`, or published frame folders."""
 
-    def __init__(self, record: Record, modality: Modality, *, scaled_decoding: bool = False) -> None:
+    def __init__(
+        self,
+        record: Record,
+        modality: Modality,
+        *,
+        scaled_decoding: bool = False,
+        fps: float | None = None,
+    ) -> None:
+        """`fps` is the rate of folders that do not record one."""
         super().__init__(modality)
+        self.fps = fps
         self.root = record.frames_root(modality)
         self.patterns = record.frame_patterns
         self.scaled_decoding = scaled_decoding
@@ -102,6 +199,16 @@ class FrameFolders(ClipSource):
             region,
             scaled_decoding=self.scaled_decoding,
         )
+
+    def times(self, video_id: str) -> FrameTimes:
+        """See `ClipSource.times`; what the folder records is preferred to `fps`."""
+        folder = self.folder(video_id)
+        if not folder.is_dir():
+            raise VideoError(folder, "no such folder of frames")
+        found = recorded_times(folder)[:-1] or recorded_rate(folder) or self.fps
+        if found is None:
+            raise SettingsError(f"{folder}: {_NO_RATE}")
+        return found
 
     def folder(self, video_id: str) -> Path:
         """Return the folder of a video: `root/id`, or a folder with the same name in the root or in a class folder.
@@ -151,9 +258,40 @@ class VideoFiles(ClipSource):
             made = {number: fit_frame(frame, resize, region) for number, frame in frames}
         return np.stack([made[number] for number in numbers])
 
+    def times(self, video_id: str) -> FrameTimes:
+        """See `ClipSource.times`; the times are those of the file.
+
+        Raises:
+            VideoError: The file has neither time stamps nor a frame rate.
+        """
+        path = self.path(video_id)
+        times = frame_times(path)
+        if times is None:
+            raise VideoError(path, NO_TIMES)
+        return times
+
+    def has_flow(self, pairs: Sequence[tuple[int, int]]) -> bool:  # noqa: ARG002
+        """Return true, because flow is computed."""
+        return True
+
+    def read_between(
+        self,
+        video_id: str,
+        pairs: Sequence[tuple[int, int]],
+        resize: tuple[int, int],
+        region: Region | None = None,
+    ) -> Frames:
+        """See `ClipSource.read_between`."""
+        with open_video(self.path(video_id), self.backend) as video:
+            flows = self._flow(video, sorted(set(pairs)))
+            made = {pair: fit_frame(flow, resize, region) for pair, flow in flows}
+        return np.stack([made[pair] for pair in pairs])
+
     def stored(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
         """Yield (number, frame) for ascending distinct numbers, with the same frames that extraction would write."""
-        return self._rgb(video, wanted) if self.modality == "rgb" else self._flow(video, wanted)
+        if self.modality == "rgb":
+            return self._rgb(video, wanted)
+        return ((first, flow) for (first, _), flow in self._flow(video, [(n, n + 1) for n in wanted]))
 
     def path(self, video_id: str) -> Path:
         """Return the path of a video's file.
@@ -173,16 +311,19 @@ class VideoFiles(ClipSource):
         for index, picture in video.pick(number - 1 for number in wanted):
             yield index + 1, resize_frame(picture, height, width)
 
-    def _flow(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
+    def _flow(
+        self, video: Video, pairs: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[int, int], Frames]]:
+        """Yield (pair, flow) for pairs of image numbers, of which both the first and the second ones ascend."""
         height, width = frame_size(video.height, video.width, self.size)
-        starts = set(wanted)
         estimator = FlowEstimator(self.algorithm)
-        before: Frames | None = None
-        for index, picture in video.pick({number - 1 for number in starts} | starts):
-            current = to_gray(resize_frame(picture, height, width))
-            if before is not None and index in starts:
-                yield index, estimator(before, current)
-            before = current
+        waiting, gray = deque(pairs), dict[int, Frames]()
+        for index, picture in video.pick({number - 1 for pair in pairs for number in pair}):
+            gray[index + 1] = to_gray(resize_frame(picture, height, width))
+            while waiting and waiting[0][1] == index + 1:
+                first, last = waiting.popleft()
+                yield (first, last), estimator(gray[first], gray[last])
+            gray = {number: one for number, one in gray.items() if waiting and number >= waiting[0][0]}
 
 
 def index_videos(root: Path) -> dict[str, list[Path]]:

@@ -22,6 +22,7 @@ from two_stream.errors import DataError, VideoError
 from two_stream.runtime.files import write_text
 from two_stream.types import Frames
 from two_stream.video.frames import Region
+from two_stream.video.rate import FrameTimes
 
 COLUMNS = ("id", "video", "start", "end", "first")
 _SLACK = 1e-6
@@ -146,3 +147,29 @@ class SegmentSource(ClipSource):
             )
         shifted = [segment.first - 1 + number for number in numbers]
         return self.videos.read(segment.video, shifted, resize, region)
+
+    def times(self, video_id: str) -> FrameTimes:
+        """See `ClipSource.times`; a segment begins with the time of its first image."""
+        segment = self.segments.get(video_id)
+        if segment is None:
+            return self.videos.times(video_id)
+        times = self.videos.times(segment.video)
+        return times[segment.first - 1 :] if isinstance(times, Sequence) else times
+
+    def has_flow(self, pairs: Sequence[tuple[int, int]]) -> bool:
+        """See `ClipSource.has_flow`."""
+        return self.videos.has_flow(pairs)
+
+    def read_between(
+        self,
+        video_id: str,
+        pairs: Sequence[tuple[int, int]],
+        resize: tuple[int, int],
+        region: Region | None = None,
+    ) -> Frames:
+        """See `ClipSource.read_between`; images are counted from the start of the segment."""
+        segment = self.segments.get(video_id)
+        if segment is None:
+            return self.videos.read_between(video_id, pairs, resize, region)
+        shifted = [(segment.first - 1 + first, segment.first - 1 + last) for first, last in pairs]
+        return self.videos.read_between(segment.video, shifted, resize, region)

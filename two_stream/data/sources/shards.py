@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import re
 import zlib
@@ -29,6 +30,7 @@ from two_stream.runtime.files import read_arrays
 from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality
 from two_stream.video.frames import FLAGS, Region, assemble_frames, decode_picture, join_decoded
+from two_stream.video.rate import FrameTimes
 
 INDEX = "index.npz"
 FORMAT = 1
@@ -50,6 +52,8 @@ class Packed:
     first: int
     """index of the video's first entry in `starts` and `sizes`, which have one entry per video (raw) or per stored
     image"""
+    times: FrameTimes | None = None
+    """when its images appear; None if unknown"""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class ShardIndex:
     def dump(self, shards: Sequence[dict[str, Any]]) -> bytes:
         """Return the content of an index file; `shards` contains the name, bytes and sha256 of each shard."""
         meta = {"format": FORMAT, "settings": self.settings, "shards": list(shards), "ids": list(self.videos)}
+        meta["times"] = [video.times for video in self.videos.values()]
         places = np.array([(v.shard, v.frames, v.first) for v in self.videos.values()], np.int64).reshape(
             -1, 3
         )
@@ -107,11 +112,15 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
             raise DataError(
                 f"{name}: found format {meta['format']}, expected {FORMAT}; pack the data set again"
             )
+        stored = meta.get("times") or [None] * len(places)  # missing in shards of an earlier version
         found = ShardIndex(
             settings=dict(meta["settings"]),
             names=[str(shard["name"]) for shard in meta["shards"]],
             lengths=[int(shard["bytes"]) for shard in meta["shards"]],
-            videos={str(key): Packed(*map(int, row)) for key, row in zip(meta["ids"], places, strict=True)},
+            videos={
+                str(key): Packed(int(shard), int(count), int(first), _times_of(times))
+                for key, (shard, count, first), times in zip(meta["ids"], places, stored, strict=True)
+            },
             starts=starts,
             sizes=sizes,
             crcs=arrays.get("crcs"),
@@ -122,6 +131,17 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         raise DataError(
             f"{name}: not an index of shards, or damaged ({error}); pack the data set again"
         ) from None
+
+
+def _times_of(value: Any) -> FrameTimes | None:
+    """Read the times of a video; raise `ValueError` or `TypeError` if they are wrong."""
+    if value is None:
+        return None
+    times = float(value) if isinstance(value, (int, float)) else [float(time) for time in value]
+    ordered = 0 < times < math.inf if isinstance(times, float) else times == sorted(times)
+    if not ordered:
+        raise ValueError("the times of a video are not in order")
+    return times
 
 
 def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
@@ -185,13 +205,21 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
 class ShardSource(ClipSource):
     """Reads frames from packed shards, which `two-stream pack` writes."""
 
-    def __init__(self, location: str, modality: Modality, *, scaled_decoding: bool = False) -> None:
+    def __init__(
+        self,
+        location: str,
+        modality: Modality,
+        *,
+        scaled_decoding: bool = False,
+        fps: float | None = None,
+    ) -> None:
         """Read the index.
 
         Args:
             location: Folder or URL that contains `rgb/` and `flow/`.
             modality: Which of them.
             scaled_decoding: See `DataOptions`; has an effect if stored images are larger than the input.
+            fps: Frames per second of videos whose times are not in the index.
 
         Raises:
             DataError: The index is missing or damaged.
@@ -200,6 +228,7 @@ class ShardSource(ClipSource):
         super().__init__(modality)
         self.storage = shard_storage(location, modality)
         self.scaled_decoding = scaled_decoding
+        self.fps = fps
         self.index = load_index(self.storage)
         held = self.index.settings["modality"]
         if held != modality:
@@ -230,6 +259,21 @@ class ShardSource(ClipSource):
             picture = self._encoded(video, numbers, resize if self.scaled_decoding else None)
         return assemble_frames(f"{self._name(video)}:{video_id}", numbers, picture, resize, region)
 
+    def times(self, video_id: str) -> FrameTimes:
+        """See `ClipSource.times`; the times in the index are preferred to `fps`."""
+        found = self._packed(video_id).times or self.fps
+        return super().times(video_id) if found is None else found
+
+    def _packed(self, video_id: str) -> Packed:
+        video = self.index.videos.get(video_id)
+        if video is None:
+            raise VideoError(
+                self.storage.where(INDEX),
+                f"video {video_id!r} is not among the {len(self.index.videos)} packed videos; pack "
+                "again with the current split lists",
+            )
+        return video
+
     def _video(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Packed:
         packed = self.index.settings["resize"]
         if packed is not None and tuple(packed) != tuple(resize):
@@ -238,13 +282,7 @@ class ShardSource(ClipSource):
                 "(height × width), but the model requires "
                 f"{resize[0]}×{resize[1]}; pack again with --resize {resize[0]} {resize[1]}"
             )
-        video = self.index.videos.get(video_id)
-        if video is None:
-            raise VideoError(
-                self.storage.where(INDEX),
-                f"video {video_id!r} is not among the {len(self.index.videos)} packed videos; pack "
-                "again with the current split lists",
-            )
+        video = self._packed(video_id)
         wrong = [number for number in numbers if not 1 <= number <= video.frames]
         if wrong:
             raise VideoError(

@@ -50,7 +50,7 @@ CENTRED = 1
 AGAIN = "write the features again with `two-stream features`"
 _IGNORED = ("model.backbone.pretrained", "model.backbone.weights")
 """settings on the origin of the weights; they are ignored, because the SHA-256 of the weights is compared"""
-_ADDED = {"segments": 0, "stack": 1}
+_ADDED = {"segments": 0, "stack": 1, "fps": None}
 """input settings that old caches do not contain, with the values that were used for these caches"""
 
 FeaturePart = Literal["train", "test"]
@@ -260,6 +260,8 @@ def view_settings(
     expected = {name: value for name, value in asdict(spec).items() if _ADDED.get(name) != value}
     read = {"split", "sampling", "frame_order", "scaled_decoding"}
     reading = data.model_dump(mode="json", include={*read, *({"augment", "resize_once"} if training else ())})
+    if spec.fps is not None and data.fps is not None:
+        reading["fps"] = data.fps
     if data.sampling == "segments":
         reading["sampling"] = "standard"  # segments are part of the input
     if not training:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +22,9 @@ from torch.utils.data import Dataset
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, dataset_record, mirror_of
-from two_stream.data.clips.dataset import ClipDataset, ClipFailure, open_clips
+from two_stream.data.clips.dataset import BROKEN, ClipDataset, ClipFailure, make_source, open_clips
 from two_stream.data.clips.views import ViewLoader, collate_views, evaluation_clips, view_loader
+from two_stream.data.sources.files import ClipSource
 from two_stream.data.splits import all_training_videos, load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.features.cache import (
@@ -209,7 +212,9 @@ class _Writer:
         for video in records:
             clips = CENTRED + self.train_views
             if part == "test":
-                clips = len(evaluation_clips(self.test, spec, video.num_frames, data.sampling))
+                clips = 1
+                with suppress(*BROKEN):  # a video that cannot be read has no views
+                    clips = len(evaluation_clips(self.test, spec, self.source.count(video), data.sampling))
             labels, frames = video.all_labels, video.num_frames
             stored = StoredVideo(
                 id=video.id, labels=labels, group=video.group, num_frames=frames, first=first, clips=clips
@@ -217,6 +222,12 @@ class _Writer:
             videos.append(stored)
             first += clips * crops
         return _Plan(part, records, videos, crops, self.train if part == "train" else self.test)
+
+    @cached_property
+    def source(self) -> ClipSource:
+        """The source of the frames."""
+        spec = self.model.spec
+        return make_source(self.record, spec.modality, self.experiment.data, spec.fps)
 
     def network(self, options: EvaluateOptions) -> Recognizer:
         """Return the network prepared with evaluation options; only the most recent one is kept in memory."""
@@ -242,11 +253,11 @@ class _Writer:
         rows = np.lib.format.open_memmap(folder / f"{plan.part}.npy", "w+", np.float32, shape)
         mirrored = np.zeros(plan.rows, np.bool_)
         videos = self._fill(plan, loader, rows, mirrored)
+        whole = {name for name, video in videos.items() if video.complete}
         if plan.part == "train":
-            self._mark(plan, mirrored)
+            self._mark(plan, mirrored, whole)
         rows.flush()
         np.save(folder / f"{plan.part}_mirrored.npy", mirrored, allow_pickle=False)
-        whole = {name for name, video in videos.items() if video.complete}
         if not whole:
             raise DataError(
                 f"no video of the {plan.part} part could be read; run `two-stream check` on the data set"
@@ -311,11 +322,12 @@ class _Writer:
             for epoch in (None, *range(self.train_views))
         ]
 
-    def _mark(self, plan: _Plan, mirrored: NDArray[np.bool_]) -> None:
-        """Mark the augmented clips that are mirrored."""
+    def _mark(self, plan: _Plan, mirrored: NDArray[np.bool_], whole: Collection[str]) -> None:
+        """Mark the augmented clips that are mirrored, of the videos `whole`."""
         for number, clips in enumerate(self._clips(plan)[CENTRED:], CENTRED):
             for place, video in enumerate(plan.videos):
-                mirrored[video.first + number] = clips.is_mirrored(place)
+                if video.id in whole:
+                    mirrored[video.first + number] = clips.is_mirrored(place)
 
 
 class TrainingViews(Dataset[VideoViews | ClipFailure]):

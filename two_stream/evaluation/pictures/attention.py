@@ -41,7 +41,7 @@ from two_stream.runtime.plotting import (
 )
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.base import Video
-from two_stream.video.decoding.memory import Source, open_any
+from two_stream.video.decoding.memory import Source, open_any, seen
 
 SUFFIXES = (".png", ".pdf", ".svg")
 """File types of images."""
@@ -104,6 +104,8 @@ class StreamAttention:
     """thumbnails of the network's input by frame number; RGB images, uint8 `(H, W, 3)`"""
     whole_frame: bool = False
     """whether the input is the whole frame instead of the centre crop"""
+    fps: float | None = None
+    """frames per second at which the network sees the video; frames are counted at this rate; None: all frames"""
 
     @property
     def whose(self) -> str:
@@ -170,7 +172,9 @@ def read_attention(
         VideoError: The video cannot be read or is too short for flow.
     """
     spec = view_spec(model.spec, "center", whole=reading.whole_frame)
-    with open_any(path, reading.backend) as video:
+    with open_any(path, reading.backend) as file:
+        fps = spec.fps or reading.fps
+        video = seen(file, fps)
         available = video.num_frames - (spec.modality == "flow")
         if available < 1:
             raise VideoError(
@@ -203,6 +207,7 @@ def read_attention(
         pathways,
         pictures,
         reading.whole_frame,
+        fps,
     )
 
 
@@ -441,7 +446,8 @@ def _time(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: flo
 
 
 def _unit(stream: StreamAttention) -> str:
-    return "flow frames" if stream.modality == "flow" else "frames"
+    rate = "" if stream.fps is None else f" at {stream.fps:g} per second"
+    return f"{'flow frames' if stream.modality == 'flow' else 'frames'}{rate}"
 
 
 def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool) -> str:

@@ -71,20 +71,19 @@ def score_windows(
 
     `scored`, `options` and `samplings` (`standard` or `paper`) have one entry for each run.
     """
-    clips, streams = [], []
+    spans, streams = [], []
     for run, result, views, sampling in zip(runs, scored, options, samplings, strict=True):
-        chosen = clip_spans(views, run.model.spec, result.frames, sampling)
-        clips.append(chosen)
+        chosen = clip_spans(views, run.model.spec, result.seen, sampling)
+        spans.append([result.span(*clip) for clip in chosen])
         by_crop = result.view_logits.reshape(-1, len(chosen), result.view_logits.shape[-1])
         streams.append([aggregate_views(by_crop[:, n], views.aggregate) for n in range(len(chosen))])
-    made, times = [], scored[0].times
-    for number in range(min(map(len, clips))):
+    made = []
+    for number in range(min(map(len, spans))):
         seen = [replace(result, logits=stream[number]) for result, stream in zip(scored, streams)]
-        ends = [stream[number] for stream in clips]
+        firsts, lasts, starts, ends = zip(*(stream[number] for stream in spans))
         probabilities = fuse_results(seen, rule, weights)
-        first, last = min(end[0] for end in ends), max(end[1] for end in ends)
-        span = (None, None) if times is None else (float(times[first - 1]), float(times[last]))
-        made.append(TimelineWindow(first, last, probabilities, *span))
+        span = (None, None) if None in starts else (min(starts), max(ends))
+        made.append(TimelineWindow(min(firsts), max(lasts), probabilities, *span))
     return made
 
 

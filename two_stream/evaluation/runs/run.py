@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from two_stream.config.base import Rate
 from two_stream.config.load import load_experiment, validate_settings
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Mirror, Record, dataset_record, mirror_note, mirror_of
@@ -459,6 +460,7 @@ def reading_of(
         mirror=mirror_of_run(run),
         whole_frame=data.augment.whole_frame,
         bound=made.flow_bound,
+        fps=run.model.spec.fps or made.fps,
     )
 
 
@@ -564,6 +566,7 @@ def scoring_facts(
         "protocol": describe_views(
             evaluate, sampling_of(spec, data.sampling), mirror, whole_frame=data.augment.whole_frame
         )
+        + ("" if spec.fps is None else f", {spec.fps:g} frames per second")
         + ("" if data.frame_order == "natural" else f", frames {data.frame_order}"),
         "frame_order": data.frame_order,
         "views": evaluate.views,
@@ -587,6 +590,7 @@ def scoring_facts(
         "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
         "clip_length": spec.clip_length,
         "stride": spec.stride,
+        **({"fps": spec.fps} if spec.fps is not None else {}),
         **({"segments": spec.segments} if spec.segments else {}),
         **({"stack": spec.stack} if spec.stack > 1 else {}),
         "resize": list(spec.resize),
@@ -615,6 +619,7 @@ class FrameSettings(BaseModel):
     flow_bound: Annotated[float, Field(gt=0, le=1000)] = FLOW_BOUND
     short_side: _Side | None = 256
     size: tuple[_Side, _Side] | None = None
+    fps: Rate | None = None
 
 
 def read_frame_settings(settings: object, source: str) -> FrameSettings:
@@ -653,7 +658,9 @@ def frames_warning(run: AnyRun[Any]) -> str | None:
     if settings is None:
         return None
     then, now = read_frame_settings(written, run.source), read_frame_settings(settings, run.record.name)
-    keys = [key for key in FrameSettings.model_fields if modality == "flow" or not key.startswith("flow")]
+    unseen = {"fps"} if run.model.spec.fps is not None else set()
+    unseen |= set() if modality == "flow" else {"flow", "flow_bound"}
+    keys = [key for key in FrameSettings.model_fields if key not in unseen]
     first = next((key for key in keys if getattr(then, key) != getattr(now, key)), None)
     if first is None:
         return None

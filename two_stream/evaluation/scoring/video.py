@@ -25,7 +25,7 @@ from two_stream.evaluation.scoring.views import assemble_clips, crop_views, view
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews
 from two_stream.video.decoding.base import Video
-from two_stream.video.decoding.memory import Source, open_any
+from two_stream.video.decoding.memory import SeenVideo, Source, open_any, seen
 from two_stream.video.extraction.one_video import ExtractOptions, frame_size, resize_frame
 from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, choose_flow_algorithm, to_gray
 
@@ -54,6 +54,8 @@ class VideoInput:
     """whether a centred crop is the whole frame; see `view_spec`"""
     bound: float = FLOW_BOUND
     """longest displacement in pixels that flow can store"""
+    fps: float | None = None
+    """frames per second at which videos are seen by a network without `InputSpec.fps`; None: every frame"""
 
     def estimator(self) -> FlowEstimator:
         """Return the flow estimator.
@@ -73,7 +75,8 @@ class VideoResult:
     frames: int
     """number of frames that could be decoded"""
     times: NDArray[np.float64] | None
-    """times in seconds of the frames and of the end, `(frames + 1,)`; None if the file has no times (see `Video`)"""
+    """times in seconds of the frames that the network sees, and of the end; None if the file has no times (see
+    `Video`)"""
     views: int
     damage: str | None
     """description of the damage to the file, or None; all frames that could be decoded are scored"""
@@ -81,6 +84,22 @@ class VideoResult:
     """logits `(V, K)` of the views; the clips of each crop are consecutive, as in a score file"""
     multi_label: bool = False
     """whether classes have independent probabilities (sigmoid instead of softmax)"""
+    numbers: Sequence[int] | None = None
+    """number (from 1) in the file of each frame that the network sees; None: it sees every frame"""
+
+    @property
+    def seen(self) -> int:
+        """Number of frames that the network sees, from which clips are chosen."""
+        return self.frames if self.numbers is None else len(self.numbers)
+
+    def span(self, first: int, last: int) -> tuple[int, int, float | None, float | None]:
+        """Return the first and the last image in the file, and start and end in seconds, of a span of `clip_spans`."""
+        start, end = (
+            (None, None) if self.times is None else (float(self.times[first - 1]), float(self.times[last]))
+        )
+        if self.numbers is not None:
+            first, last = self.numbers[first - 1], self.numbers[last - 1]
+        return first, last, start, end
 
 
 def score_file(
@@ -111,7 +130,8 @@ def score_file(
     device = device or model.device
     exact = "paper" in (reading.sampling, reading.protocol)
     options = resolve_evaluation(model, options, device, exact=exact)
-    with evaluation_mode(model), open_any(path, reading.backend) as video:
+    with evaluation_mode(model), open_any(path, reading.backend) as file:
+        video = seen(file, model.spec.fps or reading.fps)
         frames = video.num_frames
         available = frames - 1 if model.spec.modality == "flow" else frames
         if frames == 0:
@@ -119,20 +139,22 @@ def score_file(
                 video.path, f"no frame can be decoded{f' ({video.damage})' if video.damage else ''}"
             )
         if available < 1:
-            raise VideoError(video.path, "has only one frame, but flow requires two; use an RGB run")
+            rate = "" if video is file else f" at {video.fps:g} frames per second"
+            raise VideoError(video.path, f"has only one frame{rate}, but flow requires two; use an RGB run")
         clips = evaluation_clips(options, model.spec, available, reading.sampling)
         views = _views(video, clips, available, model.spec, options, reading)
         canvas = Canvas(model, device, options.precision, options.batch_views or 1, compute)
         (scored,) = scored_views(views, {}, canvas)
-        damage, times = video.damage, video.times
-    logits = scored.logits
-    return VideoResult(aggregate_views(logits, options.aggregate), frames, times, len(logits), damage, logits)
+        damage, times, count = video.damage, video.times, file.num_frames
+    logits, numbers = scored.logits, video.numbers if isinstance(video, SeenVideo) else None
+    vector_K = aggregate_views(logits, options.aggregate)
+    return VideoResult(vector_K, count, times, len(logits), damage, logits, numbers=numbers)
 
 
 def clip_spans(
     options: EvaluateOptions, spec: InputSpec, frames: int, sampling: str
 ) -> list[tuple[int, int]]:
-    """Return the first and last image (from 1) of each clip of a video with this number of images.
+    """Return the first and last image (from 1) of each clip of a video with this number of images (`VideoResult.seen`).
 
     A flow frame has the number of the first of its two images. A short video is looped, and its clips end at its last
     image.

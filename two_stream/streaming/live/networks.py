@@ -67,6 +67,8 @@ class NetworkTrack:
     """function that computes the network's input, uint8 `(C, H, W)`, from the previous and the current image"""
     every: int = 1
     """number of source frames for each frame of the network"""
+    fps: float | None = None
+    """frames per second at which the source is seen; None: every frame of the source"""
     pairs: bool = False
     """whether the network requires the previous image"""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

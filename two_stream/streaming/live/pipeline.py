@@ -11,16 +11,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
 import torch
 
-from two_stream.errors import VideoError
+from two_stream.errors import SettingsError, VideoError
 from two_stream.streaming.live.networks import NetworkTrack, WindowLogits
 from two_stream.video.decoding.base import Image
 from two_stream.video.decoding.live import LiveFrame, LiveSource
+from two_stream.video.rate import seen_at
 
 T = TypeVar("T")
 _CHUNK = 8
@@ -145,6 +146,9 @@ class Pipeline:
     ) -> None:
         """Set up a pipeline. The source is not opened yet.
 
+        If the networks have a frame rate (`NetworkTrack.fps`), the source is seen at this rate (see `video/rate.py`),
+        and frames are counted at this rate.
+
         Args:
             source: The source of frames.
             streams: The networks.
@@ -153,7 +157,17 @@ class Pipeline:
             paced: Whether to read a file at its own frame rate, as if it were a live source.
             keep_passed: Whether to also return frames that no network uses.
             notify: Function that is called with a message when the source is lost or available again.
+
+        Raises:
+            SettingsError: The networks have different frame rates.
         """
+        rates = dict.fromkeys(stream.fps for stream in streams)
+        if len(rates) > 1:
+            given = " and ".join(
+                "every frame" if one is None else f"{one:g} frames per second" for one in rates
+            )
+            raise SettingsError(f"the networks see {given}; use runs with the same `model.input.fps`")
+        self.fps = next(iter(rates), None)
         self.source = source
         self.streams = list(streams)
         self.patience = patience
@@ -225,7 +239,7 @@ class Pipeline:
             opened = time.monotonic()
             frame: LiveFrame | None = None
             try:
-                for frame in self.source.numbered(number, offset):
+                for frame in self._seen(self.source.numbered(number, offset)):
                     if index == 0 and lost is not None:
                         gap = time.monotonic() - lost[0]
                         self.notify(
@@ -252,6 +266,13 @@ class Pipeline:
                 elif not self.source.live or lost is None:
                     raise
                 offset = self._wait(error, lost, first=frame is not None)
+
+    def _seen(self, frames: Iterator[LiveFrame]) -> Iterator[LiveFrame]:
+        """Yield the frames that the networks see, with the times of their positions."""
+        if self.fps is None:
+            return frames
+        shown = seen_at(((frame.seconds, frame) for frame in frames), self.fps)
+        return (replace(frame, seconds=seconds) for seconds, frame in shown)
 
     def _wait(self, error: VideoError, lost: tuple[float, float] | None, *, first: bool) -> float:
         """Wait before the next attempt to open a lost source, and return the seconds from the stream's start until now.

@@ -122,6 +122,7 @@ def prediction_record(
 def describe_delay(streams: Sequence[NetworkTrack], source: LiveSource) -> str:
     """Return a description of when each network makes its first prediction, and how often it makes predictions."""
     fps = source.fps if source.live else None  # a file's frames need not come at its mean rate
+    fps = (streams[0].fps if streams else None) or fps
     parts = []
     for stream in streams:
         first = 1 + stream.network.delay * stream.every + int(stream.pairs)

@@ -26,6 +26,9 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 """Suffixes (lower case) of the files in a folder that count as videos."""
 
 
+NO_TIMES = "has neither time stamps nor a frame rate, so its frames cannot be chosen by time"
+
+
 class Decoded(NamedTuple):
     """A decoded frame, before its conversion to RGB."""
 
@@ -269,10 +272,11 @@ class Clock:
         return np.asarray([*self._seconds, end if end is not None else self._seconds[-1]], np.float64)
 
 
-def uneven_times(edges: NDArray[np.float64] | None) -> list[float]:
-    """Return the frame times of a video with a variable rate, or an empty list if the rate is nearly constant."""
+def uneven_times(edges: NDArray[np.float64] | None, fps: float | None) -> list[float]:
+    """Return the times of a video's frames and of its end, or an empty list if `fps` alone gives the frames' times."""
     if edges is None:
         return []
-    apart = edges[-1] / (len(edges) - 1)
-    even = np.abs(edges - apart * np.arange(len(edges))) <= apart / 2
-    return [] if even.all() else edges.round(6).tolist()
+    even = fps is not None and np.allclose(
+        edges[:-1] * fps, np.arange(len(edges) - 1), rtol=0, atol=1e-6 * fps
+    )
+    return [] if even else edges.round(6).tolist()

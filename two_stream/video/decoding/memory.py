@@ -1,8 +1,9 @@
-"""Videos that are not single files: arrays, folders of images, and parts of videos."""
+"""Videos that are not single files: arrays, folders of images, parts of videos, and videos at another frame rate."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import VideoError
-from two_stream.video.decoding.base import Decoded, Image, Video
+from two_stream.video.decoding.base import NO_TIMES, Decoded, Image, Video
 from two_stream.video.decoding.reader import open_video
+from two_stream.video.frames import recorded_rate, recorded_times
+from two_stream.video.rate import shown_numbers
 
 Source = Path | str | NDArray[np.uint8] | tuple[Any, float, float] | Video
 """A video file, a folder of numbered images, an RGB array `(T, H, W, 3)`, or `(video, start, end)` in seconds."""
@@ -47,6 +50,9 @@ def open_any(source: Source, backend: str = "pyav") -> Video:
 class _Pictures(Video):
     """A video whose frames can be read in any order."""
 
+    _stamps: list[float] | None = None
+    """times of the frames and of the end, in seconds, for a variable frame rate"""
+
     def __init__(self, path: Path, count: int, fps: float | None = None) -> None:
         super().__init__(path, "images", fps, count)
         if not count:
@@ -63,7 +69,8 @@ class _Pictures(Video):
 
     def _walk(self) -> Generator[Decoded]:
         for index in range(self.header_frames or 0):
-            yield Decoded(lambda index=index: self._picture(index))  # type: ignore[misc]
+            stamp = None if self._stamps is None else self._stamps[index]
+            yield Decoded(lambda index=index: self._picture(index), stamp)  # type: ignore[misc]
         self._at_end = True
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
@@ -90,12 +97,17 @@ class ArrayVideo(_Pictures):
 
 
 class FolderVideo(_Pictures):
-    """Images of a folder, in the order of the numbers in their names; images of flow (`flow_…`) are ignored."""
+    """Images of a folder, in the order of the numbers in their names; images of flow (`flow_…`) are ignored.
+
+    Without `fps`, the times are those that `two-stream extract` recorded in the folder.
+    """
 
     def __init__(self, folder: Path, fps: float | None = None) -> None:
         files = (path for path in folder.iterdir() if path.suffix.lower() in _IMAGES)
         self._files = sorted((path for path in files if not path.name.startswith("flow_")), key=_number)
-        super().__init__(folder, len(self._files), fps)
+        edges = recorded_times(folder) if fps is None else []
+        self._stamps = edges if len(edges) == len(self._files) + 1 else None
+        super().__init__(folder, len(self._files), fps or recorded_rate(folder))
 
     def _picture(self, index: int) -> Image:
         path = self._files[index]
@@ -124,9 +136,7 @@ class VideoPart(Video):
             raise VideoError(whole.path, f"a part from {start:g} to {end:g} s; expected 0 <= start < end")
         times = whole.times
         if times is None:
-            raise VideoError(
-                whole.path, "has neither timestamps nor a frame rate, so a part cannot be found by time"
-            )
+            raise VideoError(whole.path, NO_TIMES)
         self._first, self._end = (int(np.searchsorted(times[:-1], at - 1e-6)) for at in (start, end))
         if self._end <= self._first:
             raise VideoError(
@@ -153,3 +163,56 @@ class VideoPart(Video):
     def close(self) -> None:
         """Close the video."""
         self._whole.close()
+
+
+class SeenVideo(Video):
+    """A video that is seen at `fps` frames per second: each of its frames is the nearest one of `whole` in time.
+
+    Attributes:
+        numbers: Number (from 1) of the frame of `whole` that each frame shows.
+    """
+
+    def __init__(self, whole: Video, fps: float) -> None:
+        super().__init__(whole.path, whole.codec, fps, None)
+        self._whole, self.width, self.height = whole, whole.width, whole.height
+        edges = whole.times
+        if edges is None:
+            raise VideoError(whole.path, NO_TIMES)
+        self.numbers = list(shown_numbers(edges[:-1].tolist(), fps))
+        times = np.append(np.arange(len(self.numbers)) / fps, min(len(self.numbers) / fps, edges[-1]))
+        self._count, self._ends = len(self.numbers), np.maximum.accumulate(times)
+
+    @property
+    def times(self) -> NDArray[np.float64] | None:
+        """Times at which each frame appears, and at which the last one or the whole video ends."""
+        return self._ends
+
+    @property
+    def damage(self) -> str | None:
+        """Damage of the whole video."""
+        return self._whole.damage
+
+    def _walk(self) -> Generator[Decoded]:
+        repeats = Counter(self.numbers)
+        for number, decoded in enumerate(self._whole._walk(), start=1):
+            for _ in range(repeats[number]):
+                yield Decoded(decoded.picture)
+        self._at_end = True
+
+    def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        if wanted[-1] >= len(self.numbers):
+            shown = f"{len(self.numbers)} frames at {self.fps:g} per second"
+            raise VideoError(self.path, f"frame {wanted[-1]} was requested (from 0), but there are {shown}")
+        waiting = deque(wanted)
+        for index, picture in self._whole.pick(self.numbers[place] - 1 for place in wanted):
+            while waiting and self.numbers[waiting[0]] == index + 1:
+                yield waiting.popleft(), picture
+
+    def close(self) -> None:
+        """Close the video."""
+        self._whole.close()
+
+
+def seen(video: Video, fps: float | None) -> Video:
+    """Return a video as it is seen at `fps` frames per second; None: the video itself."""
+    return video if fps is None else SeenVideo(video, fps)

@@ -22,8 +22,8 @@ from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.files import fsync_dir, unfinished, write_json
 from two_stream.runtime.text import plural
 from two_stream.runtime.workers import Beat
-from two_stream.video.decoding.base import uneven_times
-from two_stream.video.decoding.reader import backend_version, open_video
+from two_stream.video.decoding.base import NO_TIMES, uneven_times
+from two_stream.video.decoding.reader import Video, backend_version, open_video
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
 from two_stream.video.frames import (
     MANIFEST,
@@ -32,6 +32,7 @@ from two_stream.video.frames import (
     names_by_number,
     read_extraction_manifest,
 )
+from two_stream.video.rate import seen_at
 from two_stream.video.sources import Source
 
 
@@ -47,6 +48,8 @@ class ExtractOptions:
     """shorter side in pixels, with the same aspect ratio; None keeps the size of the video"""
     size: tuple[int, int] | None = None
     """fixed (height, width) of the frames; overrides `short_side`"""
+    fps: float | None = None
+    """frames per second at which the video is seen, see `video/rate.py`; None: every frame"""
     backend: str = "pyav"
     """decoder of the videos"""
     quality: int = 95
@@ -81,6 +84,10 @@ class ExtractOptions:
             raise SettingsError(
                 f"the frame size is {self.size or self.short_side}: expected sides of 8 to 16384 pixels"
             )
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise SettingsError(
+                f"--fps is {self.fps:g}: expected more than 0 and at most 1000 frames per second"
+            )
         if self.processes is not None and self.processes < 0:
             raise SettingsError(f"--processes is {self.processes}: expected 0 or more")
         if self.threads is not None and self.threads < 1:
@@ -96,6 +103,7 @@ class ExtractOptions:
             "size": list(self.size) if self.size else None,
             "quality": self.quality,
             "patterns": self.patterns.written(),
+            **({} if self.fps is None else {"fps": self.fps}),
             **({} if self.network is None else self.network.recorded()),
         }
 
@@ -208,7 +216,10 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
 def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
     """Describe how a folder's settings and source differ from the job's; return an empty string if they are equal."""
     wanted, made = job.options.recorded(), manifest["settings"]
-    changes = [f"{key} {made.get(key)} -> {wanted[key]}" for key in wanted if made.get(key) != wanted[key]]
+    keys = dict.fromkeys([*wanted, "fps"])
+    changes = [
+        f"{key} {made.get(key)} -> {wanted.get(key)}" for key in keys if made.get(key) != wanted.get(key)
+    ]
     if job.source.path.is_file():
         status = job.source.path.stat()
         if (manifest["size"], manifest["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
@@ -228,7 +239,7 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
         def pictures() -> Iterator[NDArray[np.uint8]]:
             """Write each RGB frame before it is used to compute flow."""
             nonlocal frames
-            for frame in video.frames():
+            for frame in video.frames() if options.fps is None else _seen(video, options.fps):
                 frames += 1
                 picture = resize_frame(frame, height, width)
                 bgr = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
@@ -246,9 +257,9 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
         outcome.frames, outcome.flow_frames = frames, flows
         if video.damage:
             outcome.warnings.append(f"damaged: {video.damage}")
-        elif (video.header_frames or 0) - frames > 1:
+        elif (video.header_frames or 0) - video.num_frames > 1:
             outcome.warnings.append(
-                f"{plural(frames, 'frame', 'decodes', 'decode')}, the header states {video.header_frames}"
+                f"{plural(video.num_frames, 'frame', 'decodes', 'decode')}, the header states {video.header_frames}"
             )
         if frames == 1 and maker is not None:
             outcome.warnings.append("too short for flow: one frame")
@@ -263,9 +274,9 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
             "video": {
                 "height": video.height,
                 "width": video.width,
-                "fps": video.fps,
+                "fps": options.fps or video.fps,
                 "codec": video.codec,
-                "times": uneven_times(video.times),
+                "times": [] if options.fps else uneven_times(video.times, video.fps),
             },
             "damage": video.damage,
             "warnings": outcome.warnings,
@@ -274,6 +285,18 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
             "settings": options.recorded(),
         }
     write_json(part / MANIFEST, manifest)
+
+
+def _seen(video: Video, fps: float) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of a video that is seen at `fps` frames per second."""
+
+    def timed() -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        for seconds, picture in video.timed_frames():
+            if seconds is None:
+                raise VideoError(video.path, NO_TIMES)
+            yield seconds, picture
+
+    return (picture for _, picture in seen_at(timed(), fps))
 
 
 def _flow_maker(job: ExtractionJob) -> FlowMaker | None:

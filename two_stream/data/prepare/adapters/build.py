@@ -41,7 +41,7 @@ from two_stream.runtime.text import plural
 from two_stream.types import VideoRecord
 from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.frames import read_extraction_manifest
+from two_stream.video.frames import recorded_rate, recorded_times
 from two_stream.video.sources import Source, folder_ids, video_files
 
 SEGMENTS_FILE = "segments.csv"
@@ -413,10 +413,6 @@ def _folders(path: Path) -> list[Path]:
         return [path / name for name in sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")]
 
 
-RATE_FILE = "fps"
-"""file in a frame folder, written by the scripts of 3D-ResNets-PyTorch"""
-
-
 @dataclass(frozen=True)
 class VideoClock:
     """The times at which the frames of a video are displayed."""
@@ -465,12 +461,12 @@ def clock_of(
             if times is not None and len(times) == count:
                 return VideoClock(count, times=times)
     elif folder is not None:
-        times = _recorded(folder).get("times", [])  # missing where the rate is constant
+        times = recorded_times(folder)
         if len(times) == count + 1:
             return VideoClock(count, times=times[:-1])
     rate = wanted or fps
     if rate is None and folder is not None:
-        rate = _rate_of(folder)
+        rate = recorded_rate(folder)
     elif rate is None and file is not None:
         with open_video(file) as video:
             rate = video.fps
@@ -478,19 +474,3 @@ def clock_of(
         where = folder or file
         raise VideoError(where, f"the frames per second of {where} are unknown; use --fps")
     return VideoClock(count, fps=rate)
-
-
-def _recorded(folder: Path) -> dict[str, Any]:
-    """Return what extraction recorded about the video; empty for folders that other programs have written."""
-    found = (read_extraction_manifest(folder) or {}).get("video")
-    return found if isinstance(found, dict) else {}
-
-
-def _rate_of(folder: Path) -> float | None:
-    found = _recorded(folder).get("fps")
-    if found:
-        return float(found)
-    with suppress(OSError, ValueError):
-        rate = float((folder / RATE_FILE).read_text(encoding="utf-8-sig"))
-        return rate if rate > 0 else None
-    return None
