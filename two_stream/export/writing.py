@@ -184,7 +184,7 @@ def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Export
             exportable.run(exportable.inputs),
             (logits, "a state for the next step"),
         ),
-        spec={key: value for key, value in asdict(spec).items() if (key, value) != ("fps", None)},
+        spec=asdict(spec),
         experiment=experiment.model_dump(mode="json"),
         meta={**run.meta, **known},
         model_sha256=run.model_sha256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -11,7 +12,15 @@ from torch.utils.data import Dataset
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
-from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem, current_extraction, open_clips
+from two_stream.data.clips.dataset import (
+    BROKEN,
+    ClipDataset,
+    ClipFailure,
+    ClipItem,
+    current_extraction,
+    make_source,
+    open_clips,
+)
 from two_stream.data.clips.loader import Share, class_counts, clip_loader
 from two_stream.data.splits import experiment_part, fingerprint, list_facts
 from two_stream.errors import SettingsError
@@ -123,6 +132,9 @@ def training_data(
             features=cache,
             fingerprint=f"{lists} {cache.content}",
         )
+    for video in train[:1] if spec.fps is not None else []:  # wrong settings, before a run folder is written
+        with suppress(*BROKEN):
+            make_source(record, spec.modality, data, spec.fps).count(video)
     share = Share(distributed.rank(), distributed.world_size(), pin=pin)
 
     def open_epoch(epoch: int, skip: int, *, group: int = 0, wrap: Wrap | None = None) -> EpochLoader:

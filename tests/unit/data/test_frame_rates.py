@@ -20,6 +20,7 @@ from two_stream.data.sources import files
 from two_stream.data.sources.segments import Segment, write_segments
 from two_stream.data.sources.shards import ShardSource
 from two_stream.errors import DataError, SettingsError
+from two_stream.training.data import training_data
 from two_stream.types import InputSpec, VideoRecord
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions
@@ -248,3 +249,14 @@ def test_a_teacher_has_the_rate_of_its_student(root, record):
         SettingsError, match=r"`model.input.fps` is 25.0, but the teacher was trained with None"
     ):
         companion(student, record, replace(SPEC, fps=None), "standard")
+
+
+def test_settings_that_cannot_work_are_reported_before_a_run_folder_is_written(root, record):
+    data = {"dataset": str(root), "source": "frames"}
+    model = {"modality": "flow", "input": {"fps": 10}}
+    experiment = Experiment.model_validate({"data": data, "model": model, "train": {"selection": "paper"}})
+    with pytest.raises(
+        SettingsError, match=r"^24: its stored flow .* `two-stream extract --fps 10` and prepare again"
+    ):
+        training_data(experiment, record, replace(FLOW, fps=10.0))
+    training_data(experiment, record, replace(FLOW, fps=24.0))
