@@ -39,6 +39,7 @@ def test_of_two_frames_at_the_same_distance_the_earlier_one_is_shown():
     assert list(shown_numbers([0.0, 0.1, 0.1, 0.2], 10.0)) == [1, 2, 4], (
         "of frames with one time the first one"
     )
+    assert list(shown_numbers([0.0, 0.1, 0.1, 0.3], 20.0)) == [1, 1, 2, 2, 2, 4, 4]
     assert list(shown_numbers([5.0], 10.0)) == [1]
 
 
@@ -84,7 +85,9 @@ def test_a_part_of_a_video_begins_with_its_own_first_frame(tmp_path):
 
 def test_frames_without_times_cannot_be_chosen_by_time():
     frames = np.zeros((4, 8, 8, 3), np.uint8)
-    with pytest.raises(VideoError, match="array: has neither time stamps nor a frame rate"):
+    with pytest.raises(
+        VideoError, match=r"array: has neither time stamps nor a frame rate.*`ArrayVideo\(frames, fps=…\)`"
+    ):
         SeenVideo(ArrayVideo(frames), 25.0)
     assert SeenVideo(ArrayVideo(frames, fps=50.0), 25.0).numbers == [1, 3]
 

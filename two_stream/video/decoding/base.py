@@ -27,6 +27,7 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 
 
 NO_TIMES = "has neither time stamps nor a frame rate, so its frames cannot be chosen by time"
+"""reason of a `VideoError`"""
 
 
 class Decoded(NamedTuple):

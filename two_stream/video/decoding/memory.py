@@ -177,7 +177,10 @@ class SeenVideo(Video):
         self._whole, self.width, self.height = whole, whole.width, whole.height
         edges = whole.times
         if edges is None:
-            raise VideoError(whole.path, NO_TIMES)
+            remedy = "convert it to MP4"
+            if isinstance(whole, _Pictures):
+                remedy = "give its rate with `FolderVideo(folder, fps=…)` or `ArrayVideo(frames, fps=…)`"
+            raise VideoError(whole.path, f"{NO_TIMES}; {remedy}")
         self.numbers = list(shown_numbers(edges[:-1].tolist(), fps))
         times = np.append(np.arange(len(self.numbers)) / fps, min(len(self.numbers) / fps, edges[-1]))
         self._count, self._ends = len(self.numbers), np.maximum.accumulate(times)
