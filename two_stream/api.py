@@ -20,11 +20,11 @@ from two_stream import recognizer, zoo
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import EvaluateOptions
-from two_stream.errors import ScoreError, SettingsError
+from two_stream.errors import ScoreError, SettingsError, TwoStreamError
 from two_stream.evaluation.runs import none_of_these, run
 from two_stream.evaluation.scores import fusion, metrics
 from two_stream.evaluation.scores.files import find_scores, read_scores
-from two_stream.evaluation.scoring.video import clip_spans, score_file, top_classes
+from two_stream.evaluation.scoring.video import clip_spans, fuse_results, score_file, top_classes
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
 from two_stream.runtime.text import plural
@@ -180,7 +180,8 @@ class Run(run.Run):
 
         Args:
             video: A video file, a folder of numbered images, an array uint8 `(T, H, W, 3)` in RGB order, or a part
-                `(video, start, end)` in seconds; or a list of these. A flow network computes flow from the images.
+                `(video, start, end)` in seconds; or a list of these, which share batches. A flow network computes flow
+                from the images, unless a folder contains stored flow (`flow_x_00001.jpg`, …) and `flow` is None.
             flow: Flow algorithm: dis, farneback or tvl1; by default that of the training if it is fast, otherwise dis.
             **options: Evaluation settings to change, such as `views="single"` or `crops="center"`.
 
@@ -191,12 +192,16 @@ class Run(run.Run):
             VideoError: A video cannot be read.
             SettingsError: An option is unknown or wrong.
         """
-        if isinstance(video, list):
-            return [self.predict(one, flow=flow, **options) for one in video]
-        reading = run.reading_of(self, flow=flow)
-        (result,) = run.score_with_runs([self], video, [self._options(options, "predict")], [reading])
-        shares = fusion.fused_probabilities([result.logits[None]], sigmoid=result.multi_label)[0]
-        return Prediction(_name(video), self.class_names, shares, result.frames, self.threshold)
+        videos = video if isinstance(video, list) else [video]
+        reading = run.reading_of(self, flow=flow, videos=videos)
+        scored = run.score_each([self], videos, [self._options(options, "predict")], [reading])
+        found = []
+        for one, results in zip(videos, scored):
+            if isinstance(results, TwoStreamError):
+                raise results
+            shares = fuse_results(results)
+            found.append(Prediction(_name(one), self.class_names, shares, results[0].frames, self.threshold))
+        return found if isinstance(video, list) else found[0]
 
     def _options(self, changes: Mapping[str, Any], what: str) -> EvaluateOptions:
         return validate_settings(EvaluateOptions, self.experiment.evaluate.model_dump() | dict(changes), what)
@@ -230,8 +235,8 @@ class Run(run.Run):
             step: Number of frames between the starts of windows; by default half a window.
         """
         changes = {"views": "sliding", "crops": "center", "step": step, "aggregate": "logits"}
-        options, reading = self._options(changes, "features"), run.reading_of(self)
-        result = score_file(self.model, video, options, reading, compute=self.model.vectors_of_normalised)
+        options, reading = self._options(changes, "features"), run.reading_of(self, videos=[video])
+        result = score_file(self.model, video, options, reading, compute=Recognizer.vectors_of_normalised)
         first, last = np.array(clip_spans(options, self.model.spec, result.frames, reading.sampling)).T
         times = result.times
         ends = (None, None) if times is None else (times[first - 1], times[last])
@@ -249,7 +254,11 @@ class Run(run.Run):
         from two_stream.evaluation.pictures.attention import read_attention
 
         return read_attention(
-            self.model, video, self.experiment.evaluate, run.reading_of(self), self.class_names
+            self.model,
+            video,
+            self.experiment.evaluate,
+            run.reading_of(self, videos=[video]),
+            self.class_names,
         )
 
     def _facts(self) -> list[tuple[str, str]]:
