@@ -5,7 +5,6 @@ The names are imported from the package, for example `from two_stream import loa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream import recognizer, zoo
+from two_stream import recognizer
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import EvaluateOptions
@@ -27,7 +26,6 @@ from two_stream.evaluation.scores.files import find_scores, read_scores
 from two_stream.evaluation.scoring.video import clip_spans, fuse_results, score_file, top_classes
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
-from two_stream.runtime.text import plural
 from two_stream.types import ScoreTable
 from two_stream.video.decoding.memory import Source
 
@@ -76,7 +74,9 @@ def create_model(
 
     own = None
     if pretrained is True:
-        name_or_options, pretrained, own = _published(name_or_options)
+        from two_stream.pretrained.files.fetch import fetch_model
+
+        name_or_options, pretrained, own = fetch_model(name_or_options)
     elif pretrained:
         own = count_classes(Path(pretrained))
     count = own if num_classes is None else num_classes
@@ -88,30 +88,6 @@ def create_model(
     if pretrained:
         load_weights(model, Path(pretrained), new_classifier=count != own)
     return model
-
-
-def _published(name: str | ModelOptions) -> tuple[str, Path, int]:
-    """Return the model, the local file and the number of classes of published weights."""
-    from two_stream.pretrained.files.fetch import Sources, fetch
-    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
-    from two_stream.runtime.files import cache_folder
-
-    if not isinstance(name, str):
-        raise SettingsError("`pretrained=True` requires the name of a model or of published weights")
-    entries = read_manifest(find_manifest()).entries
-    found = [one for one in entries if one.name == name]
-    if not found:
-        model = zoo.find(name).name
-        found = [one for one in entries if one.model is not None and zoo.find(one.model).name == model]
-    if len(found) != 1 or found[0].model is None:
-        names = ", ".join(one.name for one in found) or "`two-stream weights list` shows all"
-        raise SettingsError(
-            f"{name}: found {plural(len(found), 'published file')} for this model; expected one of: {names}"
-        )
-    folder, mirror = os.environ.get("TWO_STREAM_WEIGHTS"), os.environ.get("TWO_STREAM_MIRROR")
-    sources = Sources(local=Path(folder) if folder else None, mirror=mirror or None)
-    file = fetch(found[0], (cache_folder() or Path()) / "weights", sources).file
-    return found[0].model, file, found[0].classes.count
 
 
 @dataclass(frozen=True)

@@ -210,14 +210,16 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
         reshape_like(model, complete_folder(paths.best))
 
 
-def start_model(experiment: Experiment) -> Recognizer:
+def start_model(experiment: Experiment, classes: int | None = None) -> Recognizer:
     """Return the untrained network, with initial weights from the settings, or else random ones from the seed.
+
+    The default of `classes` is the number of classes of the data set.
 
     Raises:
         DataError: The data set cannot be read; the network requires its number of classes.
         CheckpointError: The initial weights cannot be read or do not fit the network.
     """
-    model = _built(experiment, dataset_record(experiment.data).num_classes)
+    model = _built(experiment, classes or dataset_record(experiment.data).num_classes)
     _load_start(model, experiment.train)
     return model
 

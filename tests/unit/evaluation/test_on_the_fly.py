@@ -366,7 +366,12 @@ def test_what_is_no_video_is_one_clear_line_and_code_2(world, tmp_path, capsys, 
                 container.mux(packet)
     assert cli(["predict", str(path), "--rgb", str(world / "rgb"), "--device", "cpu"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    words = {"missing": "no such file", "text": "not a video", "empty": "0 bytes", "folder": "contains no video"}
+    words = {
+        "missing": "no such file",
+        "text": "not a video",
+        "empty": "0 bytes",
+        "folder": "contains no video",
+    }
     assert len(lines) == 1
     assert str(path) in lines[0]
     assert words.get(kind, "audio") in lines[0]

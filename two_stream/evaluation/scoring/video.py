@@ -220,7 +220,7 @@ class VideoFailure:
 class VideoStream(IterableDataset[VideoViews | VideoFacts | VideoFailure]):
     """The views of videos, one clip at a time; each loader process reads its share of the videos one after the other.
 
-    The last item of a video is its `VideoFacts` or `VideoFailure`.
+    A `VideoFacts` precedes the last clip of a video. If a video cannot be read, its last item is a `VideoFailure`.
     """
 
     def __init__(
@@ -259,9 +259,14 @@ class VideoStream(IterableDataset[VideoViews | VideoFacts | VideoFailure]):
             if available < 1:
                 raise VideoError(video.path, "has only one frame, but flow requires two; use an RGB run")
             clips = evaluation_clips(self.options, spec, available, reading.sampling)
+            last: VideoViews | None = None
             for views in _views(video, clips, available, spec, self.options, reading):
-                yield replace(views, id=name)
+                if last is not None:
+                    yield last
+                last = replace(views, id=name)
+            assert last is not None
             yield VideoFacts(name, frames, video.times, video.damage)
+            yield last
 
 
 def open_input(source: Source, spec: InputSpec, reading: VideoInput) -> Video:
