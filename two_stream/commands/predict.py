@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from two_stream.evaluation.runs.run import AnyRun
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
-SUMMARY = "Classify videos with RGB or flow networks, or with both; optical flow is computed from the video."
+SUMMARY = "Classify videos and folders of frames with RGB or flow networks, or with both; missing flow is computed."
 EXAMPLES = (
     "predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
     "predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
