@@ -368,6 +368,8 @@ class TrainOptions(Options):
     """how the best epoch is selected. `holdout`: on a part of the training list. `folds` (only for the optimizer
     `logistic`): training uses the full training list, and cross-validation validates each video. `paper`: on the test
     list, as published"""
+    validate_every: PositiveInt = 1
+    """number of epochs between validations; the last epoch is always validated"""
     early_stopping: PositiveInt | None = None
     """number of epochs without a better validation loss after which training ends"""
     checkpoint_every: PositiveInt | None = None

@@ -226,12 +226,16 @@ class Tracker:
         rate = f"C {line['c']:g}" if solved else f"lr {learning_rate(line['lr'])}"
         skipped = f"  {plural(line['skipped'], 'clip')} skipped" if line["skipped"] else ""
         precision = f"  val mAP {per_cent(line['val_map'])}" if "val_map" in line else ""
+        validated = (
+            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {per_cent(line['val_top1'])}"
+            f"  val top-5 {per_cent(line['val_top5'])}"
+            if "val_loss" in line
+            else ""
+        )
         return (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
             f"  train loss {line['train_loss']:.4f}  train top-1 {per_cent(line['train_top1'])}"
-            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {per_cent(line['val_top1'])}"
-            f"  val top-5 {per_cent(line['val_top5'])}"
-            f"  {rate}"
+            f"{validated}  {rate}"
             f"  {duration(line['seconds'])}  {line['clips_per_second']:.1f} clips/s"
             f"{f'  {duration(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
         )
