@@ -69,7 +69,10 @@ def test_a_run_is_scored_from_anywhere_after_moves(here: Path, tmp_path: Path, m
     assert main(["evaluate", str(alone), "--device", "cpu"]) == 2  # the data are gone
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "settings/tiny/dataset.yaml: no such file" in said
+    assert (
+        f"data set 'tiny' not found; tried {tmp_path}/other/settings/tiny/dataset.yaml, {here}/settings/"
+        in said
+    )
     assert "--data-root" in said
     root = both / "settings" / "tiny"
     for given in (root, root / "dataset.yaml"):
@@ -155,6 +158,59 @@ def test_a_moved_run_resumes_on_moved_data_only_if_they_are_the_same(
     lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:-1]))
     assert main(command) == 2
     assert "list" in capsys.readouterr().err
+
+
+def test_stored_features_and_shards_are_found_after_moves(
+    here: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Their recorded places come before those in the settings, which other files in the current folder may have."""
+    frozen = ["--train.freeze-until", "backbone", "--train.init", "runs/run", "--train.init-part", "backbone"]
+    caches = {"features": Path("features/run"), "shards": Path("packed")}
+    assert main(["features", "runs/run", "--out", "features/run"]) == 0
+    packing = ["--encoding", "original", "--processes", "0", "--out", "packed"]
+    assert main(["pack", "settings/tiny/dataset.yaml", *packing]) == 0
+    given = {"features": frozen, "shards": ["--data.source", "shards"]}
+    for key, flags in given.items():
+        assert main(["train", "run.yaml", "--name", key, f"--data.{key}", str(caches[key]), *flags]) == 0
+    wanted = {key: scored(Path("runs") / key) for key in caches}
+    both, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
+    here.rename(both)
+    for path in caches.values():  # damaged files at the places in the settings
+        shutil.copytree(both / path, elsewhere / path)
+        for file in (elsewhere / path).rglob("*.np*"):
+            file.write_bytes(b"")
+    monkeypatch.chdir(elsewhere)
+    assert main(["features", str(both / "runs" / "run"), "--out", "features/again"]) == 0
+    assert all(same(scored(both / "runs" / key), wanted[key]) for key in caches)
+    shutil.rmtree(elsewhere)
+    for key, path in caches.items():
+        place = tmp_path / "caches" / key
+        shutil.move(both / path, place)
+        run = both / "runs" / key
+        capsys.readouterr()
+        for command in (["evaluate", str(run)], ["train", str(run), "--resume"]):
+            assert main(command) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert f"not found; tried {both / path}, {here / path}" in said
+            assert f"--data-root (`train --resume`: --data.{key})" in said
+        assert same(scored(run, "--data-root", str(place)), wanted[key])
+        assert main(["train", str(run), "--resume", f"--data.{key}", str(place)]) == 0
+        assert same(scored(run), wanted[key])  # resuming has stored the new place
+    capsys.readouterr()
+    assert main(["evaluate", str(both / "runs" / "shards"), "--data-root", str(both)]) == 2
+    assert "found no dataset.yaml of the data set 'tiny' there, and no shards" in capsys.readouterr().err
+
+
+def test_shards_of_another_data_set_are_not_read(here: Path, capsys) -> None:
+    record = Path("settings/tiny/dataset.yaml")
+    record.write_text(record.read_text().replace("name: tiny", "name: other"))
+    packing = ["--encoding", "original", "--processes", "0", "--out", "packed"]
+    assert main(["pack", str(record), *packing]) == 0
+    record.write_text(record.read_text().replace("name: other", "name: tiny"))
+    flags = ["--name", "shards", "--data.shards", "packed", "--data.source", "shards"]
+    assert main(["train", "run.yaml", *flags]) == 2
+    assert "packed: shards of the data set 'other', expected 'tiny'" in capsys.readouterr().err
 
 
 def test_a_run_of_an_earlier_version_reads_its_settings(here: Path, capsys) -> None:
