@@ -16,7 +16,7 @@ from two_stream.config.load import dump
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.training.train import train
 
-PLACES = {"file", "run", "date", "created", "environment"}
+PLACES = {"file", "run", "date", "created", "environment", "folder", "location"}
 
 
 @pytest.fixture
@@ -34,14 +34,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return world.root
 
 
+def without_places(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata without paths and dates."""
+    inner = {key: without_places(value) if isinstance(value, dict) else value for key, value in meta.items()}
+    return {key: value for key, value in inner.items() if key not in PLACES}
+
+
 def scored(run: Path, *flags: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the metadata without paths and dates, and the arrays, of a new evaluation."""
     shutil.rmtree(run / "scores", ignore_errors=True)
     assert main(["evaluate", str(run), "--device", "cpu", *flags]) == 0
     (file,) = (run / "scores").iterdir()
     table = read_scores(file)
-    meta = {key: value for key, value in table.meta.items() if key not in PLACES}
-    return meta, {
+    return without_places(table.meta), {
         "logits": table.logits,
         "labels": table.labels,
         "ids": np.array(table.ids),
@@ -125,10 +130,12 @@ def test_a_run_of_an_earlier_version_is_found_by_its_folder(here: Path, tmp_path
 def test_a_moved_run_folder_resumes(here: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     both = tmp_path / "moved"
     here.rename(both)
-    monkeypatch.chdir(tmp_path)
-    for given in (both / "runs" / "run", both / "runs" / "run" / "experiment.yaml"):
+    (both / "runs" / "run").rename(both / "runs" / "renamed")
+    monkeypatch.chdir(both / "runs" / "renamed")
+    for given in (Path("experiment.yaml"), both / "runs" / "renamed"):
         assert main(["train", str(given), "--resume"]) == 0
         assert "the run has finished" in capsys.readouterr().out
+    assert [path.name for path in (both / "runs").iterdir()] == ["renamed"]
 
 
 def test_a_moved_run_resumes_on_moved_data_only_if_they_are_the_same(
@@ -182,6 +189,7 @@ def test_stored_features_and_shards_are_found_after_moves(
     monkeypatch.chdir(elsewhere)
     assert main(["features", str(both / "runs" / "run"), "--out", "features/again"]) == 0
     assert all(same(scored(both / "runs" / key), wanted[key]) for key in caches)
+    monkeypatch.chdir(tmp_path)
     shutil.rmtree(elsewhere)
     for key, path in caches.items():
         place = tmp_path / "caches" / key

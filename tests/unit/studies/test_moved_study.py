@@ -10,7 +10,7 @@ import yaml
 
 from tests.helpers.datasets import SmallWorld
 from tests.helpers.studies import run_jobs_here
-from tests.unit.evaluation.test_moved import PLACES
+from tests.unit.evaluation.test_moved import without_places
 from two_stream.cli import main
 from two_stream.config.load import dump
 from two_stream.evaluation.scores.files import read_scores
@@ -49,9 +49,8 @@ def cells(study: Path) -> dict[str, tuple]:
     found = {}
     for file in sorted(study.glob("runs/*/scores/*.npz")):
         table = read_scores(file)
-        # the order of the metadata in a file of weights differs between trainings
-        meta = {key: value for key, value in table.meta.items() if key not in {*PLACES, "model_sha256"}}
-        meta["features"] = {**(meta.get("features") or {}), "folder": None}
+        meta = without_places(table.meta)
+        del meta["model_sha256"]  # the order of the metadata in a file of weights differs between trainings
         arrays = [table.logits.tolist(), table.labels.tolist(), table.ids, table.groups]
         found[file.parent.parent.name] = (meta, arrays)
     assert len(found) == 3  # the backbone and two heads

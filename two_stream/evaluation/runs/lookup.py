@@ -152,14 +152,11 @@ def _places(run: RunPaths, experiment: Experiment) -> tuple[str, dict[str, list[
         recorded = {str(key): candidates(run.root, one) for key, one in facts["paths"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         name, recorded, guessed = "", {}, _guessed(run.root, experiment)  # a run of an earlier version
-    places = {"dataset": [*recorded.get("dataset", ())]}
-    remote = data.shards is None or "://" in data.shards
-    for key in ("features",) * (data.features is not None) + ("shards",) * (not remote):
-        places[key] = [*recorded.get(key, ())]
-    for key, tried in places.items():
-        given = _given(key, data)
-        tried += [*([given] if given is not None else []), *guessed.get(key, ())]
-    return name, places
+    local = data.shards is not None and "://" not in data.shards
+    used = {"dataset": True, "features": data.features is not None, "shards": local}
+    given = {key: [_given(key, data)] for key in used if used[key]}
+    places = {key: [*recorded.get(key, ()), *given[key], *guessed.get(key, ())] for key in given}
+    return name, {key: [path for path in tried if path is not None] for key, tried in places.items()}
 
 
 def _is_there(key: str, path: Path, name: str, experiment: Experiment) -> bool:
