@@ -59,8 +59,8 @@ _OWN = (
     "metrics.jsonl",
 )
 _OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml", "data.json", "threshold.json")
-_PLACES = ("data.dataset", "data.settings_root", "data.features", "data.shards")
-"""settings that may change on resume because data can be moved; the trainer compares the content of the lists"""
+_PLACES = ("name", "data.dataset", "data.settings_root", "data.features", "data.shards")
+"""settings that may change on resume because runs and data can be moved; the trainer compares the lists' content"""
 
 
 def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPaths:

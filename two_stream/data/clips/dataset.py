@@ -67,7 +67,13 @@ def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSo
                 "use `data.source: frames` or `data.source: videos`"
             )
         assert data.shards is not None  # DataOptions has checked it
-        return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding)
+        source = ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding)
+        packed = source.index.settings.get("dataset", record.name)
+        if packed != record.name:
+            raise DataError(
+                f"{data.shards}: shards of the data set {packed!r}, expected {record.name!r}; correct `data.shards`"
+            )
+        return source
     videos: ClipSource
     if data.source == "frames":
         videos = FrameFolders(record, modality, scaled_decoding=data.scaled_decoding)
