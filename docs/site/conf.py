@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 project = "Two-Stream"
 author = "The Two-Stream authors"
-copyright = author  # noqa: A001 - Sphinx's name
+copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/site/index"
 include_patterns = [
