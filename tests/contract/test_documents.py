@@ -14,7 +14,7 @@ import pytest
 COLUMNS = 88
 """characters of a code block in GitHub's column"""
 GUIDES = ("quickstart", "datasets", "training", "features", "studies", "streaming", "compression", "export")
-GUIDES += ("statistics", "models/README", "models/late-temporal")
+GUIDES += ("report", "statistics", "models/README", "models/late-temporal")
 BYTES = 60_000
 
 
