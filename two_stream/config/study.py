@@ -83,7 +83,8 @@ class Study(Options):
     question: str
     """question of the study; the headline of its report"""
     base: Path | None = None
-    """experiment file to base variants on, relative to the study's file; none: the defaults"""
+    """experiment to base variants on: a file, relative to the study's file or to the working folder, or the name of an
+    experiment (`two-stream settings`); none: the defaults"""
     settings: Changes = Field(default_factory=dict)
     """changes to the base for every variant"""
     variants: dict[str, Changes] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol, TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -248,8 +249,14 @@ def _plain(cell: object) -> str:
 
 @contextmanager
 def progress(description: str, total: int | None, *, every: float = 15.0) -> Iterator[Advance]:
-    """Show a progress bar on a terminal; if the output is not a terminal, print a line every `every` seconds."""
-    if err.is_terminal:
+    """Show a progress bar on a terminal or in a notebook with ipywidgets; otherwise, print a line every few seconds.
+
+    Args:
+        description: What is being done.
+        total: Number of steps; None if unknown.
+        every: Seconds between lines.
+    """
+    if err.is_terminal or (err.is_jupyter and find_spec("ipywidgets") is not None):
         with _bar() as bar:
             task = bar.add_task(description, total=total, fields="")
 

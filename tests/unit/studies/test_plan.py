@@ -12,7 +12,14 @@ from two_stream.errors import DataError, SettingsError
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running.ablation import stages_of
 from two_stream.studies.running.cells import StudyJob
-from two_stream.studies.running.plan import Cell, backbone_cell, load_study, plan_cells, variants_of
+from two_stream.studies.running.plan import (
+    Cell,
+    backbone_cell,
+    base_settings,
+    load_study,
+    plan_cells,
+    variants_of,
+)
 
 
 @pytest.fixture
@@ -232,11 +239,16 @@ def test_heads_on_one_frozen_backbone_share_it_and_its_features(lists: Path):
     assert backbone_cell(made, wide, 1, "f").key != backbones.jobs[0].key
 
 
-def test_a_study_file_finds_its_base_beside_it(tmp_path: Path):
+def test_a_study_file_finds_its_base_next_to_it_or_by_name(tmp_path: Path):
     (tmp_path / "base.yaml").write_text("seed: 3\n")
     text = {"name": "s", "question": "?", "base": "base.yaml", "variants": {"a": {}}}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(text))
     assert load_study(tmp_path / "s.yaml").base == tmp_path / "base.yaml"
+    (tmp_path / "n.yaml").write_text(yaml.safe_dump({**text, "base": "own_videos_rgb"}))
+    assert base_settings(load_study(tmp_path / "n.yaml"))["name"] == "own_videos_rgb"
+    (tmp_path / "n.yaml").write_text(yaml.safe_dump({**text, "base": "own_videos_rbg"}))
+    with pytest.raises(SettingsError, match="did you mean `own_videos_rgb`"):
+        load_study(tmp_path / "n.yaml")
     (tmp_path / "t.yaml").write_text(yaml.safe_dump({**text, "seedz": [1]}))
     with pytest.raises(SettingsError, match=r"t.yaml: unknown key `seedz`; did you mean `seeds`"):
         load_study(tmp_path / "t.yaml")

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from two_stream.config.load import departures, flatten, nearest, read_yaml, validate_settings
+from two_stream.config.load import departures, find_settings, flatten, nearest, read_yaml, validate_settings
 from two_stream.config.schema import FREE_ON_RESUME, Experiment
 from two_stream.config.study import SEPARATOR, Against, Changes, Study
 from two_stream.data.catalog import load_record
@@ -289,7 +289,7 @@ class Cell:
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study file. A relative path `base` is looked up in the folder of the file, then in the working directory.
+    """Read a study file. A relative `base` is looked up in the file's folder, the working directory, then by name.
 
     Raises:
         SettingsError: The file is invalid.
@@ -298,7 +298,8 @@ def load_study(path: Path | str) -> Study:
     study = validate_settings(Study, read_yaml(path), path)
     if study.base is not None and not study.base.is_absolute():
         base = path.parent / study.base
-        study = study.model_copy(update={"base": base if base.is_file() else study.base})
+        found = base if base.is_file() else find_settings(str(study.base), "experiments")
+        study = study.model_copy(update={"base": found})
     return study
 
 
