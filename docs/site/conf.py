@@ -44,7 +44,10 @@ suppress_warnings = ["myst.header"]  # pages may start a section below the first
 
 def setup(app):
     """Generate the reference pages before they are read."""
+    from ipython_pygments_lexers import IPython3Lexer
     from reference import write_reference
+
+    app.add_lexer("python", IPython3Lexer)  # commands of the notebook start with `!`
 
     write_reference(Path(__file__).parent)
     app.connect("source-read", _targets)

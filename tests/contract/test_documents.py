@@ -106,7 +106,7 @@ def test_the_glossary_leads_to_pages_and_is_read(repository: Path, pages: list[P
 def test_diagrams_are_what_the_script_draws(tmp_path: Path) -> None:
     pictures.main(tmp_path)
     drawn, committed = (
-        {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+        {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")}
         for folder in (tmp_path, pictures.FOLDER)
     )
     assert drawn == committed, "run `python eval/documentation/pictures.py`"
