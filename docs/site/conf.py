@@ -29,6 +29,7 @@ include_patterns = [
     "CHANGELOG.md",
 ]
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "Two-Stream"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
@@ -51,6 +52,21 @@ def setup(app):
 
     write_reference(Path(__file__).parent)
     app.connect("source-read", _targets)
+    app.add_html_math_renderer(
+        "mathml", (_formula, None), (_formula, None)
+    )  # MathJax would be loaded from a server
+
+
+def _formula(translator, node):
+    """Write a formula as MathML; a wide one scrolls."""
+    from docutils.nodes import SkipNode, math_block
+    from latex2mathml.converter import convert
+
+    if isinstance(node, math_block):
+        translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    else:
+        translator.body.append(convert(node.astext()))
+    raise SkipNode
 
 
 def _targets(app, name, source):
