@@ -25,7 +25,7 @@ NOT_RUN = {
     "two-stream train own_videos_rgb --train.trackers tensorboard wandb": "wandb: unit/training/test_tracking.py",
     "torchrun --nproc-per-node 2 -m two_stream train settings/experiments/own_videos_rgb_gpu.yaml"
     " --data.dataset mine --name mine_gpu": "two GPUs: test_distributed.py",
-    "torchrun --nproc-per-node 2 -m two_stream evaluate runs/mine_rgb": "torchrun: test_distributed.py",
+    "torchrun --nproc-per-node 2 -m two_stream evaluate runs/mine_gpu": "torchrun: test_distributed.py",
 }
 """commands that need what the test does not have, and where they are tested"""
 FIRST = """

@@ -12,7 +12,8 @@ def pages_of(repository: Path, *captions: str) -> list[Path]:
     trees = re.findall(
         r"```\{toctree\}\n:caption: (.+)\n(?::.*\n)*\n([^`]*)```", index.read_text(encoding="utf-8")
     )
-    names = [name for caption, tree in trees if caption in captions for name in tree.split()]
+    lines = [line for caption, tree in trees if caption in captions for line in tree.split("\n")]
+    names = [re.sub(r".*<(.+)>", r"\1", line) for line in lines]  # `name`, or `title <name>`
     paths = [(index.parent / f"{name}.md").resolve() for name in names]
     return [path for path in paths if path.is_file()]
 

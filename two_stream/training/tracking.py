@@ -42,7 +42,13 @@ _SCALARS = {
 
 
 def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
-    """Write all lines of `metrics.jsonl` atomically. Numbers that are not finite become `null`."""
+    """Write all lines of `metrics.jsonl` atomically. Numbers that are not finite become `null`.
+
+    `epoch` starts at 1, and `step` counts optimizer steps. Keys that start with `train_` and `val_` contain the loss
+    and the accuracies, as fractions, on the training and validation parts. `lr` is the learning rate. `best` is true if
+    the epoch is better than all earlier ones. `skipped` and `val_skipped` count the clips that could not be read, and
+    `crc32` is the checksum of the line. A linear probe has one line, with the regularisation `c`.
+    """
     lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
 

@@ -116,7 +116,9 @@ class CachedVideos(ClipSource):
         missing = sorted(set(numbers) - made.keys())
         if missing:
             with open_video(path, self.videos.backend) as video:
-                frames = {number: fit_frame(frame, kept) for number, frame in self.videos.stored(video, missing)}
+                frames = {
+                    number: fit_frame(frame, kept) for number, frame in self.videos.stored(video, missing)
+                }
             self.cache.write(name, frames)
             made |= frames
         fitted = {number: fit_frame(frame, resize, region) for number, frame in made.items()}

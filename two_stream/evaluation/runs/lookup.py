@@ -47,7 +47,11 @@ def run_paths(path: Path | str) -> RunPaths:
 
 
 def record_data(run: RunPaths, experiment: Experiment, record: Record) -> None:
-    """Write the name of a run's data set, and the paths of its data relative to the run folder and absolute."""
+    """Write the name of a run's data set, and where its data are.
+
+    `paths` has the keys `dataset` (the file `dataset.yaml`), `features` and `shards`, as far as the run uses them. Each
+    place has a path `relative` to the run folder (null if it is on another drive) and an `absolute` path.
+    """
     data = experiment.data
     local = Path(data.shards) if data.shards is not None and "://" not in data.shards else None
     paths: dict[str, Path | None] = {

@@ -73,7 +73,9 @@ class StudyOutcome:
 
     state: Literal["done", "failed", "interrupted"]
     key: str = ""
+    """hash of the resolved settings, the code and the data"""
     reason: str = ""
+    """why the job failed"""
     seconds: float = 0.0
     accuracy: float | None = None
     """accuracy on the first part that was scored"""
@@ -84,7 +86,9 @@ class StudyOutcome:
     model_sha256: str = ""
     """SHA-256 of the trained weights, or of the weights that computed the stored features"""
     loose_key: str = ""
+    """like `key`, but computed without the hash of the code"""
     run: str = ""
+    """folder of the run or of the stored features"""
 
     @property
     def done(self) -> bool:
