@@ -21,6 +21,7 @@ from two_stream.config.model import ModelOptions
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError, TwoStreamError
 from two_stream.evaluation.runs import none_of_these, run
+from two_stream.evaluation.runs.lookup import Roots
 from two_stream.evaluation.scores import fusion, metrics
 from two_stream.evaluation.scores.files import find_scores, read_scores
 from two_stream.evaluation.scoring.video import clip_spans, fuse_results, score_file, top_classes
@@ -256,16 +257,15 @@ class Run(run.Run):
         return _html(self._facts())
 
 
-def load_run(
-    path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Path | None = None
-) -> Run:
+def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Roots = None) -> Run:
     """Load a run folder.
 
     Args:
         path: The run folder.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
-        data_root: Folder of the data set's `dataset.yaml`, if data or runs have been moved.
+        data_root: Folder of the data set's `dataset.yaml` (of stored features, of shards), or several such folders, if
+            data or runs have been moved.
 
     Raises:
         CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.

@@ -83,6 +83,7 @@ class PartFacts(Options):
     dtype: Literal["float32", "bfloat16", "float16"]
     """dtype of the backbone's output; the rows store the values as float32"""
     folded: bool
+    """whether BatchNorm was folded into the convolutions"""
     videos: list[StoredVideo]
     skipped: dict[str, str] = Field(default_factory=dict)
     """reason for each video that could not be read, by video id"""
@@ -107,6 +108,7 @@ class FeatureFacts(Options):
     """`views`, `num_clips`, `step` and `crops` of the test part"""
     channels_last: bool
     parts: dict[str, PartFacts]
+    """`train` and `test`, as far as they are stored"""
     code_version: str
     environment: dict[str, str]
     seconds: float = 0.0

@@ -31,7 +31,7 @@ from two_stream.errors import (
     VideoError,
 )
 from two_stream.evaluation.features.cache import StoredViews
-from two_stream.evaluation.runs.lookup import locate_data, run_paths
+from two_stream.evaluation.runs.lookup import Roots, check_data, locate_data, run_paths
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scoring.network import (
     ClipNetwork,
@@ -147,16 +147,15 @@ class Run(AnyRun[Recognizer]):
         return sha256(complete_folder(self.paths.root / self.checkpoint) / "model.safetensors")
 
 
-def load_run(
-    path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Path | None = None
-) -> Run:
+def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Roots = None) -> Run:
     """Load a run folder.
 
     Args:
         path: The run folder.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
-        data_root: Folder of the data set's `dataset.yaml`, if it has been moved; see `locate_data`.
+        data_root: Folder of the data set's `dataset.yaml` (of stored features, of shards), or several such folders, if
+            they have been moved; see `locate_data`.
 
     Raises:
         CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.
@@ -223,6 +222,9 @@ def evaluate_run(
             return _held_out(loaded)
         if distributed.is_main():
             check_writable(out or loaded.paths.scores / "scores.npz")
+        # an exported network computes from pixels
+        cached = not uncached and isinstance(loaded.model, Recognizer)
+        check_data(loaded.paths, loaded.experiment, features=cached)
         experiment = _with_options(loaded, options, workers)
         if loaded.record.classes != loaded.class_names:
             raise DataError(
@@ -232,8 +234,7 @@ def evaluate_run(
             )
         records = loaded.videos(part)
         stored = None
-        # an exported network computes from pixels
-        if experiment.data.features is not None and not uncached and isinstance(loaded.model, Recognizer):
+        if experiment.data.features is not None and cached:
             asked = (options or loaded.experiment.evaluate).precision
             stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
             experiment = stored.experiment
