@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from two_stream.evaluation.runs.run import AnyRun
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
-SUMMARY = "Classify videos and folders of frames with RGB or flow networks, or with both; missing flow is computed."
+SUMMARY = (
+    "Classify videos and folders of frames with RGB or flow networks, or with both; missing flow is computed."
+)
 EXAMPLES = (
     "predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
     "predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
