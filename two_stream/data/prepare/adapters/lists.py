@@ -189,7 +189,7 @@ def _fields(text: str, delimiter: str, names: frozenset[str] = frozenset()) -> l
     return [path, label]
 
 
-class Index(Protocol):
+class VideoLookup(Protocol):
     """The part of `VideoIndex` that is needed here."""
 
     root: Path
@@ -198,7 +198,7 @@ class Index(Protocol):
         """Return a video with one of these names, or a text if there is none."""
 
 
-def locate(entries: Sequence[AnnotatedVideo], places: Index) -> tuple[list[AnnotatedVideo], list[str]]:
+def locate(entries: Sequence[AnnotatedVideo], places: VideoLookup) -> tuple[list[AnnotatedVideo], list[str]]:
     """Return the entries with paths relative to the folder of the videos, and notes about changed paths.
 
     Lists often contain paths on another machine, or paths relative to another folder (mmaction2 has one folder for each
@@ -217,7 +217,7 @@ def locate(entries: Sequence[AnnotatedVideo], places: Index) -> tuple[list[Annot
     return made, notes
 
 
-def _moved(sample: Sequence[AnnotatedVideo], places: Index) -> tuple[int, str]:
+def _moved(sample: Sequence[AnnotatedVideo], places: VideoLookup) -> tuple[int, str]:
     """Return how many leading folders to remove and which sub-folder to add, so that most paths of a sample exist."""
 
     def count(removed: int, added: str) -> int:
@@ -244,7 +244,7 @@ def _is_part(folder: str, split: Split) -> bool:
     return bool(named & {split, "val" if split == "test" else split})
 
 
-def _located(entry: AnnotatedVideo, places: Index, removed: int, added: str) -> AnnotatedVideo:
+def _located(entry: AnnotatedVideo, places: VideoLookup, removed: int, added: str) -> AnnotatedVideo:
     """Return an entry with the first of its possible ids that exists."""
     names = _names(entry, removed, added)
     name = next((name for name in names if _exists(places, (name,))), None)
@@ -254,7 +254,7 @@ def _located(entry: AnnotatedVideo, places: Index, removed: int, added: str) -> 
     return replace(entry, id=name, names=(name,), num_frames=counted)
 
 
-def _exists(places: Index, names: Sequence[str]) -> bool:
+def _exists(places: VideoLookup, names: Sequence[str]) -> bool:
     return not isinstance(places.find(names), str)
 
 
