@@ -385,7 +385,7 @@ class TrainOptions(Options):
     checkpoint_every: PositiveInt | None = None
     """number of optimizer steps between checkpoints within an epoch; none: one checkpoint per epoch"""
     log_images: bool = True
-    """record clip grids and confusion figures"""
+    """record clip grids and, for up to 1,000 classes, confusion figures"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """where metrics are recorded: tensorboard, wandb (Weights & Biases, an optional package), or a tracker of another
     installed package; `metrics.jsonl` is always written"""

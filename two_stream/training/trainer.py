@@ -38,6 +38,9 @@ from two_stream.training.step import Extension, Position, Stepper, StepResult, p
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.types import Batch, RunPaths
 
+MOST_CONFUSED = 1000
+"""largest number of classes for which a validation computes the confusion matrix, which is only drawn"""
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -50,7 +53,8 @@ class Validation:
     top5: float
     """top-5 accuracy, 0 to 1; always 1 with five classes or fewer"""
     confusion: NDArray[np.int64] | None
-    """confusion matrix `(K, K)`: rows are true classes, columns predicted classes; None for a multi-label data set"""
+    """confusion matrix `(K, K)`: rows are true classes, columns predicted classes; None for a multi-label data set or
+    more than `MOST_CONFUSED` classes"""
     clips: int
     map: float | None = None
     """for a multi-label data set: mean average precision over the classes that occur; otherwise None"""
@@ -109,7 +113,9 @@ class Tally:
 
     def __init__(self, num_classes: int) -> None:
         self.loss, self.right1, self.right5, self.clips = 0.0, 0, 0, 0
-        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.num_classes = num_classes
+        self.pairs: list[NDArray[np.int64]] = []
+        """true and predicted class of each clip, as rows"""
         self.scores: list[NDArray[np.float64]] = []
         """scores of a multi-label data set; average precision requires the scores and `targets` of all clips"""
         self.targets: list[NDArray[np.bool_]] = []
@@ -119,7 +125,8 @@ class Tally:
         ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
         if labels.ndim == 1:
             hits = ranked == labels.unsqueeze(1)
-            np.add.at(self.confusion, (labels.cpu().numpy(), ranked[:, 0].cpu().numpy()), 1)
+            if self.num_classes <= MOST_CONFUSED:
+                self.pairs.append(torch.stack([labels, ranked[:, 0]], dim=1).cpu().numpy())
         else:
             hits = labels.gather(1, ranked) > 0
             self.scores.append(logits_BK.double().cpu().numpy())
@@ -135,25 +142,26 @@ class Tally:
         Raises:
             DataError: There are no clips.
         """
-        sums = [
-            self.loss,
-            self.right1,
-            self.right5,
-            self.clips,
-            float(stopped),
-            *self.confusion.ravel().tolist(),
-        ]
-        rows = distributed.gather_numbers(sums)
-        loss, right1, right5, clips, any_stopped, *cells = (sum(column) for column in zip(*rows, strict=True))
+        rows = distributed.gather_numbers([self.loss, self.right1, self.right5, self.clips, float(stopped)])
+        loss, right1, right5, clips, any_stopped = (sum(column) for column in zip(*rows, strict=True))
         if any_stopped:
             return None
         if not clips:
             raise distributed.shared_error(
                 DataError("no validation clip could be read; run `two-stream check` on the data set")
             )
-        confusion = None if multi_label else np.array(cells, dtype=np.int64).reshape(self.confusion.shape)
+        confusion = None if multi_label else self._confusion()
         precision = self._precision() if multi_label else None
         return Validation(loss / clips, right1 / clips, right5 / clips, confusion, int(clips), precision)
+
+    def _confusion(self) -> NDArray[np.int64] | None:
+        if self.num_classes > MOST_CONFUSED:
+            return None
+        counts_KK = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        for pairs in distributed.all_objects(self.pairs):
+            for pairs_B2 in pairs:
+                np.add.at(counts_KK, (pairs_B2[:, 0], pairs_B2[:, 1]), 1)
+        return counts_KK
 
     def _precision(self) -> float:
         from two_stream.evaluation.scores.metrics import mean_average_precision
