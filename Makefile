@@ -59,8 +59,7 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## the documentation site, in build/site (installs Sphinx)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+docs: $(STAMP)  ## the documentation site, in build/site
 	$(BIN)/python -m sphinx -q -W -E -c docs/site -b html . build/site
 	@echo "open build/site/docs/site/index.html"
 

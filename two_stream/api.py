@@ -5,7 +5,6 @@ The names are imported from the package, for example `from two_stream import loa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream import recognizer, zoo
+from two_stream import recognizer
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import EvaluateOptions
-from two_stream.errors import ScoreError, SettingsError
+from two_stream.errors import ScoreError, SettingsError, TwoStreamError
 from two_stream.evaluation.runs import none_of_these, run
+from two_stream.evaluation.runs.lookup import Roots
 from two_stream.evaluation.scores import fusion, metrics
 from two_stream.evaluation.scores.files import find_scores, read_scores
-from two_stream.evaluation.scoring.video import clip_spans, score_file, top_classes
+from two_stream.evaluation.scoring.video import clip_spans, fuse_results, score_file, top_classes
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
-from two_stream.runtime.text import plural
 from two_stream.types import ScoreTable
 from two_stream.video.decoding.memory import Source
 
@@ -76,7 +75,9 @@ def create_model(
 
     own = None
     if pretrained is True:
-        name_or_options, pretrained, own = _published(name_or_options)
+        from two_stream.pretrained.files.fetch import fetch_model
+
+        name_or_options, pretrained, own = fetch_model(name_or_options)
     elif pretrained:
         own = count_classes(Path(pretrained))
     count = own if num_classes is None else num_classes
@@ -88,30 +89,6 @@ def create_model(
     if pretrained:
         load_weights(model, Path(pretrained), new_classifier=count != own)
     return model
-
-
-def _published(name: str | ModelOptions) -> tuple[str, Path, int]:
-    """Return the model, the local file and the number of classes of published weights."""
-    from two_stream.pretrained.files.fetch import Sources, fetch
-    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
-    from two_stream.runtime.files import cache_folder
-
-    if not isinstance(name, str):
-        raise SettingsError("`pretrained=True` requires the name of a model or of published weights")
-    entries = read_manifest(find_manifest()).entries
-    found = [one for one in entries if one.name == name]
-    if not found:
-        model = zoo.find(name).name
-        found = [one for one in entries if one.model is not None and zoo.find(one.model).name == model]
-    if len(found) != 1 or found[0].model is None:
-        names = ", ".join(one.name for one in found) or "`two-stream weights list` shows all"
-        raise SettingsError(
-            f"{name}: found {plural(len(found), 'published file')} for this model; expected one of: {names}"
-        )
-    folder, mirror = os.environ.get("TWO_STREAM_WEIGHTS"), os.environ.get("TWO_STREAM_MIRROR")
-    sources = Sources(local=Path(folder) if folder else None, mirror=mirror or None)
-    file = fetch(found[0], (cache_folder() or Path()) / "weights", sources).file
-    return found[0].model, file, found[0].classes.count
 
 
 @dataclass(frozen=True)
@@ -180,7 +157,8 @@ class Run(run.Run):
 
         Args:
             video: A video file, a folder of numbered images, an array uint8 `(T, H, W, 3)` in RGB order, or a part
-                `(video, start, end)` in seconds; or a list of these. A flow network computes flow from the images.
+                `(video, start, end)` in seconds; or a list of these, which share batches. A flow network computes flow
+                from the images, unless a folder contains stored flow (`flow_x_00001.jpg`, …) and `flow` is None.
             flow: Flow algorithm: dis, farneback or tvl1; by default that of the training if it is fast, otherwise dis.
             **options: Evaluation settings to change, such as `views="single"` or `crops="center"`.
 
@@ -191,12 +169,16 @@ class Run(run.Run):
             VideoError: A video cannot be read.
             SettingsError: An option is unknown or wrong.
         """
-        if isinstance(video, list):
-            return [self.predict(one, flow=flow, **options) for one in video]
-        reading = run.reading_of(self, flow=flow)
-        (result,) = run.score_with_runs([self], video, [self._options(options, "predict")], [reading])
-        shares = fusion.fused_probabilities([result.logits[None]], sigmoid=result.multi_label)[0]
-        return Prediction(_name(video), self.class_names, shares, result.frames, self.threshold)
+        videos = video if isinstance(video, list) else [video]
+        reading = run.reading_of(self, flow=flow, videos=videos)
+        scored = run.score_each([self], videos, [self._options(options, "predict")], [reading])
+        found = []
+        for one, results in zip(videos, scored):
+            if isinstance(results, TwoStreamError):
+                raise results
+            shares = fuse_results(results)
+            found.append(Prediction(_name(one), self.class_names, shares, results[0].frames, self.threshold))
+        return found if isinstance(video, list) else found[0]
 
     def _options(self, changes: Mapping[str, Any], what: str) -> EvaluateOptions:
         return validate_settings(EvaluateOptions, self.experiment.evaluate.model_dump() | dict(changes), what)
@@ -230,8 +212,8 @@ class Run(run.Run):
             step: Number of frames between the starts of windows; by default half a window.
         """
         changes = {"views": "sliding", "crops": "center", "step": step, "aggregate": "logits"}
-        options, reading = self._options(changes, "features"), run.reading_of(self)
-        result = score_file(self.model, video, options, reading, compute=self.model.vectors_of_normalised)
+        options, reading = self._options(changes, "features"), run.reading_of(self, videos=[video])
+        result = score_file(self.model, video, options, reading, compute=Recognizer.vectors_of_normalised)
         clips = clip_spans(options, self.model.spec, result.seen, reading.sampling)
         first, last, *ends = map(np.array, zip(*(result.span(*clip) for clip in clips)))
         return Features(result.view_logits, first, last, *((None, None) if result.times is None else ends))
@@ -248,7 +230,11 @@ class Run(run.Run):
         from two_stream.evaluation.pictures.attention import read_attention
 
         return read_attention(
-            self.model, video, self.experiment.evaluate, run.reading_of(self), self.class_names
+            self.model,
+            video,
+            self.experiment.evaluate,
+            run.reading_of(self, videos=[video]),
+            self.class_names,
         )
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -270,16 +256,15 @@ class Run(run.Run):
         return _html(self._facts())
 
 
-def load_run(
-    path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Path | None = None
-) -> Run:
+def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Roots = None) -> Run:
     """Load a run folder.
 
     Args:
         path: The run folder.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
-        data_root: Folder of the data set's `dataset.yaml`, if data or runs have been moved.
+        data_root: Folder of the data set's `dataset.yaml` (of stored features, of shards), or several such folders, if
+            data or runs have been moved.
 
     Raises:
         CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.

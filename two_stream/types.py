@@ -215,7 +215,7 @@ class ScoreTable:
 
     ids: list[str]
     labels: NDArray[np.int64]
-    """`(N,)`"""
+    """`(N,)`: class of each video, as an index of `class_names`"""
     class_names: list[str]
     logits: NDArray[np.float64]
     """`(N, K)`: one row per video, already aggregated over its views"""
@@ -255,7 +255,7 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Paths of a run's files; see "What a run writes" in docs/design.md."""
+    """Paths of a run's files."""
 
     root: Path
 
@@ -266,7 +266,7 @@ class RunPaths:
 
     @property
     def data(self) -> Path:
-        """Where the data set was in training, see `lookup.locate_data`."""
+        """Where the data set was in training."""
         return self.root / "data.json"
 
     @property

@@ -1,4 +1,4 @@
-"""Training clips read per second by one worker: a plain loader against ours, from JPEG folders and from packed shards.
+"""Training clips read per second by one worker: a plain loader against ours, from JPEG folders, shards and videos.
 
     python eval/benchmarks/loading.py [--quick] [--rounds 5]
 
@@ -6,6 +6,7 @@
 of 112², mirrored or not. The plain loader is what people write: every image opened, resized, cropped and flipped with
 PIL, made a float tensor, joined at the end. PIL averages when it shrinks, which the published code and ours do not, so
 ours are compared pixel by pixel with a second plain loader, the same but for OpenCV's resize; its speed is told too.
+The same frames as H.264 files are read without and with `data.cache`, which an earlier epoch has filled.
 All run in one worker process of torch's DataLoader; what is timed is the time between the first and the last batch, so
 that starting the worker does not count.
 """
@@ -31,6 +32,7 @@ from two_stream.config.schema import AugmentOptions, DataOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.dataset import ClipDataset, open_clips
 from two_stream.data.clips.loader import clip_loader
+from two_stream.data.demo import codec_here, encode
 from two_stream.data.packing import PackOptions, pack
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import load_part
@@ -45,9 +47,11 @@ def write_data(root: Path, videos: int) -> tuple[Record, float]:
     """Write frame folders of a moving texture; return their record and the mean size of a frame in KiB."""
     rng = np.random.default_rng(0)
     sizes = []
+    (root / "videos").mkdir()
     for video in range(videos):
         folder = root / "frames" / f"v{video:03d}"
         folder.mkdir(parents=True)
+        pictures = []
         scene = sum(
             cv2.resize(rng.normal(0, sigma, (size, size, 3)), (900, 900), interpolation=cv2.INTER_CUBIC)
             for size, sigma in ((12, 45), (60, 22), (200, 7))
@@ -59,9 +63,13 @@ def write_data(root: Path, videos: int) -> tuple[Record, float]:
             picture = np.ascontiguousarray(scene[y : y + HEIGHT, x : x + WIDTH])
             cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
             sizes.append(path.stat().st_size)
+            pictures.append(np.ascontiguousarray(picture[..., ::-1]))
+        encode(root / "videos" / f"v{video:03d}.mp4", pictures, codec_here())
     listed = "".join(f"v{video:03d} {FRAMES} 0\n" for video in range(videos))
     (root / "train_rgb_split1.txt").write_text(listed)
-    (root / "dataset.yaml").write_text("name: speed\nframes: {rgb: frames}\nclasses: [x]\n")
+    (root / "dataset.yaml").write_text(
+        "name: speed\nframes: {rgb: frames}\nvideos: videos\nshort_side: null\nclasses: [x]\n"
+    )
     return load_record(root), float(np.mean(sizes)) / 1024
 
 
@@ -144,13 +152,20 @@ def main(argv: list[str] | None = None) -> int:
             "scaled decoding": {"scaled_decoding": True},
             "packed shards": {"source": "shards", "shards": f"{folder}/shards"},
         }
+        films: dict[str, dict[str, Any]] = {
+            "videos": {"source": "videos"},
+            "cached videos": {"source": "videos", "cache": f"{folder}/cache"},
+        }
         some = records[: 2 * BATCH]
         gaps, from_pil = (distance(record, some, opencv, sides) for opencv in (True, False))
-        rates: dict[str, list[float]] = {name: [] for name in ("plain", "plain, OpenCV resize", *sides)}
+        read, kept = (by_id(our_loader(record, records, **data)) for data in films.values())
+        unequal = "" if all(torch.equal(read[key], kept[key]) for key in read) else "the cache changes pixels"
+        ways = {**sides, **films}
+        rates: dict[str, list[float]] = {name: [] for name in ("plain", "plain, OpenCV resize", *ways)}
         for turn in range(given.rounds + 1):
             turns = {"plain": rate(plain_loader(record, records))}
             turns["plain, OpenCV resize"] = rate(plain_loader(record, records, opencv=True))
-            turns |= {name: rate(our_loader(record, records, **data)) for name, data in sides.items()}
+            turns |= {name: rate(our_loader(record, records, **data)) for name, data in ways.items()}
             for name, value in turns.items():
                 if turn:  # the first turn fills the page cache
                     rates[name].append(value)
@@ -167,6 +182,9 @@ def main(argv: list[str] | None = None) -> int:
     plain = rates["plain, OpenCV resize"]
     against = "the plain loader with OpenCV's resize"
     rows += [row(name, against, plain, rates[name], None, "", "") for name in sides]
+    for name in ("videos", "packed shards"):
+        title = "training clips read per second from videos, from `data.cache` in later epochs"
+        rows.append(row(title, name, rates[name], rates["cached videos"], None, "", unequal))
     return finish("loading", rows, given, frame_kib=round(kib, 1), videos=len(records), rates=rates)
 
 

@@ -77,6 +77,7 @@ SCRIPTS = (
     Script("memory_format", (), extra=True),
     Script("quantisation", (), extra=True),
     Script("score_files", (), extra=True),
+    Script("big_lists", (), extra=True),
     Script("gpu", (), extra=True),
 )
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from functools import cache
 from html import unescape
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
+import pictures
 import pytest
 
 COLUMNS = 88
 """characters of a code block in GitHub's column"""
 GUIDES = ("quickstart", "datasets", "training", "features", "studies", "streaming", "compression", "export")
-GUIDES += ("statistics", "models/README", "models/late-temporal")
+GUIDES += ("report", "statistics", "models/README", "models/late-temporal")
 BYTES = 60_000
 
 
@@ -26,17 +24,6 @@ def pages(repository: Path) -> list[Path]:
     found = [path for folder in folders for path in sorted((repository / folder).rglob("*.md"))]
     found = [path for path in found if path.parent.name != "site"]  # lists of pages for Sphinx
     return [repository / "README.md", repository / "CONTRIBUTING.md", *found]
-
-
-@pytest.fixture(scope="module")
-def drawing(repository: Path) -> ModuleType:
-    """Return the script that draws the diagrams."""
-    spec = importlib.util.spec_from_file_location("pictures", repository / "docs" / "pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def parts_of(page: Path) -> Iterator[tuple[int, str, bool]]:
@@ -116,13 +103,13 @@ def test_the_glossary_leads_to_pages_and_is_read(repository: Path, pages: list[P
     assert "docs/glossary.md#source" in pages[0].read_text(encoding="utf-8")
 
 
-def test_diagrams_are_what_the_script_draws(drawing: Any, tmp_path: Path) -> None:
-    drawing.main(tmp_path)
+def test_diagrams_are_what_the_script_draws(tmp_path: Path) -> None:
+    pictures.main(tmp_path)
     drawn, committed = (
-        {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-        for folder in (tmp_path, drawing.FOLDER)
+        {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")}
+        for folder in (tmp_path, pictures.FOLDER)
     )
-    assert drawn == committed, "run `python docs/pictures.py`"
+    assert drawn == committed, "run `python eval/documentation/pictures.py`"
     for text in drawn.values():
         assert len(text.encode()) < BYTES
         assert "prefers-color-scheme:dark" in text

@@ -1,8 +1,6 @@
 """Which networks export: a few families anew, all of them with `slow`, against the page that lists them."""
 
-import importlib.util
-import sys
-
+import export_table as page
 import pytest
 
 from two_stream import zoo
@@ -11,16 +9,7 @@ from two_stream.heads import HEADS
 pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
 
-@pytest.fixture(scope="module")
-def page(repository):
-    spec = importlib.util.spec_from_file_location("export_table", repository / "docs" / "export_table.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["export_table"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_table_has_every_kind_that_the_zoo_names(page):
+def test_the_table_has_every_kind_that_the_zoo_names():
     listed = {case.backbone["kind"] for case in page.CASES}
     assert {record.options.backbone.kind for record in zoo.records()} <= listed
     architectures = {case.backbone.get("architecture") for case in page.CASES}
@@ -30,7 +19,7 @@ def test_the_table_has_every_kind_that_the_zoo_names(page):
     assert {record.options.reduction for record in zoo.records()} <= reductions
 
 
-def test_the_page_lists_every_row_and_says_why_not(page):
+def test_the_page_lists_every_row_and_says_why_not():
     found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
     assert set(found) == {(case.name, head) for case in page.CASES for head in page.HEADS}
     for key, row in found.items():
@@ -46,14 +35,14 @@ def test_the_page_lists_every_row_and_says_why_not(page):
         pytest.param("timm convnext", "bert", "pt2", marks=pytest.mark.slow),
     ],
 )
-def test_a_few_rows_are_as_the_page_says(page, name, head, to):
+def test_a_few_rows_are_as_the_page_says(name, head, to):
     found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
     case = next(case for case in page.CASES if case.name == name)
     assert page.exported(case, head, to) == found[name, head][to] == page.YES
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_every_head_exports(page, head):
+def test_every_head_exports(head):
     case = page.Case("head", {"kind": "resnet3d", "depth": 10, "width": 0.125})
     assert page.exported(case, head, "pt2") == page.YES
 
@@ -61,7 +50,7 @@ def test_every_head_exports(page, head):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
-def test_every_row_is_as_the_page_says(page, to):
+def test_every_row_is_as_the_page_says(to):
     found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
     made = page.sweep([], (to,), found)
     assert made == found
@@ -86,7 +75,7 @@ MOMENTS = {
         for to in ("onnx", "pt2")
     ],
 )
-def test_moments_and_standardised_tokens_export(page, name, to):
+def test_moments_and_standardised_tokens_export(name, to):
     backbone, modality = MOMENTS[name]
     case = page.Case("moments", backbone, more={"modality": modality, "standardize": True})
     case.input["segments"] = 0  # where differences would expect 32 frames of 16

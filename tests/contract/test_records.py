@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from itertools import cycle
 
+import model_tables
 import pytest
 import torch
 
@@ -29,44 +28,34 @@ SMALLEST = {
 """the record of every kind of backbone that computes least; the sweep over all records is slow"""
 
 
-@pytest.fixture(scope="module")
-def tables(repository):
-    """The script that counts and writes the pages."""
-    spec = importlib.util.spec_from_file_location("tables", repository / "docs" / "models" / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tables"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def name_of(value):
     return getattr(value, "name", None)
 
 
 def test_every_record_is_counted_and_stands_on_a_page(repository):
     names = [record.name for record in records()]
-    assert set(model_costs()) == set(names), "run `python docs/models/tables.py --count`"
+    assert set(model_costs()) == set(names), "run `python eval/documentation/model_tables.py --count`"
     pages = "".join(page.read_text() for page in (repository / "docs" / "models").glob("*.md"))
     assert not [name for name in names if f"`{name}`" not in pages]
 
 
-def test_pages_are_what_the_command_writes(tables):
-    assert tables.main(["--check"]) == 0
+def test_pages_are_what_the_command_writes():
+    assert model_tables.main(["--check"]) == 0
 
 
-def test_a_stale_page_is_noticed(tables, tmp_path, monkeypatch, capsys):
+def test_a_stale_page_is_noticed(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.md").write_text("# A\n\n<!-- table: co3d/x3d_s -->\n| old |\n<!-- end -->\n")
-    monkeypatch.setattr(tables, "PAGES", tmp_path)
-    assert tables.main(["--check"]) == 1
-    assert "a.md: its tables are not those of the models" in capsys.readouterr().out
-    assert tables.main([]) == 0
+    monkeypatch.setattr(model_tables, "PAGES", tmp_path)
+    assert model_tables.main(["--check"]) == 1
+    assert "a.md: its tables are outdated" in capsys.readouterr().out
+    assert model_tables.main([]) == 0
     assert "| `co3d/x3d_s` | 13 every 6 × 160² | 400 | 3.79 (3.79ᵃ) |" in (tmp_path / "a.md").read_text()
-    assert tables.main(["--check"]) == 0
+    assert model_tables.main(["--check"]) == 0
 
 
 @pytest.mark.parametrize("record", SMALLEST.values(), ids=name_of)
-def test_the_listed_cost_is_that_of_the_network(tables, record):
-    found = tables.count(record)
+def test_the_listed_cost_is_that_of_the_network(record):
+    found = model_tables.count(record)
     cost = model_costs()[record.name]
     assert found["parameters"] == list(cost.parameters)
     assert found["multiply_adds"] == list(cost.multiply_adds)
@@ -75,8 +64,8 @@ def test_the_listed_cost_is_that_of_the_network(tables, record):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record", records(), ids=name_of)
-def test_every_listed_cost_is_that_of_the_network(tables, record):
-    test_the_listed_cost_is_that_of_the_network(tables, record)
+def test_every_listed_cost_is_that_of_the_network(record):
+    test_the_listed_cost_is_that_of_the_network(record)
 
 
 def small(record, head, modality) -> ModelOptions:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from two_stream.commands.flags import found_settings, parse, split_positional
+from two_stream.commands.flags import DataRoots, found_settings, parse, split_positional
 from two_stream.commands.output import print_table
-from two_stream.config.load import validate_settings
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say, warn
@@ -50,6 +49,9 @@ class _Flags:
     """splits to run; if omitted, the splits of the study"""
     out: Path | None = None
     """folder in which to create the study's folder; if omitted, the folder named in the study file"""
+    data_root: DataRoots = ()
+    """for the folder of a study: folder of a data set's dataset.yaml, or of a run or stored features that the study
+    uses, if they have been moved elsewhere; repeat the flag for several folders"""
     dry_run: bool = False
     """list the cells and their states; run nothing"""
     report_only: bool = False
@@ -70,9 +72,14 @@ def main(args: list[str]) -> int:
         PROG,
         DESCRIPTION,
         EXAMPLES,
-        [("STUDY.yaml", "study file, or a name that `two-stream settings` lists")],
+        [
+            (
+                "STUDY.yaml",
+                "study file, a name that `two-stream settings` lists, or the folder of a study to continue it",
+            )
+        ],
     )
-    name = str(found_settings(name, "studies"))
+    name = str(_study_file(name))
     study = _study(name, flags)
     command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:
@@ -97,6 +104,18 @@ def main(args: list[str]) -> int:
                 signal.signal(number, handler)
     _report(ran, Path(name), command)
     return 1 if ran.failed else 0
+
+
+def _study_file(name: str) -> Path:
+    """Return the path of a study's settings from a path, a name, or the folder of a study."""
+    if not Path(name).is_dir():
+        return found_settings(name, "studies")
+    file = Path(name) / "study.yaml"
+    if not file.is_file():
+        raise SettingsError(
+            f"{name}: the folder contains no study.yaml; expected the folder of a study, or a study file"
+        )
+    return file
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -130,7 +149,6 @@ def _study(name: str, flags: _Flags) -> Study:
         raise SettingsError(
             "--ray and --devices cannot be combined, because Ray assigns the GPUs; omit one of them"
         )
-    study = load_study(name)
     given: dict[str, Any] = {}
     if flags.seeds:
         given["seeds"] = list(flags.seeds)
@@ -140,7 +158,7 @@ def _study(name: str, flags: _Flags) -> Study:
         given["out"] = flags.out
     if not flags.cost:
         given["measure_cost"] = False
-    return validate_settings(Study, {**study.model_dump(), **given}, name) if given else study
+    return load_study(name, given, flags.data_root)
 
 
 def _list(study: Study, name: str, flags: _Flags) -> int:

@@ -98,7 +98,8 @@ def _streams(
         left = end - time.monotonic() - sum(needed[later] for later in streams[place + 1 :])
         fitting = fit_to_time(experiment, needed[modality], left)
         if run.last.exists():  # an earlier call already chose the settings
-            fitting = load_experiment(run.experiment)
+            places = {"runs": flags.runs, "data": experiment.data}
+            fitting = load_experiment(run.experiment).model_copy(update=places)
         if fitting is None:
             say(f"3/5 no time is left for the {modality} stream; increase --minutes")
             continue

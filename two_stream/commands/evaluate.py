@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from pydantic import Field
 
-from two_stream.commands.flags import parse, parse_over, split_positional
+from two_stream.commands.flags import DataRoots, parse, parse_over, split_positional
 from two_stream.commands.networks import load_network, network_settings
 from two_stream.commands.output import print_json, print_table
 from two_stream.config.schema import EvaluateOptions
@@ -48,8 +48,9 @@ class _EvaluateFlags(EvaluateOptions):
     """auto, cpu, cuda, cuda:N or mps"""
     trust: tuple[Path, ...] = ()
     """AOTInductor packages that may be loaded; they contain machine code, so name only packages that you trust"""
-    data_root: Path | None = None
-    """folder of the data set's dataset.yaml, if it is not found because data or runs have been moved"""
+    data_root: DataRoots = ()
+    """folder of the data set's dataset.yaml, of stored features or of shards, if they are not found because data or
+    runs have been moved; repeat the flag for several folders"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """number of loader processes; if omitted, as in the run's settings"""
     uncached: bool = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import parse
+from two_stream.commands.flags import DataRoots, parse
 from two_stream.commands.output import print_json
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.runtime.console import say
@@ -47,8 +47,9 @@ class _ExportFlags:
     """with --int8: keep the first convolution in fp32"""
     quantize_last: bool = False
     """with --int8: also quantize the classifier"""
-    data_root: Path | None = None
-    """folder of the data set's dataset.yaml, if it is not found because data or runs have been moved"""
+    data_root: DataRoots = ()
+    """folder of the data set's dataset.yaml, of stored features or of shards, if they are not found because data or
+    runs have been moved; repeat the flag for several folders"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of a run folder: the selected epoch, or the last one"""
     num_classes: int = 400

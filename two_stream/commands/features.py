@@ -1,17 +1,22 @@
-"""`two-stream features RUN|MODEL|FILE.yaml`: stores the features of a frozen backbone, for studies of heads."""
+"""`two-stream features RUN|MODEL|FILE.yaml`: stores the features of a frozen backbone, for studies of heads.
+
+With `--videos DIR --npy OUT`, the features of any videos are written as `.npy` files.
+"""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from two_stream.commands.flags import parse_over, split_positional
+from two_stream.commands.flags import parse, parse_over, split_positional
 from two_stream.commands.networks import run_settings
 from two_stream.config.base import Options, PositiveInt
-from two_stream.config.load import load_experiment
+from two_stream.config.load import load_experiment, validate_settings
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say
@@ -19,12 +24,24 @@ from two_stream.runtime.text import byte_size, duration, plural
 
 if TYPE_CHECKING:
     from two_stream.evaluation.features.cache import FeatureFacts
+    from two_stream.evaluation.scoring.video import VideoInput
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Store the features of a frozen backbone for all videos and views, so that heads train without the backbone."
-EXAMPLES = ("features demo/runs/rgb", "features demo/runs/rgb --train-views 4 --out features/rgb")
+EXAMPLES = (
+    "features demo/runs/rgb",
+    "features demo/runs/rgb --train-views 4 --out features/rgb",
+    "features demo/runs/rgb --videos videos/ --npy features/videos --step 16",
+)
 PROG = "two-stream features SOURCE"
-DESCRIPTION = f"{SUMMARY} To train a run on the features, set its `data.features` to the folder."
+DESCRIPTION = (
+    f"{SUMMARY} To train a run on the features, set its `data.features` to the folder. With --videos DIR --npy OUT, "
+    "the features of any videos are written as .npy files (`features SOURCE --videos DIR --help`)."
+)
+_NPY = (
+    "Write the features of videos and frame folders: per video, one .npy file (windows × D) and one JSON file with the "
+    "times of the windows. Finished videos are skipped. With torchrun, several processes share the videos."
+)
 _OWN = (
     (
         "SOURCE",
@@ -58,9 +75,43 @@ class _FeatureFlags(Options):
     """views of the test part"""
 
 
+@dataclass(frozen=True)
+class _VideoFlags:
+    videos: Path
+    """folder that is searched for video files and frame folders, or a single one"""
+    npy: Path
+    """folder to write; the names are the paths below --videos"""
+    views: Literal["sliding", "multi", "single"] = "sliding"
+    """windows of a video: overlapping, adjacent, or one in the middle"""
+    step: int | None = None
+    """number of frames between the starts of sliding windows; if omitted, half a window"""
+    maps: bool = False
+    """write feature maps (windows × C × T × H × W) of the backbone instead of the vectors that the classifier gets"""
+    layout: Literal["plain", "actionformer"] = "plain"
+    """actionformer: windows on an exact grid, and `_annotations.json`, as ActionFormer and OpenTAD read them"""
+    flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
+    """as for `two-stream predict`"""
+    short_side: int | None = None
+    """as for `two-stream predict`"""
+    backend: Literal["pyav", "opencv", "torchcodec"] | None = None
+    """video decoder; if omitted, as for `two-stream predict`"""
+    batch_views: int | None = None
+    """number of windows per forward pass; if omitted, as in the run's settings"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """autocast type; if omitted, as in the run's settings"""
+    workers: int | None = None
+    """number of processes that decode videos; if omitted, as in the run's settings"""
+    checkpoint: Literal["best", "last"] = "best"
+    """checkpoint of a run folder: the selected epoch, or the last one"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps"""
+
+
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code: 1 if a video could not be read."""
     name, rest = split_positional(args, "two-stream features", "the source", "demo/runs/rgb")
+    if any(flag.partition("=")[0] in ("--videos", "--npy") for flag in rest):
+        return _write_npy(name, rest)
     source = _experiment(name) if name else Experiment()
     default = _FeatureFlags(
         seed=source.seed,
@@ -96,6 +147,89 @@ def main(args: list[str]) -> int:
     )
     _print_usage(name, out, facts)
     return 0
+
+
+def _write_npy(name: str, args: list[str]) -> int:
+    """Write the features of videos that belong to no data set."""
+    flags = parse(_VideoFlags, args, PROG, _NPY, EXAMPLES[-1:], _OWN)
+    if flags.step is not None and flags.views != "sliding":
+        raise SettingsError(
+            f"--step applies only to sliding views, but --views is {flags.views}; omit one of them"
+        )
+    if flags.layout == "actionformer" and (flags.maps or flags.views != "sliding"):
+        raise SettingsError(
+            "--layout actionformer requires vectors of sliding windows; omit --maps and --views"
+        )
+    if flags.workers is not None and flags.workers < 0:
+        raise SettingsError(f"--workers is {flags.workers}; expected 0 (decode in the main process) or more")
+    if not flags.videos.exists():
+        raise SettingsError(f"--videos {flags.videos}: no such file or folder")
+    experiment = _experiment(name)
+    changes = {
+        key: getattr(flags, key) for key in ("precision", "batch_views") if getattr(flags, key) is not None
+    }
+    fixed = {"views": flags.views, "step": flags.step, "crops": "center", "aggregate": "logits"}
+    options = validate_settings(EvaluateOptions, experiment.evaluate.model_dump() | fixed | changes, PROG)
+    from two_stream.evaluation.features.video_features import VideoFeatures, write_video_features
+    from two_stream.runtime.device import set_deterministic, set_threads
+    from two_stream.video.sources import find_inputs
+
+    sources = [(flags.videos.stem, flags.videos)]
+    if flags.videos.is_dir():
+        found, _ = find_inputs(flags.videos)
+        sources = [(path.name if path == flags.videos else video, path) for video, path in found]
+    set_threads(experiment.threads)
+    model, reading = _npy_network(name, experiment, flags, [path for _, path in sources])
+    set_deterministic(experiment.deterministic, model.device)
+    features = VideoFeatures(model, name, options, reading, flags.maps, flags.layout == "actionformer")
+    workers = experiment.data.workers if flags.workers is None else flags.workers
+    failed = write_video_features(features, sources, flags.npy, workers)
+    left_out = f"; {plural(len(failed), 'video')} could not be read" if failed else ""
+    say(f"{flags.npy}: features of {plural(len(sources) - len(failed), 'video')}{left_out}")
+    return 1 if failed else 0
+
+
+def _npy_network(
+    name: str, experiment: Experiment, flags: _VideoFlags, videos: Sequence[Path]
+) -> tuple[Recognizer, VideoInput]:
+    """Return the network, and how it reads videos."""
+    from two_stream.evaluation.runs.run import load_run, reading_of
+    from two_stream.evaluation.scoring.video import VideoInput
+    from two_stream.runtime.device import pick_device
+
+    ways = {"flow": flags.flow_algorithm, "short_side": flags.short_side, "backend": flags.backend}
+    if Path(name).is_dir():
+        run = load_run(name, flags.checkpoint, flags.device)
+        return run.model, reading_of(run, **ways, videos=videos)  # type: ignore[arg-type]
+    given = {key: value for key, value in ways.items() if value is not None}
+    reading = VideoInput(
+        **given,  # type: ignore[arg-type]
+        stored_flow=flags.flow_algorithm == "auto",
+        whole_frame=experiment.data.augment.whole_frame,
+    )
+    init = experiment.train.init
+    if init is not None or getattr(experiment.model.backbone, "pretrained", False):
+        from two_stream.training.train import start_model
+
+        model = start_model(experiment, classes=1)
+        if init is None and not flags.maps and list(model.head.parameters()):
+            raise SettingsError(
+                f"{name}: the head {experiment.model.head.kind} has no trained weights, so the vectors would be "
+                "random; use --maps, a head without weights such as average, or a run"
+            )
+    elif Path(name).is_file():
+        raise SettingsError(
+            f"{name}: `train.init` is not set, so the network has no trained weights; use a run"
+        )
+    else:
+        from two_stream.pretrained.files.fetch import fetch_model
+        from two_stream.pretrained.loading import load_weights
+        from two_stream.recognizer import create_model
+
+        known, file, classes = fetch_model(name)
+        model = create_model(known, classes).channels_last()
+        load_weights(model, file)
+    return model.to(pick_device(flags.device)), reading
 
 
 def _experiment(name: str) -> Experiment:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -24,6 +24,8 @@ from two_stream.runtime.console import note
 if TYPE_CHECKING:
     from two_stream.evaluation.scores.formats import Described
 
+DataRoots = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FOLDER")]
+"""type of `--data-root`, a flag that may be repeated"""
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 

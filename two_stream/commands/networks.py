@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,22 @@ def load_network(
     checkpoint: str = "best",
     device: str = "auto",
     trust: Sequence[Path] = (),
-    data_root: Path | None = None,
+    data_root: Sequence[Path] = (),
 ) -> AnyRun[Any]:
     """Load a run folder, or a file that `two-stream export` wrote; only files in `trust` may contain machine code.
 
     Raises:
         TwoStreamError: The path is neither of these, or it cannot be read.
     """
+    from two_stream.evaluation.runs.lookup import locate_data
+
     if path.is_file():
         from two_stream.export import load
         from two_stream.pretrained.kinds import refuse_checkpoint
 
         refuse_checkpoint(path, "run")
-        return load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
+        run = load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
+        return replace(run, experiment=locate_data(run.paths, run.experiment, data_root))
     from two_stream.evaluation.runs.run import load_run
 
     return load_run(path, checkpoint, device, data_root)
@@ -54,15 +58,16 @@ def network_settings(path: Path) -> Experiment:
 
 
 def run_settings(path: Path) -> Experiment:
-    """Return the settings of a run folder.
+    """Return the settings of a run folder, with the places of its data on this machine.
 
     Raises:
         CheckpointError: The path is not a run folder.
         SettingsError: The settings are invalid.
     """
-    from two_stream.evaluation.runs.lookup import run_paths
+    from two_stream.evaluation.runs.lookup import locate_data, run_paths
 
-    return load_experiment(run_paths(path).experiment)
+    paths = run_paths(path)
+    return locate_data(paths, load_experiment(paths.experiment))
 
 
 def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:

@@ -28,23 +28,28 @@ if TYPE_CHECKING:
     from two_stream.evaluation.runs.run import AnyRun
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
-SUMMARY = "Classify videos with RGB or flow networks, or with both; optical flow is computed from the video."
+SUMMARY = (
+    "Classify videos and folders of frames with RGB or flow networks, or with both; missing flow is computed."
+)
 EXAMPLES = (
     "predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
     "predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
+    "predict videos/ --rgb demo/runs/rgb --csv scores.csv",
+    "predict 'long.mp4#12.5-20' --rgb demo/runs/rgb",
 )
 
 
 @dataclass(frozen=True)
 class _PredictFlags:
     videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="VIDEO …")]]
-    """video files"""
+    """video files, folders of frames (img_00001.jpg, flow_x_00001.jpg, …), or folders that are searched for both; a
+    part of a video: VIDEO#START-END, in seconds"""
     rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """run folder or exported file of an RGB network; repeat the flag for several networks, which are fused"""
     flow: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """run folder or exported file of a flow network; repeat the flag for several networks"""
     top: int = 5
-    """number of classes to print"""
+    """number of classes to print for one video and to write to JSON; for several videos, the best class is printed"""
     json: str | None = None
     """JSON file to write; - prints the JSON instead of tables"""
     csv: Path | None = None
@@ -57,7 +62,8 @@ class _PredictFlags:
     """figure to write, with a CSV file next to it: the prediction over time (by default with sliding views); for
     several videos, a folder"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """auto: the run's algorithm if it is dis or farneback, otherwise dis; tvl1: as in the paper, 100 times slower"""
+    """auto: the stored flow of a folder of frames; for other videos the run's algorithm if it is dis or farneback,
+    otherwise dis; tvl1: as in the paper, 100 times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None
@@ -97,7 +103,7 @@ class _Stream:
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 2 if a video could not be read."""
+    """Run the command and return its exit code: 1 if some of several videos could not be read."""
     flags = parse(_PredictFlags, args, "two-stream predict", SUMMARY, EXAMPLES)
     if not flags.videos:
         raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
@@ -118,22 +124,25 @@ def main(args: list[str]) -> int:
         checked_weights(flags.weights, len(given))
     if flags.csv is not None:
         check_writable(flags.csv)
-    from two_stream.video.decoding.reader import open_video
+    from two_stream.video.decoding.memory import open_any
 
+    inputs = _inputs(flags.videos)
+    paths = [path for _, path in inputs]
     for flag, target in (("--attention", flags.attention), ("--timeline", flags.timeline)):
         if target is not None:
             from two_stream.evaluation.pictures.attention import check_target  # imports matplotlib
 
-            check_target(target, flags.videos, flag)
-    if len(flags.videos) == 1:  # report a wrong file before networks are loaded
-        open_video(flags.videos[0], flags.backend or "pyav").close()
+            check_target(target, paths, flag)
+    if len(paths) == 1 and not paths[0].is_dir():  # report a wrong file before networks are loaded
+        open_any(paths[0], flags.backend or "pyav").close()
     runs = [_load(flags, path, modality) for path, modality in given]
     if flags.threshold is None:
         from two_stream.evaluation.runs.none_of_these import read_threshold
 
         loaded = [(path, run.model_sha256) for (path, _), run in zip(given, runs)]
         flags = replace(flags, threshold=read_threshold(loaded, flags.rule, flags.weights))
-    return _predict_all(flags, [_Stream(run, _views(flags, run), _reading(flags, run)) for run in runs])
+    streams = [_Stream(run, _views(flags, run), _reading(flags, run, paths)) for run in runs]
+    return _predict_all(flags, inputs, streams)
 
 
 def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
@@ -151,32 +160,80 @@ def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
     return run
 
 
-def _predict_all(flags: _PredictFlags, streams: Sequence[_Stream]) -> int:
+def _inputs(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the names and paths of all videos and frame folders; in a single folder, names are relative to it."""
+    from two_stream.video.sources import find_inputs
+
+    found: list[tuple[str, Path]] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append((str(path), path))
+            continue
+        inside, others = find_inputs(path)
+        if others and len(inside) > 1:
+            note(f"{path}: {plural(others, 'other file')} ignored")
+        alone = len(paths) == 1 or inside[0][1] == path
+        found += [(name if alone else (path / name).as_posix(), one) for name, one in inside]
+    return found
+
+
+def _predict_all(flags: _PredictFlags, inputs: Sequence[tuple[str, Path]], streams: Sequence[_Stream]) -> int:
+    from two_stream.evaluation.runs.run import score_each
+
     results: list[dict[str, Any]] = []
     rows: list[Sequence[object]] = []
-    code = 0
-    copies = annotated_files(flags.videos, flags.annotate)
-    drawings = annotated_files(flags.videos, flags.attention, ".png")
-    timelines = annotated_files(flags.videos, flags.timeline, ".png")
-    for video, *files in zip(flags.videos, copies, drawings, timelines):
+    paths = [path for _, path in inputs]
+    scored = score_each(
+        [one.run for one in streams], paths, [one.views for one in streams], [one.reading for one in streams]
+    )
+    copies = annotated_files(paths, flags.annotate)
+    drawings = annotated_files(paths, flags.attention, ".png")
+    timelines = annotated_files(paths, flags.timeline, ".png")
+    for (name, path), found, *files in zip(inputs, scored, copies, drawings, timelines):
         try:
-            result, probabilities = _predict_one(flags, streams, video, files)
+            if isinstance(found, TwoStreamError):
+                raise found
+            result, probabilities = _describe(flags, streams, (name, path), found, files)
         except TwoStreamError as error:
-            if len(flags.videos) == 1:
+            if len(inputs) == 1:
                 raise
             note(f"two-stream: {error}")
-            results.append({"video": str(video), "error": str(error)})
-            code = error.exit_code
+            results.append({"video": name, "error": str(error)})
             continue
         results.append(result)
-        rows.append([str(video), *probabilities.tolist()])
-        if flags.json != "-":
-            _show(result)
+        rows.append([name, *probabilities.tolist()])
+        if result["damage"]:
+            warn(f"{name}: {result['damage']}; only the frames that could be decoded were used")
+    if flags.json != "-":
+        _show(results[0]) if len(inputs) == 1 else _show_all(results)
     if flags.csv is not None:
         write_text(flags.csv, csv_text(["id", *streams[0].run.class_names], rows))
     if flags.json is not None and write_or_print_json(flags.json, results):
         say(f"results: {flags.json}")
-    return code
+    return 0 if len(rows) == len(inputs) else 1
+
+
+def _show_all(results: Sequence[dict[str, Any]]) -> None:
+    """Print one table of the videos that could be read."""
+    from two_stream.evaluation.runs.none_of_these import NONE
+
+    rows: list[list[object]] = []
+    whole = [result for result in results if "error" not in result]
+    for result in whole:
+        best = result["top"][0]
+        name = NONE if result.get("none_of_these") else best["class"]
+        rows.append([result["video"], name, f"{100 * best['probability']:5.1f} %"])
+    if rows:
+        print_table("", ["video", "class", "probability"], rows)
+    for result in whole:
+        _show_files(result)
+    broken = len(results) - len(whole)
+    fusion = whole[0]["fusion"] if whole else None
+    say(
+        plural(len(whole), "video")
+        + (f" · fused by {fusion}" if fusion else "")
+        + (f" · {plural(broken, 'video')} could not be read, see above" if broken else "")
+    )
 
 
 def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".mp4") -> list[Path | None]:
@@ -199,21 +256,24 @@ def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".
     return found
 
 
-def _predict_one(
-    flags: _PredictFlags, streams: Sequence[_Stream], video: Path, files: Sequence[Path | None]
+def _describe(
+    flags: _PredictFlags,
+    streams: Sequence[_Stream],
+    named: tuple[str, Path],
+    scored: Sequence[VideoResult],
+    files: Sequence[Path | None],
 ) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """Return the result of a video and its probabilities, and write its pictures."""
     from two_stream.evaluation.runs.none_of_these import mark_none
-    from two_stream.evaluation.runs.run import score_with_runs
     from two_stream.evaluation.scoring.video import fuse_results, top_classes
 
     runs = [stream.run for stream in streams]
     names, threshold = runs[0].class_names, flags.threshold or 0.0
     copy, drawing, timeline = files
-    views, readings = [stream.views for stream in streams], [stream.reading for stream in streams]
-    scored = score_with_runs(runs, video, views, readings)
+    name, video = named
     probabilities = fuse_results(scored, flags.rule, flags.weights)
     result: dict[str, Any] = {
-        "video": str(video),
+        "video": name,
         "frames": scored[0].frames,
         "damage": next((one.damage for one in scored if one.damage), None),
         "fusion": flags.rule if len(runs) > 1 else None,
@@ -224,8 +284,8 @@ def _predict_one(
             else {}
         ),
         "streams": {
-            name: {"views": one.views, "top": _as_json(top_classes(fuse_results([one]), names, flags.top))}
-            for name, one in zip(_stream_names(runs), scored)
+            stream: {"views": one.views, "top": _as_json(top_classes(fuse_results([one]), names, flags.top))}
+            for stream, one in zip(_stream_names(runs), scored)
         },
     }
     if copy is not None:
@@ -317,11 +377,13 @@ def _views(flags: _PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
     return validate_settings(EvaluateOptions, settings, "two-stream predict")
 
 
-def _reading(flags: _PredictFlags, run: AnyRun[Any]) -> VideoInput:
+def _reading(flags: _PredictFlags, run: AnyRun[Any], videos: Sequence[Path]) -> VideoInput:
     """Return how videos are read: like the run's training frames, unless flags change that."""
     from two_stream.evaluation.runs.run import reading_of
 
-    return reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)
+    return reading_of(
+        run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side, videos=videos
+    )
 
 
 def _as_json(guesses: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
@@ -343,8 +405,10 @@ def _show(result: dict[str, Any]) -> None:
     ]
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
     say(f"{plural(result['frames'], 'frame')} · {' · '.join(parts)}{fusion}")
-    if result["damage"]:
-        warn(f"{result['video']}: {result['damage']}; only the frames that could be decoded were used")
+    _show_files(result)
+
+
+def _show_files(result: dict[str, Any]) -> None:
     for key in ("annotated", "attention"):
         if key in result:
             say(f"{key}: {result[key]}")

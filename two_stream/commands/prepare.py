@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from two_stream.commands.flags import parse
 from two_stream.commands.help import overview
 from two_stream.config.load import nearest
-from two_stream.data.options import AnnotationOptions, FolderOptions
+from two_stream.data.options import AnnotationOptions, FolderOptions, ListOptions
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def _prepare(kind: str, args: list[str]) -> Prepared:
         from two_stream.data.prepare.folders import prepare_folder
 
         return prepare_folder(flags.videos, flags.name, flags.out, flags)
-    examples = [
-        f"prepare {kind} --annotations official --{source} {source}" for source in ("videos", "frames")
-    ]
-    options = parse(AnnotationOptions, args, prog=prog, description=SUMMARY, examples=examples)
+    given = "--train train.txt --val val.txt" if kind == "list" else "--annotations official"
+    examples = [f"prepare {kind} {given} --{source} {source}" for source in ("videos", "frames")]
+    chosen: type[Any] = ListOptions if kind == "list" else AnnotationOptions
+    options = parse(chosen, args, prog=prog, description=SUMMARY, examples=examples)
 
     from two_stream.data.prepare.adapters.build import prepare_annotations
 
@@ -78,7 +78,7 @@ def _prepare(kind: str, args: list[str]) -> Prepared:
 def _kinds() -> list[str]:
     from two_stream.data.prepare.adapters import ADAPTERS
 
-    return ["folder", *ADAPTERS]
+    return ["folder", "list", *ADAPTERS]
 
 
 def _usage() -> None:
@@ -88,7 +88,11 @@ def _usage() -> None:
         (
             "folder",
             "a folder with one sub-folder of videos per class: stratified splits grouped by source video",
-        )
+        ),
+        (
+            "list",
+            "--train, --val, --test: lists of mmaction2, PySlowFast, VideoMAE, TSM: path [num_frames] label",
+        ),
     ]
     rows += [(kind, f"--annotations: {adapter.files}") for kind, adapter in ADAPTERS.items()]
     examples = [

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from two_stream.commands.flags import JoinFlags, parse
+from two_stream.commands.flags import DataRoots, JoinFlags, parse
 from two_stream.runtime.console import say
 
 SUMMARY = "Write a report of runs or score files: a self-contained HTML page, JSON and Markdown."
@@ -27,8 +27,9 @@ class _ReportFlags(JoinFlags):
     """fusion rule (see `two-stream fuse --help`); learned: weights fitted on the holdout scores of the runs"""
     holdout: tuple[Path, ...] = ()
     """score files of the holdout part, in the order of the streams; not needed for run folders"""
-    data_root: Path | None = None
-    """folder of the data set's dataset.yaml, if it is not found because data or runs have been moved"""
+    data_root: DataRoots = ()
+    """folder of the data set's dataset.yaml, of stored features or of shards, if they are not found because data or
+    runs have been moved; repeat the flag for several folders"""
     mistakes: int = 8
     """number of most confident mistakes to show"""
 

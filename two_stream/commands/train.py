@@ -84,7 +84,8 @@ def _read(args: list[str]) -> Action:
     if resume and name and paths.data.is_file():  # the settings of a run, which may have been moved
         from two_stream.evaluation.runs.lookup import locate_data
 
-        default = locate_data(paths, default).model_copy(update={"runs": paths.root.parent})
+        root = paths.root if paths.root.name not in ("", "..") else paths.root.resolve()
+        default = locate_data(paths, default).model_copy(update={"runs": root.parent, "name": root.name})
     experiment = parse_over(default, rest, PROG, DESCRIPTION, EXAMPLES, _OWN)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 

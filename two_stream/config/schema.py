@@ -250,6 +250,11 @@ class DataOptions(Options):
     """flow algorithm when `source` is videos"""
     fps: Rate | None = None
     """frames per second of frame folders and shards that do not record their rate; used by `model.input.fps`"""
+    cache: Path | None = None
+    """folder that keeps the decoded frames and the flow of videos, for later epochs and for other runs, when `source` is
+    videos"""
+    cache_gigabytes: Annotated[float, Field(gt=0.0)] = 50.0
+    """size in GB at which the cache stops growing"""
     sampling: Literal["standard", "segments", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
     """how the frames of a clip are chosen. `segments`: from equal parts of the video (`model.input.segments`). `paper`:
     as in the published code, which never uses the last frame. `efficient3d`, `3dresnets`, `co3d`: as in these
@@ -287,6 +292,11 @@ class DataOptions(Options):
         if self.source == "shards" and self.shards is None:
             raise ValueError(
                 "`source: shards` requires `shards`, the folder or URL that `two-stream pack` wrote"
+            )
+        if self.cache is not None and self.source != "videos":
+            raise ValueError(
+                f"`cache` keeps what is computed from video files, but `source` is {self.source}; set `source: videos`, or "
+                "remove `cache`"
             )
         paper = self.sampling == "paper" or self.augment.protocol == "paper"
         for name in ("scaled_decoding", "resize_once"):
@@ -375,12 +385,14 @@ class TrainOptions(Options):
     """how the best epoch is selected. `holdout`: on a part of the training list. `folds` (only for the optimizer
     `logistic`): training uses the full training list, and cross-validation validates each video. `paper`: on the test
     list, as published"""
+    validate_every: PositiveInt = 1
+    """number of epochs between validations; the last epoch is always validated"""
     early_stopping: PositiveInt | None = None
     """number of epochs without a better validation loss after which training ends"""
     checkpoint_every: PositiveInt | None = None
     """number of optimizer steps between checkpoints within an epoch; none: one checkpoint per epoch"""
     log_images: bool = True
-    """record clip grids and confusion figures"""
+    """record clip grids and, for up to 1,000 classes, confusion figures"""
     trackers: tuple[str, ...] = ("tensorboard",)
     """where metrics are recorded: tensorboard, wandb (Weights & Biases, an optional package), or a tracker of another
     installed package; `metrics.jsonl` is always written"""
@@ -457,6 +469,8 @@ FREE_ON_RESUME = (
     "threads",
     "runs",
     "data.workers",
+    "data.cache",
+    "data.cache_gigabytes",
     "train.strategy",
     "train.compile",
     "train.trackers",

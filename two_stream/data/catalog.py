@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,9 +145,9 @@ class Record(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
-        doubled = sorted({name for name in self.classes if self.classes.count(name) > 1})
-        if doubled:
-            raise ValueError(f"class {doubled[0]!r} is listed twice; remove one entry")
+        if len(set(self.classes)) < len(self.classes):
+            doubled = min(name for name, count in Counter(self.classes).items() if count > 1)
+            raise ValueError(f"class {doubled!r} is listed twice; remove one entry")
         missing = [f"{{{key}}}" for key in ("part", "modality", "split") if f"{{{key}}}" not in self.lists]
         if missing:
             raise ValueError(f"`lists` is {self.lists!r}: the name must contain {', '.join(missing)}")
@@ -350,7 +351,7 @@ def dataset_record(data: DataOptions) -> Record:
         raise SettingsError(
             f"`data.dataset` is {given}: no such file{here}; "
             "run from the folder that the path is relative to, or pass another path with --data.dataset (for a "
-            "finished run with --data-root)"
+            "finished run, or `two-stream ablate` with the folder of a study, with --data-root)"
         )
     return load_record(data.dataset, data.settings_root)
 

@@ -75,14 +75,13 @@ class FolderOptions(FrameNames):
             raise SettingsError(f"--test-fraction is {self.test_fraction}: expected more than 0, less than 1")
 
 
-@dataclass(frozen=True)
-class AnnotationOptions(FrameNames):
-    """Options for the location of a data set's files and for counting frames."""
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions(FrameNames):
+    """Options for the location of a data set's videos and for counting frames."""
 
-    annotations: Path
-    """official file, or folder of the official files (see `docs/datasets.md`)"""
     name: str | None = None
-    """name of the data set; default: the kind (for `json` and `table`, the file's name)"""
+    """name of the data set; default: the kind (for `json` and `table` the name of the file, for `list` the name of the
+    folder that contains the training list)"""
     out: Path = Path("settings")
     """settings folder; the record, lists, groups and segments are written to OUT/NAME/"""
     videos: Path | None = None
@@ -96,6 +95,35 @@ class AnnotationOptions(FrameNames):
     """decoder that counts frames"""
     processes: int | None = None
     """videos decoded in parallel; by default one per processor"""
+
+
+@dataclass(frozen=True)
+class AnnotationOptions(PlaceOptions):
+    """Options for reading official files."""
+
+    annotations: Path
+    """official file, or folder of the official files (see `docs/datasets.md`)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions(PlaceOptions):
+    """Options for reading split lists of other programs."""
+
+    train: Path
+    """training list, with lines `path label` or `path num_frames label`"""
+    val: Path | None = None
+    """validation list; without --test, it is the test list, and the validation part is split off from the training
+    list"""
+    test: Path | None = None
+    """test list, which is used once, after training"""
+    classes: Path | None = None
+    """file of class names in the order of the labels, one per line, or with lines `index name`; by default, the classes
+    are the sorted names in the lists, or are called by their numbers"""
+
+    def __post_init__(self) -> None:
+        """Check the values of the options."""
+        if self.val is None and self.test is None:
+            raise SettingsError("--val or --test is required, because a data set needs a test list")
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ explains the other selections.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
 from two_stream.types import Modality, Part, VideoRecord
 
+_LEAST_GAIN = 1e-12
+"""smallest gain for which a source is chosen: larger than the rounding errors of a gain of 0"""
 _DIGITS = 7
 """largest number of digits of a number in a list: five days at 25 frames per second"""
 
@@ -58,7 +59,10 @@ def read_list(
         if num_classes is not None and max(record.all_labels) >= num_classes:
             raise DataError(f"{where}: label {max(record.all_labels)}: expected 0 to {num_classes - 1}")
         seen[record.id] = number
-        records.append(replace(record, group=group_of(record.id)) if group_of else record)
+        if group_of is not None:
+            group = group_of(record.id)
+            record = VideoRecord(record.id, record.num_frames, record.label, group, record.labels)
+        records.append(record)
     if not records:
         raise DataError(f"{path}: the list is empty; expected lines `folder num_frames label`")
     return records
@@ -155,38 +159,86 @@ def choose_groups(
     """
     from two_stream.runtime.device import derive  # imports torch
 
-    labels = sorted({label for record in records for label in record.all_labels})
-    column = {label: index for index, label in enumerate(labels)}
-    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(labels)))
-    for record in records:
-        for label in record.all_labels:
-            counts[source_of(record)][column[label]] += 1
-    total = np.sum(list(counts.values()), axis=0)
-    order = sorted(counts, key=lambda group: (group in used, derive("split", seed, group)))
+    counts, total = _class_counts(records)
+    order = sorted(counts, key=lambda group: derive("split", seed, group) + ((group in used) << 63))
     chosen: set[str] = set()
-    taken = np.zeros(len(labels))
+    taken = dict.fromkeys(sorted(total), 0)
+    column = {label: place for place, label in enumerate(taken)}
+    taken_K, total_K = np.zeros(len(taken)), np.array([total[label] for label in taken], np.float64)
+    spread = len(total) * fraction**2  # sum of squared distances from the target fractions
 
     def gain(group: str) -> float:
-        before = (taken - fraction * total) / total
-        after = before + counts[group] / total
-        return float(np.sum(before**2) - np.sum(after**2))
+        found = 0.0
+        for label, count in counts[group]:
+            before = (taken[label] - fraction * total[label]) / total[label]
+            found += before**2 - (before + count / total[label]) ** 2
+        return found
+
+    def dense_gain(group: str) -> float:
+        # the formula of earlier versions, whose rounding errors decide between equal gains; choices must not change
+        before_K = (taken_K - fraction * total_K) / total_K
+        after_K = before_K.copy()
+        for label, count in counts[group]:
+            after_K[column[label]] += count / total[label]
+        return float(np.sum(before_K**2) - np.sum(after_K**2))
 
     def leaves_some(group: str) -> bool:
-        held = counts[group] > 0
-        return bool(np.all((total - taken - counts[group])[held] > 0))
+        return all(total[label] - taken[label] > count for label, count in counts[group])
 
+    def choose(group: str) -> None:
+        chosen.add(group)
+        for label, count in counts[group]:
+            taken[label] += count
+            taken_K[column[label]] += count
+
+    settled: set[tuple[tuple[int, int], ...]] = set()  # counts of sources that will not be chosen
     for group in order:
-        if leaves_some(group) and gain(group) > 1e-12:
-            chosen.add(group)
-            taken += counts[group]
-    for index in range(len(labels)):  # a class with too few sources to reach its fraction still gets one
-        if taken[index] == 0:
-            holders = [g for g in order if g not in chosen and counts[g][index] and leaves_some(g)]
-            if holders:
-                group = max(holders, key=gain)
-                chosen.add(group)
-                taken += counts[group]
+        if counts[group] in settled:
+            continue
+        found = gain(group) if leaves_some(group) else -1.0
+        if abs(found - _LEAST_GAIN) <= 1e-14 * (1 + spread):  # within the rounding errors of both formulas
+            found = dense_gain(group)
+        if found > _LEAST_GAIN:
+            choose(group)
+            spread -= found
+        elif found < -1e-9:
+            settled.add(counts[group])  # gains decrease as videos are taken
+    holders: dict[int, list[str]] = {label: [] for label, count in taken.items() if not count}
+    for group in order if holders else ():
+        for label, _ in counts[group]:
+            if label in holders:
+                holders[label].append(group)
+    for label, groups in holders.items():  # a class with too few sources to reach its fraction still gets one
+        able = [group for group in groups if group not in chosen and leaves_some(group)]
+        if able and not taken[label]:
+            first_of: dict[tuple[tuple[int, int], ...], str] = {}
+            for group in able:
+                first_of.setdefault(counts[group], group)
+            choose(able[0] if len(first_of) == 1 else max(first_of.values(), key=dense_gain))
     return chosen
+
+
+def _class_counts(
+    records: Sequence[VideoRecord],
+) -> tuple[dict[str, tuple[tuple[int, int], ...]], dict[int, int]]:
+    """Return the (label, number of videos) pairs of each source, and the number of videos of each label."""
+    counts: dict[str, tuple[tuple[int, int], ...]] = {}
+    shared: dict[tuple[int, ...], tuple[tuple[int, int], ...]] = {}  # most sources have one video
+    several: dict[str, Counter[int]] = {}
+    total: dict[int, int] = {}
+    for record in records:
+        source, labels = source_of(record), record.all_labels
+        for label in labels:
+            total[label] = total.get(label, 0) + 1
+        if source not in counts:
+            if labels not in shared:
+                shared[labels] = tuple((label, 1) for label in labels)
+            counts[source] = shared[labels]
+        else:
+            if source not in several:
+                several[source] = Counter(dict(counts[source]))
+            several[source].update(labels)
+    return counts | {source: tuple(sorted(held.items())) for source, held in several.items()}, total
 
 
 def carve_holdout(
@@ -260,20 +312,32 @@ def load_part(
     """
     if selection == "paper" and part == "val":
         part = "test"
-    own = selection == "holdout" and any(record.holdout_path(m, split).is_file() for m in MODALITIES)
+    own = selection == "holdout" and _has_own_validation(record, split)
     if own and part == "val":
         return _read(record, record.holdout_path(modality, split))
     records = _read(record, record.list_path(part, modality, split))
     if part == "test" or selection != "holdout" or own:
         return records
+    return _divide(record, modality, split, records, holdout, seed)[part == "val"]
+
+
+def _has_own_validation(record: Record, split: int) -> bool:
+    return any(record.holdout_path(m, split).is_file() for m in MODALITIES)
+
+
+def _divide(
+    record: Record, modality: Modality, split: int, records: list[VideoRecord], holdout: float, seed: int
+) -> tuple[list[VideoRecord], list[VideoRecord]]:
+    """Divide a training list into the training and the validation part; see `load_part`."""
     # decided on the union of both lists: a video missing from one list must not change the side of another video
     everything = {r.id: r for r in records}
     for other in MODALITIES:
-        path = record.list_path(part, other, split)
+        path = record.list_path("train", other, split)
         if other != modality and path.is_file():
             everything |= {r.id: r for r in _read(record, path) if r.id not in everything}
     chosen = {source_of(r) for r in carve_holdout(list(everything.values()), holdout, seed)[1]}
-    return [r for r in records if (source_of(r) in chosen) == (part == "val")]
+    train, val = ([r for r in records if (source_of(r) in chosen) == held] for held in (False, True))
+    return train, val
 
 
 def experiment_part(
@@ -293,6 +357,18 @@ def experiment_part(
         holdout=data.holdout,
         seed=experiment.seed,
     )
+
+
+def training_lists(
+    experiment: Experiment, record: Record
+) -> tuple[list[VideoRecord], list[VideoRecord], dict[str, Any]]:
+    """Return the training and the validation part of an experiment and the `list_facts`; reads each list once."""
+    data, selection, modality = experiment.data, experiment.train.selection, experiment.model.modality
+    whole = load_part(record, modality, data.split, "train", selection="paper")
+    facts = list_facts(whole, own_validation(record, modality, data.split), record.classes)
+    if selection == "holdout" and not _has_own_validation(record, data.split):
+        return *_divide(record, modality, data.split, whole, data.holdout, experiment.seed), facts
+    return whole, whole if selection == "folds" else experiment_part(experiment, record, "val"), facts
 
 
 def own_validation(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
@@ -315,26 +391,26 @@ def _read(record: Record, path: Path) -> list[VideoRecord]:
     )
 
 
-def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classes: Sequence[str]) -> str:
-    """Return the SHA-256 of the training list, the validation list and the class names."""
+def fingerprint(
+    train: Sequence[VideoRecord], val: Sequence[VideoRecord], classes: Sequence[str], *, frames: bool = True
+) -> str:
+    """Return the SHA-256 of the training list, the validation list and the class names; `frames`: and frame counts."""
     digest = hashlib.sha256("\x1f".join(classes).encode())
     for name, records in (("train", train), ("val", val)):
         digest.update(f"\x1e{name}".encode())
         for record in records:
             labels = ",".join(map(str, record.all_labels))
-            digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{labels}".encode())
+            digest.update(f"\x1f{record.id}\x1d{record.num_frames if frames else 0}\x1d{labels}".encode())
     return digest.hexdigest()
 
 
-def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]:
+def list_facts(
+    train: Sequence[VideoRecord], own: Sequence[VideoRecord], classes: Sequence[str]
+) -> dict[str, Any]:
     """Return the length and the fingerprint of a training list, to check whether runs used the same list.
 
     The fingerprint covers the ids and labels of the training list and of the data set's own validation list. The
     fingerprint does not depend on the seed, the holdout, the modality or the order of the videos.
     """
-    lists = (
-        load_part(record, modality, split, "train", selection="paper"),
-        own_validation(record, modality, split),
-    )
-    train, own = (sorted((replace(r, num_frames=0) for r in one), key=lambda r: r.id) for one in lists)
-    return {"training_videos": len(train), "training_list": fingerprint(train, own, record.classes)}
+    first, second = (sorted(one, key=lambda r: r.id) for one in (train, own))
+    return {"training_videos": len(train), "training_list": fingerprint(first, second, classes, frames=False)}

@@ -29,8 +29,8 @@ EXAMPLE_BATCH = 2
 def operators(to: Literal["onnx", "pt2"]) -> frozenset[str]:
     """Return the names of the operations that a file may contain; for pt2, the names include the overload.
 
-    `docs/export_table.py --operators` writes these lists, from exports of all families, heads, streams and timm
-    modules.
+    `eval/documentation/export_table.py --operators` writes these lists, from exports of all families, heads, streams
+    and timm modules.
     """
     listed = resources.files("two_stream.export").joinpath(f"operators_{to}.txt")
     return frozenset(listed.read_text(encoding="utf-8").split())

@@ -74,11 +74,13 @@ def write_model(
 ) -> None:
     """Write `model.safetensors`, whose header contains the model's options and `meta`, and the checksums of the folder.
 
-    The file is written atomically. To replace the weights and the training state together, pass the folder that
-    `runtime.files.replaced_folder` yields.
+    The texts in the header are `format`, `version`, `model` (the options as JSON), `num_classes`, `meta` (JSON: class
+    names, epoch, extraction of the training frames) and, for a compressed network, `altered`. The file is written
+    atomically.
 
     Args:
-        folder: Created if missing.
+        folder: Created if missing. To replace the weights and the training state together, pass the folder that
+            `runtime.files.replaced_folder` yields.
         model: The model, on any device.
         meta: JSON values, for example `{"class_names": [...], "epoch": 3}`.
         carried: Tensors of a published file that the model does not use; `export_checkpoint` restores them.

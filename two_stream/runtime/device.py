@@ -29,7 +29,7 @@ from two_stream.runtime.workers import usable_processes
 
 def derive(*parts: object) -> int:
     """Return a stable 63-bit number for a tuple of strings and numbers (SHA-256 of their text)."""
-    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -22,7 +22,7 @@ from two_stream.data.clips.dataset import (
     open_clips,
 )
 from two_stream.data.clips.loader import Share, class_counts, clip_loader
-from two_stream.data.splits import experiment_part, fingerprint, list_facts
+from two_stream.data.splits import fingerprint, training_lists
 from two_stream.errors import SettingsError
 from two_stream.evaluation.features.cache import (
     FeatureCache,
@@ -34,10 +34,9 @@ from two_stream.evaluation.features.cache import (
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress, warn
 from two_stream.training.losses import Labels
-from two_stream.types import Batch, InputSpec, Part, VideoRecord
+from two_stream.types import Batch, InputSpec, VideoRecord
 
 Wrap = Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]]
-_PARTS: tuple[Part, Part] = ("train", "val")
 
 
 class EpochLoader(Protocol):
@@ -100,7 +99,7 @@ def training_data(
         SettingsError: Stored features do not fit the settings, or are used with several processes.
     """
     data, size = experiment.data, experiment.train.batch_size
-    train, val = (experiment_part(experiment, record, part) for part in _PARTS)
+    train, val, facts = training_lists(experiment, record)
     protocol = data.augment.protocol
     note = mirror_note(record, protocol, data.augment.flip > 0)
     if note and distributed.is_main():
@@ -115,7 +114,7 @@ def training_data(
         dataset=record.name,
         mirror=mirror_of(record, protocol),
         records=train,
-        lists=list_facts(record, experiment.model.modality, data.split),
+        lists=facts,
     )
     lists = fingerprint(train, val, record.classes)
     if data.features is not None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from two_stream.config.load import dump, flatten, load_experiment
-from two_stream.config.schema import FREE_ON_RESUME, Experiment
+from two_stream.config.schema import FREE_ON_RESUME, Cosine, Experiment
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
@@ -59,8 +59,8 @@ _OWN = (
     "metrics.jsonl",
 )
 _OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml", "data.json", "threshold.json")
-_PLACES = ("data.dataset", "data.settings_root", "data.features", "data.shards")
-"""settings that may change on resume because data can be moved; the trainer compares the content of the lists"""
+_PLACES = ("name", "data.dataset", "data.settings_root", "data.features", "data.shards")
+"""settings that may change on resume because runs and data can be moved; the trainer compares the lists' content"""
 
 
 def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPaths:
@@ -156,11 +156,19 @@ def differences(before: Experiment, now: Experiment) -> list[str]:
 
 def _compare(path: Path, before: Experiment, now: Experiment) -> None:
     changed = differences(before, now)
+    old, new = before.train.epochs, now.train.epochs
+    if new > old and now.compress.kind == "none":  # pruning and quantization divide the epochs into phases
+        changed = [line for line in changed if not line.startswith("train.epochs: ")]
     if changed:
         raise SettingsError(
             f"{path}: the settings of the run to resume differ ({'; '.join(changed)}); use the old values, "
             "or train a new run with another --name"
         )
+    if new > old:
+        rates = f"the learning rates are those of a run that began with {new} epochs"
+        if isinstance(now.train.schedule, Cosine):
+            rates = f"from epoch {old + 1}, the learning rates are those of a schedule over {new} epochs"
+        note(f"train.epochs: {old} -> {new}; {rates}")
 
 
 def _clear(paths: RunPaths) -> None:

@@ -42,7 +42,13 @@ _SCALARS = {
 
 
 def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
-    """Write all lines of `metrics.jsonl` atomically. Numbers that are not finite become `null`."""
+    """Write all lines of `metrics.jsonl` atomically. Numbers that are not finite become `null`.
+
+    `epoch` starts at 1, and `step` counts optimizer steps. Keys that start with `train_` and `val_` contain the loss
+    and the accuracies, as fractions, on the training and validation parts. `lr` is the learning rate. `best` is true if
+    the epoch is better than all earlier ones. `skipped` and `val_skipped` count the clips that could not be read, and
+    `crc32` is the checksum of the line. A linear probe has one line, with the regularisation `c`.
+    """
     lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
 
@@ -226,12 +232,16 @@ class Tracker:
         rate = f"C {line['c']:g}" if solved else f"lr {learning_rate(line['lr'])}"
         skipped = f"  {plural(line['skipped'], 'clip')} skipped" if line["skipped"] else ""
         precision = f"  val mAP {per_cent(line['val_map'])}" if "val_map" in line else ""
+        validated = (
+            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {per_cent(line['val_top1'])}"
+            f"  val top-5 {per_cent(line['val_top5'])}"
+            if "val_loss" in line
+            else ""
+        )
         return (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
             f"  train loss {line['train_loss']:.4f}  train top-1 {per_cent(line['train_top1'])}"
-            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {per_cent(line['val_top1'])}"
-            f"  val top-5 {per_cent(line['val_top5'])}"
-            f"  {rate}"
+            f"{validated}  {rate}"
             f"  {duration(line['seconds'])}  {line['clips_per_second']:.1f} clips/s"
             f"{f'  {duration(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
         )

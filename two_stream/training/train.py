@@ -24,7 +24,7 @@ from two_stream.errors import (
     loader_killed,
 )
 from two_stream.evaluation.features.cache import FeatureCache, backbone_sha256
-from two_stream.evaluation.runs.lookup import record_data
+from two_stream.evaluation.runs.lookup import check_data, record_data
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.evaluation.scoring.network import missing_compiler
 from two_stream.heads.base import Standard
@@ -176,6 +176,8 @@ def _start(experiment: Experiment, *, resume: bool, overwrite: bool) -> _Start:
         note(f"restart {distributed.restarts()} by torchrun: continuing from the last checkpoint")
         resume, overwrite = True, False
     paths = check_run(experiment, resume=resume, overwrite=overwrite)
+    if resume and paths.data.is_file():
+        check_data(paths, experiment)
     return _Start(paths, resume, overwrite, has_checkpoint(paths))
 
 
@@ -210,14 +212,16 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
         reshape_like(model, complete_folder(paths.best))
 
 
-def start_model(experiment: Experiment) -> Recognizer:
+def start_model(experiment: Experiment, classes: int | None = None) -> Recognizer:
     """Return the untrained network, with initial weights from the settings, or else random ones from the seed.
+
+    The default of `classes` is the number of classes of the data set.
 
     Raises:
         DataError: The data set cannot be read; the network requires its number of classes.
         CheckpointError: The initial weights cannot be read or do not fit the network.
     """
-    model = _built(experiment, dataset_record(experiment.data).num_classes)
+    model = _built(experiment, classes or dataset_record(experiment.data).num_classes)
     _load_start(model, experiment.train)
     return model
 

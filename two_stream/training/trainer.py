@@ -38,6 +38,9 @@ from two_stream.training.step import Extension, Position, Stepper, StepResult, p
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.types import Batch, RunPaths
 
+MOST_CONFUSED = 1000
+"""largest number of classes for which a validation computes the confusion matrix, which is only drawn"""
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -50,7 +53,8 @@ class Validation:
     top5: float
     """top-5 accuracy, 0 to 1; always 1 with five classes or fewer"""
     confusion: NDArray[np.int64] | None
-    """confusion matrix `(K, K)`: rows are true classes, columns predicted classes; None for a multi-label data set"""
+    """confusion matrix `(K, K)`: rows are true classes, columns predicted classes; None for a multi-label data set or
+    more than `MOST_CONFUSED` classes"""
     clips: int
     map: float | None = None
     """for a multi-label data set: mean average precision over the classes that occur; otherwise None"""
@@ -109,7 +113,9 @@ class Tally:
 
     def __init__(self, num_classes: int) -> None:
         self.loss, self.right1, self.right5, self.clips = 0.0, 0, 0, 0
-        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.num_classes = num_classes
+        self.pairs: list[NDArray[np.int64]] = []
+        """true and predicted class of each clip, as rows"""
         self.scores: list[NDArray[np.float64]] = []
         """scores of a multi-label data set; average precision requires the scores and `targets` of all clips"""
         self.targets: list[NDArray[np.bool_]] = []
@@ -119,7 +125,8 @@ class Tally:
         ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
         if labels.ndim == 1:
             hits = ranked == labels.unsqueeze(1)
-            np.add.at(self.confusion, (labels.cpu().numpy(), ranked[:, 0].cpu().numpy()), 1)
+            if self.num_classes <= MOST_CONFUSED:
+                self.pairs.append(torch.stack([labels, ranked[:, 0]], dim=1).cpu().numpy())
         else:
             hits = labels.gather(1, ranked) > 0
             self.scores.append(logits_BK.double().cpu().numpy())
@@ -135,25 +142,26 @@ class Tally:
         Raises:
             DataError: There are no clips.
         """
-        sums = [
-            self.loss,
-            self.right1,
-            self.right5,
-            self.clips,
-            float(stopped),
-            *self.confusion.ravel().tolist(),
-        ]
-        rows = distributed.gather_numbers(sums)
-        loss, right1, right5, clips, any_stopped, *cells = (sum(column) for column in zip(*rows, strict=True))
+        rows = distributed.gather_numbers([self.loss, self.right1, self.right5, self.clips, float(stopped)])
+        loss, right1, right5, clips, any_stopped = (sum(column) for column in zip(*rows, strict=True))
         if any_stopped:
             return None
         if not clips:
             raise distributed.shared_error(
                 DataError("no validation clip could be read; run `two-stream check` on the data set")
             )
-        confusion = None if multi_label else np.array(cells, dtype=np.int64).reshape(self.confusion.shape)
+        confusion = None if multi_label else self._confusion()
         precision = self._precision() if multi_label else None
         return Validation(loss / clips, right1 / clips, right5 / clips, confusion, int(clips), precision)
+
+    def _confusion(self) -> NDArray[np.int64] | None:
+        if self.num_classes > MOST_CONFUSED:
+            return None
+        counts_KK = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        for pairs in distributed.all_objects(self.pairs):
+            for pairs_B2 in pairs:
+                np.add.at(counts_KK, (pairs_B2[:, 0], pairs_B2[:, 1]), 1)
+        return counts_KK
 
     def _precision(self) -> float:
         from two_stream.evaluation.scores.metrics import mean_average_precision
@@ -280,21 +288,22 @@ class Progress:
         self.clips += result.clips
         self.lr = result.lr
 
-    def end_epoch(self, line: dict[str, Any], validation: Validation, *, counts: bool = True) -> bool:
+    def end_epoch(self, line: dict[str, Any], validation: Validation | None, *, counts: bool = True) -> bool:
         """Record a completed epoch and return whether it is the best so far.
 
         The best epoch has the highest validation top-1 accuracy (mAP for a multi-label data set). Ties are broken by
-        the lower validation loss, then by the earlier epoch. If `counts` is false, the epoch cannot be the best, and
-        early stopping ignores it.
+        the lower validation loss, then by the earlier epoch. An epoch without validation cannot be the best. If
+        `counts` is false, the epoch cannot be the best either, and early stopping ignores it.
         """
-        loss = validation.loss if math.isfinite(validation.loss) else math.inf
-        better = counts and (validation.score, -loss) > (self.best_top1, -self.best_loss)
+        score, loss = (-1.0, math.inf) if validation is None else (validation.score, validation.loss)
+        loss = loss if math.isfinite(loss) else math.inf
+        better = counts and validation is not None and (score, -loss) > (self.best_top1, -self.best_loss)
         if counts:
             self.stale = 0 if loss < self.lowest_loss else self.stale + 1
             self.lowest_loss = min(loss, self.lowest_loss)
         self.epoch += 1
         if better:
-            self.best_epoch, self.best_top1, self.best_loss = self.epoch, validation.score, loss
+            self.best_epoch, self.best_top1, self.best_loss = self.epoch, score, loss
         self.history.append(line | {"best": better})
         self.batch, self.clips, self.correct, self.loss, self.seconds = 0, 0, 0, 0.0, 0.0
         return better
@@ -333,7 +342,7 @@ class Progress:
             finished=self.finished,
             already_finished=already_finished,
             interrupted=interrupted,
-            metric="mAP" if self.history and "val_map" in self.history[-1] else "top-1",
+            metric="mAP" if any("val_map" in line for line in self.history) else "top-1",
         )
 
 
@@ -580,7 +589,11 @@ class Trainer:
         self.extension.restored(self.stepper.models)
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress.from_state(state["progress"])
+        self.progress = at = Progress.from_state(state["progress"])
+        # more epochs than before were requested; a run that early stopping ended would also have ended as a longer run
+        at.finished &= at.epoch >= self.options.epochs or at.stale >= (
+            self.options.early_stopping or math.inf
+        )
         set_rng_state(state["rng"])
         if distributed.is_main():
             # removes the lines of epochs after the checkpoint
@@ -620,15 +633,19 @@ class Trainer:
                     return at.result(self.paths, selection, interrupted=interrupted)
 
     def _epoch(self, stop: StopRequest, tracker: Tracker) -> bool:
-        """Train the rest of the epoch and validate.
+        """Train the rest of the epoch, and validate if a validation is due.
 
         Returns False if a stop was requested before the end of the epoch.
         """
-        if self.progress.batch < self.batches:
+        at = self.progress
+        if at.batch < self.batches:
             self._train(stop, tracker)
             if stop:
                 return False
-            self.progress.batch = self.batches
+            at.batch = self.batches
+        if at.epoch + 1 < self.options.epochs and (at.epoch + 1) % self.options.validate_every:
+            self._end_epoch(None, 0.0, tracker)
+            return True
         begin = time.perf_counter()
         with distributed.raise_on_all_ranks():
             loader = self.data.validation()
@@ -706,7 +723,7 @@ class Trainer:
             more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
             warn(f"skipped: {video} ({reason}){more}")
 
-    def _end_epoch(self, validation: Validation, seconds: float, tracker: Tracker) -> None:
+    def _end_epoch(self, validation: Validation | None, seconds: float, tracker: Tracker) -> None:
         at = self.progress
         if not at.clips:
             raise distributed.shared_error(
@@ -717,13 +734,9 @@ class Trainer:
             "step": at.step,
             "train_loss": at.loss / at.clips,
             "train_top1": at.correct / at.clips,
-            "val_loss": validation.loss,
-            "val_top1": validation.top1,
-            "val_top5": validation.top5,
-            **({} if validation.map is None else {"val_map": validation.map}),
+            **({} if validation is None else self._measured(validation)),
             "lr": at.lr,
             "skipped": self._planned_clips(0, self.batches) - at.clips,
-            "val_skipped": self.data.num_val - validation.clips,
             "selection": SELECTION_LABELS[self.options.selection],
             "seconds": at.seconds + seconds,
             "clips_per_second": at.clips / max(at.seconds, 1e-9),
@@ -732,17 +745,23 @@ class Trainer:
         at.step = (
             at.epoch * self.steps
         )  # steps without a readable clip do not shift the learning rate schedule
-        self.schedule.end_epoch(validation.loss)
+        if validation is not None:
+            self.schedule.end_epoch(validation.loss)
         at.finished = at.epoch >= self.options.epochs
-        if not at.finished and at.stale >= (self.options.early_stopping or math.inf):
+        if (
+            validation is not None
+            and not at.finished
+            and at.stale >= (self.options.early_stopping or math.inf)
+        ):
             at.finished = True
             note(f"early stopping: the validation loss has not decreased for {plural(at.stale, 'epoch')}")
         left = 0.0
         if not at.finished:
             left = sum(past["seconds"] for past in at.history) / at.epoch * (self.options.epochs - at.epoch)
-        tracker.epoch(at.history[-1], validation.confusion, self.data.class_names, left)
+        confusion = None if validation is None else validation.confusion
+        tracker.epoch(at.history[-1], confusion, self.data.class_names, left)
         if at.finished:
-            name = "val_top1" if validation.map is None else "val_map"
+            name = "val_map" if "val_map" in at.history[-1] else "val_top1"
             tracker.hparams({name: at.best_top1, "val_loss": at.best_loss})
         if best:
             self._save_best()
@@ -750,6 +769,16 @@ class Trainer:
             self._save_last()
         elif distributed.is_main():
             write_metrics(self.paths, at.history)
+
+    def _measured(self, validation: Validation) -> dict[str, Any]:
+        """Return the fields of a line in `metrics.jsonl` that a validation measures."""
+        return {
+            "val_loss": validation.loss,
+            "val_top1": validation.top1,
+            "val_top5": validation.top5,
+            **({} if validation.map is None else {"val_map": validation.map}),
+            "val_skipped": self.data.num_val - validation.clips,
+        }
 
     def _save_last(self) -> None:
         """Write `metrics.jsonl`, then `last/`.

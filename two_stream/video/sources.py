@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from two_stream.errors import DataError
 from two_stream.video.decoding.base import VIDEO_SUFFIXES
+from two_stream.video.decoding.memory import is_frame_file
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst", ".list", ".csv"})
 
@@ -60,6 +61,34 @@ def video_files(folder: Path) -> tuple[list[Path], int]:
             else:
                 ignored += 1
     return sorted(files), ignored
+
+
+def find_inputs(folder: Path) -> tuple[list[tuple[str, Path]], int]:
+    """Return the ids and paths of the video files and frame folders below a folder, and the number of other files.
+
+    A folder that contains images or stored flow is a frame folder, unless it contains a video or a frame folder. The
+    id is the path relative to `folder`; the suffix of a video is kept only if several ids would be equal. If `folder`
+    is itself a frame folder, its id is its path.
+
+    Raises:
+        DataError: There is no video and no frame folder.
+    """
+    files, others = video_files(folder)
+    pictures = {root: len(list(filter(is_frame_file, names))) for root, names in walk_folders(folder)}
+    pictures = {root: count for root, count in pictures.items() if count}
+    holding = {parent for path in (*files, *pictures) for parent in path.parents}
+    folders = [root for root in pictures if root not in holding]
+    others -= sum(pictures[root] for root in folders)
+    if folders == [folder]:
+        return [(str(folder), folder)], others
+    if not files and not folders:
+        raise DataError(
+            f"{folder}: contains no video file and no folder of frames, only {others} other files"
+        )
+    names = {root.relative_to(folder).as_posix(): root for root in folders}
+    for name, path in zip(folder_ids(folder, files), files):
+        names[path.relative_to(folder).as_posix() if name in names else name] = path
+    return sorted(names.items()), others
 
 
 def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -1,7 +1,7 @@
 """Records of named models: parts, publication and cost.
 
-`costs.json` contains the costs, so that models can be listed without building networks. `python docs/models/tables.py`
-writes this file; a test compares it with the networks.
+`costs.json` contains the costs, so that models can be listed without building networks. `python
+eval/documentation/model_tables.py --count` writes this file; a test compares it with the networks.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 
 SCRIPTS = (
     "attention",
+    "big_lists",
     "evaluation",
     "exports",
     "extraction",

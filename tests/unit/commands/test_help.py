@@ -7,10 +7,12 @@ import io
 import re
 import shlex
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import tyro
 
+from tests.helpers.documents import commands_in, pages_of
 from two_stream.cli import COMMANDS, GROUPS, main
 from two_stream.commands import compress, evaluate, help, train, weights
 from two_stream.commands.flags import wants_help
@@ -61,7 +63,18 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("example", [*EXAMPLES, *train.RECIPE_EXAMPLES, *evaluate.RESULT_EXAMPLES])
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENTED = {
+    command.removeprefix("two-stream ")
+    for page in pages_of(ROOT, "Start", "Guides", "Why", "Coming from")
+    for command in commands_in(page)
+    if command.startswith("two-stream ") and not re.search(r"[\[…]|\bKIND\b", command)
+}
+
+
+@pytest.mark.parametrize(
+    "example", [*EXAMPLES, *train.RECIPE_EXAMPLES, *evaluate.RESULT_EXAMPLES, *sorted(DOCUMENTED)]
+)
 def test_an_example_is_accepted(example, monkeypatch, tmp_path, capsys):
     """Every flag of the example parses: an unknown flag is an error before the missing run is."""
     command, *rest = shlex.split(example)

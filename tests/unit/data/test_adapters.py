@@ -31,7 +31,7 @@ def prepared(
     """Prepare frame folders, or videos, which are decoded in this process."""
     out = annotations.parent / "settings"
     chosen = AnnotationOptions(
-        annotations, kind, out, frames=root, videos=videos, **{"processes": 0} | options
+        annotations, name=kind, out=out, frames=root, videos=videos, **{"processes": 0} | options
     )
     made = prepare_annotations(kind, chosen)
     return made, load_record(kind, out)

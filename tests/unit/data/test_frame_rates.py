@@ -260,3 +260,20 @@ def test_settings_that_cannot_work_are_reported_before_a_run_folder_is_written(r
     ):
         training_data(experiment, record, replace(FLOW, fps=10.0))
     training_data(experiment, record, replace(FLOW, fps=24.0))
+
+
+def test_the_cache_of_videos_keeps_flow_from_position_to_position(root, record, monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "FlowEstimator", Shift)
+    cached = data_of(root, "videos", cache=str(tmp_path / "cache"))
+    for name in FILMS:
+        plain = make_source(record, "flow", data_of(root, "videos"), 25.0)
+        kept = make_source(record, "flow", cached, 25.0)
+        (video,) = (one for one in videos(less=1) if one.id == name)
+        assert kept.count(video) == plain.count(video) == 50
+        wanted = plain.read(name, [1, 2, 9, 25, 2, 50], SIZE)
+        assert (kept.read(name, [1, 2, 9, 25, 2, 50], SIZE) == wanted).all()
+        with monkeypatch.context() as patch:
+            patch.setattr(files.VideoFiles, "stored", None)  # nothing is computed again
+            assert (kept.read(name, [25, 9], SIZE) == wanted[[3, 2]]).all()
+        shown = make_source(record, "rgb", cached, 25.0).read(name, [11, 51], SIZE)
+        assert moments(shown) == pytest.approx([0.4, 2.0], abs=slack(name))

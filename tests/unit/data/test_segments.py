@@ -114,7 +114,9 @@ def untrimmed(tmp_path: Path) -> Record:
     table = "id,label,start,end,split\nsteady,a,0.5,1.5,train\nsteady,b,1.5,9,train\n"
     table += "variable,a,0.0,0.5,train\nvariable,b,0.9,5,test\n"
     write(tmp_path, {"t.csv": table})
-    options = AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, videos=tmp_path / "videos", processes=0)
+    options = AnnotationOptions(
+        tmp_path / "t.csv", name="cut", out=tmp_path, videos=tmp_path / "videos", processes=0
+    )
     made = prepare_annotations("table", options)
     assert not made.failures
     return load_record("cut", tmp_path)
@@ -192,7 +194,9 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
         tmp_path,
         {"t.csv": "id,label,start,end,fps,split\nx,a,0,1,10,train\nx,b,1,9,10,test\nx,b,5,9,10,test\n"},
     )
-    made = prepare_annotations("table", AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
+    made = prepare_annotations(
+        "table", AnnotationOptions(tmp_path / "t.csv", name="cut", out=tmp_path, frames=root)
+    )
     assert made.failures == [
         ("x#3", f"the part starts at 5 s, but the video ends at 4 s ({tmp_path / 't.csv'}:4)")
     ]

@@ -18,6 +18,7 @@ from two_stream.data.splits import (
     write_list,
 )
 from two_stream.errors import DataError
+from two_stream.runtime.device import derive
 from two_stream.types import VideoRecord
 
 
@@ -174,3 +175,66 @@ def test_missing_split_list_tells_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text("name: x\nclasses: [a]\n")
     with pytest.raises(DataError, match=r"train_rgb_split1\.txt: no such split list; .*two-stream prepare"):
         load_part(load_record(tmp_path), "rgb", 1, "train")
+
+
+def plain_choice(records: list[VideoRecord], fraction: float, seed: int, used: set[str]) -> set[str]:
+    """Choose with one array of class counts per source, as the first versions did."""
+    labels = sorted({label for record in records for label in record.all_labels})
+    counts: dict[str, np.ndarray] = {}
+    for record in records:
+        held = counts.setdefault(record.group or record.id, np.zeros(len(labels)))
+        held[[labels.index(label) for label in record.all_labels]] += 1
+    total = np.sum(list(counts.values()), axis=0)
+    order = sorted(counts, key=lambda group: (group in used, derive("split", seed, group)))
+    chosen, taken = set(), np.zeros(len(labels))
+
+    def gain(group: str) -> float:
+        before = (taken - fraction * total) / total
+        after = before + counts[group] / total
+        return float(np.sum(before**2) - np.sum(after**2))
+
+    def leaves_some(group: str) -> bool:
+        held = counts[group] > 0
+        return bool(np.all((total - taken - counts[group])[held] > 0))
+
+    for group in order:
+        if leaves_some(group) and gain(group) > 1e-12:
+            chosen.add(group)
+            taken += counts[group]
+    for index in range(len(labels)):
+        if taken[index] == 0:
+            holders = [g for g in order if g not in chosen and counts[g][index] and leaves_some(g)]
+            if holders:
+                group = max(holders, key=gain)
+                chosen.add(group)
+                taken += counts[group]
+    return chosen
+
+
+def test_choices_are_those_of_the_first_versions() -> None:
+    random = np.random.default_rng(0)
+    for case in range(150):
+        classes, count, size = (
+            int(random.choice(of)) for of in ([1, 3, 8, 60, 300], [5, 40, 300], [1, 2, 7])
+        )
+        records = []
+        for number in range(count):
+            label = int(random.random() ** 2 * classes)
+            labels = {label, *random.integers(0, classes, case % 3).tolist()}
+            several = tuple(sorted(labels)) if case % 2 else ()
+            label = several[0] if several else label
+            records.append(
+                VideoRecord(f"v{number}", 9, label, f"s{number // size}" if size > 1 else "", several)
+            )
+        fraction = float(random.choice([0.1, 0.2, 0.25, 0.3, 0.5, random.random()]))
+        used = (
+            {records[place].group or records[place].id for place in range(0, count, 5)} if case % 4 else set()
+        )
+        assert choose_groups(records, fraction, case, used) == plain_choice(records, fraction, case, used)
+
+
+@pytest.mark.slow
+def test_ties_among_thousands_of_classes_are_decided_as_before() -> None:
+    labels = np.random.default_rng(1).integers(0, 3000, 15_000)
+    records = [VideoRecord(f"v{number}", 9, int(label)) for number, label in enumerate(labels)]
+    assert choose_groups(records, 0.5, 1) == plain_choice(records, 0.5, 1, set())

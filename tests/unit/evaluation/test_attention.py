@@ -367,7 +367,7 @@ def test_head_without_attention_is_refused_before_scoring(video, run_folders, tm
     def scored(*args):
         raise AssertionError("the video was scored")
 
-    monkeypatch.setattr("two_stream.evaluation.runs.run.score_file", scored)
+    monkeypatch.setattr("two_stream.evaluation.runs.run.score_sources", scored)
     run = run_folders / "pooled"
     out = tmp_path / "a.png"
     assert cli(["predict", str(video), "--rgb", str(run), "--device", "cpu", "--attention", str(out)]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +18,17 @@ from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.pictures.attention import read_attention
 from two_stream.evaluation.pictures.timeline import score_windows
 from two_stream.evaluation.runs.run import extraction_of, reading_of, score_with_runs
-from two_stream.evaluation.scoring.video import VideoInput, clip_spans, score_file
+from two_stream.evaluation.scoring.video import VideoInput, clip_spans, open_input, score_file
 from two_stream.export import load
 from two_stream.streaming.live.networks import NetworkTrack, Prepare, SlidingRecognizer
 from two_stream.streaming.live.pipeline import Pipeline
 from two_stream.types import InputSpec
 from two_stream.video.decoding.live import FileSource
+from two_stream.video.decoding.memory import FlowFolder
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
+from two_stream.video.frames import MANIFEST
+from two_stream.video.sources import Source
 
 SIZE = (32, 160)
 SPEC = InputSpec("rgb", 8, 2, SIZE, SIZE, (0.0, 255.0), (0.0,) * 3, (1.0,) * 3, fps=25.0)
@@ -169,3 +175,52 @@ def test_an_export_sees_videos_at_the_rate_of_its_run(tmp_path):
     (here,), (there,) = (score_with_runs([one], path, [WINDOWS]) for one in (load_run(run), exported))
     assert there.numbers == here.numbers
     np.testing.assert_allclose(there.view_logits, here.view_logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_of_frames_is_read_at_the_rate_of_the_run(tmp_path, monkeypatch, capsys):
+    path, spec = (
+        film(tmp_path, "60"),
+        replace(SPEC, modality="flow", mean=(0.0,) * 2, std=(1.0,) * 2, fps=12.5),
+    )
+    for name, fps in (("all", None), ("some", 12.5)):
+        options = ExtractOptions(flow="dis", short_side=None, processes=0, fps=fps)
+        extract([Source(name, path)], tmp_path / "frames", options)
+    folder = tmp_path / "frames" / "all"
+    result = score_file(Moments(SPEC), folder, WINDOWS, READING)
+    assert (result.frames, result.seen) == (121, 51)
+    assert result.view_logits[1] == pytest.approx((10 + np.arange(0, 16, 2)) / 25, abs=slack("60"))
+    with pytest.raises(
+        VideoError, match=r"all: its stored flow .* than 12.5; run `two-stream extract --fps 12.5`, or"
+    ):
+        open_input(folder, spec, READING)
+    with open_input(tmp_path / "frames" / "some", spec, READING) as stored:
+        assert (type(stored), stored.num_frames) == (FlowFolder, 26)
+    with open_input(folder, spec, replace(READING, stored_flow=False)) as video:
+        assert (video.numbers[:3], video.num_frames) == ([1, 6, 11], 26)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(
+        VideoError, match="all: has neither time stamps nor a frame rate.*to a file `fps` in the folder"
+    ):
+        open_input(folder, SPEC, READING)
+
+
+def test_stored_features_of_videos_have_the_times_of_the_video(tmp_path):
+    film(tmp_path, "60")
+    run = made_run(
+        tmp_path / "run", input={"clip_length": 8, "crop": 32, "resize": (36, 48), "stride": 2, "fps": 25}
+    )
+    command = ["features", str(run), "--videos", str(tmp_path / "60.mp4"), "--npy", str(tmp_path / "npy")]
+    assert main([*command, "--layout", "actionformer", "--step", "10"]) == 0
+    facts = json.loads((tmp_path / "npy" / "60.json").read_text())
+    assert (facts["frames"], facts["first_frame"], facts["last_frame"]) == (
+        121,
+        [1, 25, 49, 73],
+        [35, 59, 83, 107],
+    )
+    assert (facts["start_s"], facts["end_s"]) == ([0.0, 0.4, 0.8, 1.2], [0.6, 1.0, 1.4, 1.8])
+    table = json.loads((tmp_path / "npy" / "_annotations.json").read_text())
+    assert (table["feat_stride"], table["database"]["60"]["fps"], table["database"]["60"]["frame"]) == (
+        10,
+        25.0,
+        50,
+    )

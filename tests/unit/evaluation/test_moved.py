@@ -16,7 +16,7 @@ from two_stream.config.load import dump
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.training.train import train
 
-PLACES = {"file", "run", "date", "created", "environment"}
+PLACES = {"file", "run", "date", "created", "environment", "folder", "location"}
 
 
 @pytest.fixture
@@ -34,14 +34,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return world.root
 
 
+def without_places(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata without paths and dates."""
+    inner = {key: without_places(value) if isinstance(value, dict) else value for key, value in meta.items()}
+    return {key: value for key, value in inner.items() if key not in PLACES}
+
+
 def scored(run: Path, *flags: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the metadata without paths and dates, and the arrays, of a new evaluation."""
     shutil.rmtree(run / "scores", ignore_errors=True)
     assert main(["evaluate", str(run), "--device", "cpu", *flags]) == 0
     (file,) = (run / "scores").iterdir()
     table = read_scores(file)
-    meta = {key: value for key, value in table.meta.items() if key not in PLACES}
-    return meta, {
+    return without_places(table.meta), {
         "logits": table.logits,
         "labels": table.labels,
         "ids": np.array(table.ids),
@@ -69,7 +74,10 @@ def test_a_run_is_scored_from_anywhere_after_moves(here: Path, tmp_path: Path, m
     assert main(["evaluate", str(alone), "--device", "cpu"]) == 2  # the data are gone
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "settings/tiny/dataset.yaml: no such file" in said
+    assert (
+        f"data set 'tiny' not found; tried {tmp_path}/other/settings/tiny/dataset.yaml, {here}/settings/"
+        in said
+    )
     assert "--data-root" in said
     root = both / "settings" / "tiny"
     for given in (root, root / "dataset.yaml"):
@@ -122,10 +130,12 @@ def test_a_run_of_an_earlier_version_is_found_by_its_folder(here: Path, tmp_path
 def test_a_moved_run_folder_resumes(here: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     both = tmp_path / "moved"
     here.rename(both)
-    monkeypatch.chdir(tmp_path)
-    for given in (both / "runs" / "run", both / "runs" / "run" / "experiment.yaml"):
+    (both / "runs" / "run").rename(both / "runs" / "renamed")
+    monkeypatch.chdir(both / "runs" / "renamed")
+    for given in (Path("experiment.yaml"), both / "runs" / "renamed"):
         assert main(["train", str(given), "--resume"]) == 0
         assert "the run has finished" in capsys.readouterr().out
+    assert [path.name for path in (both / "runs").iterdir()] == ["renamed"]
 
 
 def test_a_moved_run_resumes_on_moved_data_only_if_they_are_the_same(
@@ -155,6 +165,60 @@ def test_a_moved_run_resumes_on_moved_data_only_if_they_are_the_same(
     lists.write_text("".join(lists.read_text().splitlines(keepends=True)[:-1]))
     assert main(command) == 2
     assert "list" in capsys.readouterr().err
+
+
+def test_stored_features_and_shards_are_found_after_moves(
+    here: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Their recorded places come before those in the settings, which other files in the current folder may have."""
+    frozen = ["--train.freeze-until", "backbone", "--train.init", "runs/run", "--train.init-part", "backbone"]
+    caches = {"features": Path("features/run"), "shards": Path("packed")}
+    assert main(["features", "runs/run", "--out", "features/run"]) == 0
+    packing = ["--encoding", "original", "--processes", "0", "--out", "packed"]
+    assert main(["pack", "settings/tiny/dataset.yaml", *packing]) == 0
+    given = {"features": frozen, "shards": ["--data.source", "shards"]}
+    for key, flags in given.items():
+        assert main(["train", "run.yaml", "--name", key, f"--data.{key}", str(caches[key]), *flags]) == 0
+    wanted = {key: scored(Path("runs") / key) for key in caches}
+    both, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
+    here.rename(both)
+    for path in caches.values():  # damaged files at the places in the settings
+        shutil.copytree(both / path, elsewhere / path)
+        for file in (elsewhere / path).rglob("*.np*"):
+            file.write_bytes(b"")
+    monkeypatch.chdir(elsewhere)
+    assert main(["features", str(both / "runs" / "run"), "--out", "features/again"]) == 0
+    assert all(same(scored(both / "runs" / key), wanted[key]) for key in caches)
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(elsewhere)
+    for key, path in caches.items():
+        place = tmp_path / "caches" / key
+        shutil.move(both / path, place)
+        run = both / "runs" / key
+        capsys.readouterr()
+        for command in (["evaluate", str(run)], ["train", str(run), "--resume"]):
+            assert main(command) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert f"not found; tried {both / path}, {here / path}" in said
+            assert f"--data-root (`train --resume`: --data.{key})" in said
+        assert same(scored(run, "--data-root", str(place)), wanted[key])
+        assert main(["train", str(run), "--resume", f"--data.{key}", str(place)]) == 0
+        assert same(scored(run), wanted[key])  # resuming has stored the new place
+    capsys.readouterr()
+    assert main(["evaluate", str(both / "runs" / "shards"), "--data-root", str(both)]) == 2
+    assert "found no dataset.yaml of the data set 'tiny' there, and no shards" in capsys.readouterr().err
+
+
+def test_shards_of_another_data_set_are_not_read(here: Path, capsys) -> None:
+    record = Path("settings/tiny/dataset.yaml")
+    record.write_text(record.read_text().replace("name: tiny", "name: other"))
+    packing = ["--encoding", "original", "--processes", "0", "--out", "packed"]
+    assert main(["pack", str(record), *packing]) == 0
+    record.write_text(record.read_text().replace("name: other", "name: tiny"))
+    flags = ["--name", "shards", "--data.shards", "packed", "--data.source", "shards"]
+    assert main(["train", "run.yaml", *flags]) == 2
+    assert "packed: shards of the data set 'other', expected 'tiny'" in capsys.readouterr().err
 
 
 def test_a_run_of_an_earlier_version_reads_its_settings(here: Path, capsys) -> None:

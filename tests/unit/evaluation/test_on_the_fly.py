@@ -193,7 +193,7 @@ def test_a_run_on_video_files_predicts_as_it_is_scored(world, tmp_path):
     expected = VideoInput("opencv", "farneback", 40, None, "paper", "paper")
     assert reading_of(run) == expected
     assert reading_of(run, backend="pyav", flow="dis", short_side=96) == VideoInput(
-        "pyav", "dis", 96, None, "paper", "paper"
+        "pyav", "dis", 96, None, "paper", "paper", stored_flow=False
     )
     table, _ = evaluate_run(run, out=tmp_path / "s.npz")
     logits = table.logits[table.ids.index("left/v_g3")]
@@ -366,14 +366,20 @@ def test_what_is_no_video_is_one_clear_line_and_code_2(world, tmp_path, capsys, 
                 container.mux(packet)
     assert cli(["predict", str(path), "--rgb", str(world / "rgb"), "--device", "cpu"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    words = {"missing": "no such file", "text": "not a video", "empty": "0 bytes", "folder": "directory"}
+    words = {
+        "missing": "no such file",
+        "text": "not a video",
+        "empty": "0 bytes",
+        "folder": "contains no video",
+    }
     assert len(lines) == 1
     assert str(path) in lines[0]
     assert words.get(kind, "audio") in lines[0]
     good = str(world / "videos" / "left" / "v_g1.mp4")
-    assert cli(["predict", good, str(path), "--rgb", str(world / "rgb"), "--device", "cpu"]) == 2
+    code = cli(["predict", good, str(path), "--rgb", str(world / "rgb"), "--device", "cpu"])
     caught = capsys.readouterr()
-    assert "5 frames" in caught.out  # the good one is answered
+    assert code == (2 if kind == "folder" else 1)  # an empty folder is a mistake in the command line
+    assert ("1 video · 1 video could not be read, see above" in caught.out) == (kind != "folder")
     assert str(path) in caught.err
 
 

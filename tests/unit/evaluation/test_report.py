@@ -248,6 +248,14 @@ def test_learning_curves_leave_out_what_is_not_there():
     assert "learning rate" not in drawn
 
 
+def test_the_learning_rate_has_plain_numbers():
+    """Also on its small ticks, which have labels if the values are within a factor of ten."""
+    drawn = page.learning_curves({"rgb": [{"epoch": e, "lr": 0.01 * 0.8**e} for e in (1.0, 8.0)]})
+    assert drawn is not None
+    assert "mathdefault" not in drawn
+    assert ">0.006<" in drawn
+
+
 def test_flow_is_drawn_by_direction_and_length():
     flow = np.full((1, 1, 3, 2), 128, np.uint8)
     flow[0, 0, 1] = (255, 128)

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,7 +19,7 @@ from two_stream.cli import main
 from two_stream.commands import models
 from two_stream.commands.compress.comparison import show_compression
 from two_stream.commands.output import print_json
-from two_stream.runtime.console import _bar, console, err, note, say, table, warn
+from two_stream.runtime.console import _bar, console, err, note, progress, say, table, warn
 from two_stream.studies.report.tables import print_study
 
 TABLES = {
@@ -170,6 +172,33 @@ def test_the_progress_of_an_epoch_cuts_no_number(monkeypatch, capsys):
     assert "123/400" in shown
     assert "123.6 clips/s" in shown
     assert not re.search(r"\d…|…\d", shown)
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook_with_ipywidgets_shows_a_bar(widgets, monkeypatch):
+    shown = []
+
+    class Output:
+        def clear_output(self, wait: bool) -> None: ...
+        def close(self) -> None: ...
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    notebook = ModuleType("ipywidgets")
+    notebook.Output, notebook.__spec__ = Output, ModuleSpec("ipywidgets", None)
+    display = ModuleType("IPython.display")
+    display.display = shown.append
+    monkeypatch.setitem(sys.modules, "ipywidgets", notebook if widgets else None)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    if not widgets:
+        monkeypatch.setattr("two_stream.runtime.console.find_spec", lambda _: None)
+    monkeypatch.setattr(err, "is_jupyter", True)
+    with progress("scoring", 2, every=0.0) as advance:
+        advance()
+        advance()
+    assert any(isinstance(one, Output) for one in shown) == widgets
+    lines = [one.text for one in shown if hasattr(one, "text")]
+    assert ("scoring: 2/2, 0 s left\n" in lines) != widgets
 
 
 def test_json_is_not_wrapped(monkeypatch, capsys):

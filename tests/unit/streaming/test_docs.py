@@ -13,7 +13,7 @@ from two_stream import zoo
 
 def test_the_table_has_every_kind_of_network(repository: Path) -> None:
     page = (repository / "docs" / "streaming.md").read_text(encoding="utf-8")
-    table = page.partition("<!-- table -->")[2].partition("<!-- end -->")[0]
+    table = page.partition("<!-- table: ")[2].partition("<!-- end -->")[0]
     shown = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
     kinds = {record.name: record.options.backbone.kind for record in zoo.records("*")}
     assert {kinds[name] for name in shown} == set(kinds.values())
@@ -21,6 +21,6 @@ def test_the_table_has_every_kind_of_network(repository: Path) -> None:
 
 @pytest.mark.slow
 def test_the_table_is_what_is_counted(repository: Path) -> None:
-    script = repository / "docs" / "streaming_table.py"
+    script = repository / "eval" / "documentation" / "streaming_table.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr or "run `python docs/streaming_table.py`"
+    assert done.returncode == 0, done.stderr or "run `python eval/documentation/streaming_table.py`"

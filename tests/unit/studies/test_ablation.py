@@ -52,7 +52,7 @@ def done(monkeypatch) -> list[StudyJob]:
             found.append(job)
             scores = {}
             if job.kind == "train":
-                path = Path(job.run) / "scores.npz"
+                path = Path(job.run) / "scores" / "test.npz"
                 write_text(path, job.key)
                 scores = {"test": [str(path), sha256(path)]}
             scoring = cells._scoring(job.settings())
@@ -82,7 +82,7 @@ def test_what_no_missing_cell_needs_is_not_made_again(study: Study, done: list[S
     monkeypatch.setattr(cells, "_stored", lambda job, outcome: False)  # the features were removed
     run_study(study, StudyWorkers())
     assert titles(done) == ALL
-    (Path(done[-1].run) / "scores.npz").unlink()
+    (Path(done[-1].run) / "scores" / "test.npz").unlink()
     run_study(study, StudyWorkers())
     assert titles(done)[4:] == ["features, split 1", "lstm, split 1, seed 1"]
 

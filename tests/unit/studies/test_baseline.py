@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.helpers.studies import run_jobs_here
 from two_stream import cli
 from two_stream.config.study import Study
 from two_stream.data.catalog import load_record
-from two_stream.data.splits import list_facts
+from two_stream.data.splits import list_facts, load_part
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import newest_scores, read_scores
@@ -78,9 +79,13 @@ def test_the_training_list_goes_from_the_weights_into_the_scores(
     path = settings / "toy" / "train_rgb_split1.txt"
     path.write_text("\n".join(reversed(lines)).replace(" 8 ", " 7 "))  # another order, other frame counts
     record = load_record("toy", settings)
-    assert list_facts(record, "rgb", 1) == expected
+
+    def facts() -> dict[str, Any]:
+        return list_facts(load_part(record, "rgb", 1, "train", selection="paper"), [], record.classes)
+
+    assert facts() == expected
     path.write_text("\n".join(lines[:-1]))
-    changed = list_facts(record, "rgb", 1)
+    changed = facts()
     assert changed["training_videos"] == 10
     assert changed["training_list"] != expected["training_list"]
     assert (read_scores(made / "test_fused.npz").logits.argmax(1) == [0, 0, 1, 1]).all()  # it is easy

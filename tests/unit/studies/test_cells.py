@@ -34,9 +34,10 @@ def job(tmp_path: Path) -> StudyJob:
 @pytest.fixture
 def scored(job: StudyJob, monkeypatch, tmp_path: Path) -> Path:
     """A training that writes a score file at once."""
-    path = tmp_path / "scores.npz"
+    path = tmp_path / "runs" / "a-1" / "scores" / "test.npz"
 
     def trained(job: StudyJob) -> StudyOutcome:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"scores")
         scores = {"test": [str(path), sha256(path)]}
         return StudyOutcome(

@@ -12,7 +12,14 @@ from two_stream.errors import DataError, SettingsError
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running.ablation import stages_of
 from two_stream.studies.running.cells import StudyJob
-from two_stream.studies.running.plan import Cell, backbone_cell, base_settings, load_study, plan_cells, variants_of
+from two_stream.studies.running.plan import (
+    Cell,
+    backbone_cell,
+    base_settings,
+    load_study,
+    plan_cells,
+    variants_of,
+)
 
 
 @pytest.fixture

@@ -49,8 +49,20 @@ def test_only_what_leaves_the_training_alone_may_change(tmp_path: Path) -> None:
     assert all(key.startswith(("seed", "train.epochs", "train.optimizer", "model.head")) for key in keys)
     paths = check_run(before, resume=False, overwrite=False)
     begin_run(paths, before, overwrite=False)
-    with pytest.raises(SettingsError, match=r"to resume differ \(.*seed: 0 -> 4; train.epochs: 30 -> 31"):
+    with pytest.raises(SettingsError, match=r"to resume differ \(.*; seed: 0 -> 4; train.optimizer"):
         check_run(changed, resume=True, overwrite=False)
+
+
+def test_a_run_continues_for_more_epochs_but_not_for_fewer(tmp_path: Path, capsys: Any) -> None:
+    before = _experiment(tmp_path)
+    begin_run(check_run(before, resume=False, overwrite=False), before, overwrite=False)
+    check_run(_experiment(tmp_path, train={"epochs": 40}), resume=True, overwrite=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "30 -> 40; from epoch 31, the learning rates are those of a schedule over 40 epochs" in said
+    taught = {"kind": "distill", "teachers": ["runs/other"]}
+    for changes in ({"train": {"epochs": 29}}, {"train": {"epochs": 40}, "compress": taught}):
+        with pytest.raises(SettingsError, match=r"train.epochs: 30 -> (29|40)"):
+            check_run(_experiment(tmp_path, **changes), resume=True, overwrite=False)
 
 
 def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:

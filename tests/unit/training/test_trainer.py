@@ -123,6 +123,50 @@ def test_resumed_equals_continuous(make_trainer: Any, died_after: int, train: di
     assert len({line["lr"] for line in _lines(whole)}) > 1, "the rate never changed: no test of its state"
 
 
+def test_more_epochs_give_the_weights_of_a_longer_run(make_trainer: Any) -> None:
+    settings = {"ema": 0.8, "mixup": 0.3, **FAST}
+    make_trainer("short", epochs=2, **settings).fit()
+    longer = make_trainer("short", epochs=4, **settings)
+    longer.restore()
+    assert longer.fit().epochs == 4
+    whole = make_trainer("whole", epochs=4, **settings)
+    whole.fit()
+    ours, theirs = (load_checkpoint(trainer.paths.last)[0] for trainer in (longer, whole))
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    assert _timeless(_lines(longer)) == _timeless(_lines(whole))
+
+
+def test_more_epochs_follow_the_cosine_of_the_longer_schedule(make_trainer: Any) -> None:
+    settings = {"optimizer": {"kind": "adamw", "lr": 0.05}, "schedule": {"kind": "cosine"}}
+    make_trainer("short", epochs=2, **settings).fit()
+    longer = make_trainer("short", epochs=4, **settings)
+    longer.restore()
+    longer.fit()
+    whole = make_trainer("whole", epochs=4, **settings)
+    whole.fit()
+    ours, theirs = ([line["lr"] for line in _lines(trainer)] for trainer in (longer, whole))
+    assert ours[2:] == theirs[2:]
+    assert ours[1] < theirs[1]
+
+
+def test_validation_every_second_epoch_changes_only_what_is_measured(make_trainer: Any) -> None:
+    trainer, whole = (make_trainer(f"every{n}", epochs=5, validate_every=n, **FAST) for n in (2, 1))
+    result = trainer.fit()
+    whole.fit()
+    lines, every = _timeless(_lines(trainer)), _timeless(_lines(whole))
+    assert [line["epoch"] for line in lines if "val_loss" in line] == [2, 4, 5]
+    measured = {"val_loss", "val_top1", "val_top5", "val_skipped"}
+    for ours, theirs in zip(lines, every, strict=True):
+        missing = set() if ours["epoch"] in (2, 4, 5) else measured
+        assert {**ours, "best": 0} == {
+            key: v for key, v in {**theirs, "best": 0}.items() if key not in missing
+        }
+    seen = {line["epoch"]: (line["val_top1"], -line["val_loss"]) for line in lines if "val_loss" in line}
+    assert result.best_epoch == max(seen, key=lambda epoch: (seen[epoch], -epoch))
+    ours, theirs = (load_checkpoint(made.paths.last)[0] for made in (trainer, whole))
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_within_one_step(make_trainer: Any, number: signal.Signals) -> None:
     before = signal.getsignal(number)

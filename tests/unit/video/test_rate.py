@@ -80,7 +80,7 @@ def test_a_part_of_a_video_begins_with_its_own_first_frame(tmp_path):
     path = film(tmp_path, "variable")
     part = SeenVideo(open_any((path, 0.4, 1.21)), 10.0)
     assert moments(np.stack(list(part.frames()))) == pytest.approx(0.4 + np.arange(9) / 10, abs=0.031)
-    assert part.times == pytest.approx([*np.arange(9) / 10, min(0.9, part._whole.times[-1])])
+    assert part.times == pytest.approx([*np.arange(9) / 10, min(0.9, part.whole.times[-1])])
 
 
 def test_frames_without_times_cannot_be_chosen_by_time():

@@ -40,6 +40,7 @@ from two_stream.data.clips.transforms import (
     mirror_frames,
     whole_box,
 )
+from two_stream.data.sources.cache import CachedVideos, FrameCache
 from two_stream.data.sources.files import ClipSource, FrameFolders, SeenSource, VideoFiles, read_clip
 from two_stream.data.sources.segments import SegmentSource, segments_of
 from two_stream.data.sources.shards import ShardSource, load_index, shard_storage
@@ -75,12 +76,20 @@ def _make_source(record: Record, modality: Modality, data: DataOptions) -> ClipS
                 "use `data.source: frames` or `data.source: videos`"
             )
         assert data.shards is not None  # DataOptions has checked it
-        return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding, fps=data.fps)
+        source = ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding, fps=data.fps)
+        packed = source.index.settings.get("dataset", record.name)
+        if packed != record.name:
+            raise DataError(
+                f"{data.shards}: shards of the data set {packed!r}, expected {record.name!r}; correct `data.shards`"
+            )
+        return source
     videos: ClipSource
     if data.source == "frames":
         videos = FrameFolders(record, modality, scaled_decoding=data.scaled_decoding, fps=data.fps)
     else:
-        videos = VideoFiles(record, modality, data.backend, data.flow)
+        videos = files = VideoFiles(record, modality, data.backend, data.flow)
+        if data.cache is not None:
+            videos = CachedVideos(files, FrameCache(data.cache, int(data.cache_gigabytes * 1e9)))
     if record.segments is None:
         return videos
     return SegmentSource(videos, segments_of(record))

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from two_stream.config.schema import DataOptions
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
@@ -142,33 +142,56 @@ class Loader(Generic[T]):
             # without its own generator a loader draws from torch's global one, and a resumed run would differ
             generator=torch.Generator(),
         )
-        iterator = iter(loader)
-        end = partial(_end_workers, iterator)
-        atexit.register(
-            end
-        )  # a propagating exception may keep this generator alive until the interpreter exits
-        try:
-            while True:
-                try:
-                    loaded = next(iterator)
-                except StopIteration:
-                    return
-                except RuntimeError as error:
-                    if "DataLoader" not in str(error):
-                        raise
-                    signalled = any(
-                        (worker.exitcode or 0) < 0 for worker in getattr(iterator, "_workers", ())
-                    )
-                    if killed := loader_killed(error, by_signal=signalled):
-                        raise DataError(killed) from error
-                    reason = str(error).splitlines()[0]
-                    raise DataError(
-                        f"a loader process stopped: {reason}; set `data.workers: 0` to see the cause"
-                    ) from error
-                yield loaded
-        finally:
-            end()
-            atexit.unregister(end)
+        yield from _read(loader)
+
+
+def read_stream(dataset: IterableDataset[T], workers: int) -> Generator[T, None, None]:
+    """Yield the items of a data set that divides its items between the loader processes itself.
+
+    Raises:
+        DataError: A loader process died.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_start_worker,
+        timeout=WORKER_TIMEOUT if workers else 0,
+        generator=torch.Generator(),
+    )
+    yield from _read(loader)
+
+
+def _unchanged(item: T) -> T:
+    return item
+
+
+def _read(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    """Yield the items of a loader, and end its processes however the iteration ends."""
+    iterator = iter(loader)
+    end = partial(_end_workers, iterator)
+    atexit.register(end)  # a propagating exception may keep this generator alive until the interpreter exits
+    try:
+        while True:
+            try:
+                loaded = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader" not in str(error):
+                    raise
+                signalled = any((worker.exitcode or 0) < 0 for worker in getattr(iterator, "_workers", ()))
+                if killed := loader_killed(error, by_signal=signalled):
+                    raise DataError(killed) from error
+                reason = str(error).splitlines()[0]
+                raise DataError(
+                    f"a loader process stopped: {reason}; set `data.workers: 0` to see the cause"
+                ) from error
+            yield loaded
+    finally:
+        end()
+        atexit.unregister(end)
 
 
 def clip_loader(

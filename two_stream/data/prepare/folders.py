@@ -93,9 +93,8 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
     counted = _count(mapping, folder, frames, sources, chosen)
     record, counts = make_record(mapping, folder), counted.counts
     group_of: Callable[[str], str] = table.__getitem__ if table is not None else record.group_of
-    records = [
-        VideoRecord(i, counts[i][0], classes.index(label_of[i]), group_of(i)) for i in ids if i in counts
-    ]
+    number = {name: label for label, name in enumerate(classes)}
+    records = [VideoRecord(i, counts[i][0], number[label_of[i]], group_of(i)) for i in ids if i in counts]
     _enough(records, classes, videos)
     side: dict[Part, list[VideoRecord]] = {"train": [], "val": [], "test": []}
     if parts:

@@ -287,11 +287,14 @@ class VideoFiles(ClipSource):
             made = {pair: fit_frame(flow, resize, region) for pair, flow in flows}
         return np.stack([made[pair] for pair in pairs])
 
-    def stored(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
-        """Yield (number, frame) for ascending distinct numbers, with the same frames that extraction would write."""
+    def stored(self, video: Video, wanted: Sequence[int], gap: int = 1) -> Iterator[tuple[int, Frames]]:
+        """Yield (number, frame) for ascending distinct numbers, with the same frames that extraction would write.
+
+        Flow is computed from each image to the one that is `gap` images later.
+        """
         if self.modality == "rgb":
             return self._rgb(video, wanted)
-        return ((first, flow) for (first, _), flow in self._flow(video, [(n, n + 1) for n in wanted]))
+        return ((first, flow) for (first, _), flow in self._flow(video, [(n, n + gap) for n in wanted]))
 
     def path(self, video_id: str) -> Path:
         """Return the path of a video's file.

@@ -48,7 +48,9 @@ class Packed:
     """The position of a video's frames in the shards."""
 
     shard: int
+    """index of the shard in `names`"""
     frames: int
+    """number of frames"""
     first: int
     """index of the video's first entry in `starts` and `sizes`, which have one entry per video (raw) or per stored
     image"""
@@ -60,23 +62,25 @@ class Packed:
 class ShardIndex:
     """Content of `index.npz`.
 
-    Attributes:
-        settings: How the frames were packed: modality, encoding, resize, quality, exact, source and versions.
-        names: File name of each shard.
-        lengths: Size of each shard in bytes.
-        videos: Position of each video, by id.
-        starts: Position of each entry's first byte in its shard.
-        sizes: Size of each entry in bytes.
-        crcs: CRC-32 of each stored image (raw: of each frame), in the order of the videos; None in old indexes.
+    `starts`, `sizes` and `crcs` are arrays of the file. The array `places` has one row (shard, frames, first) for each
+    video, and `meta` is JSON text (as bytes) with the keys `format`, `settings`, `shards` (name, bytes and sha256 of
+    each) and `ids`.
     """
 
     settings: dict[str, Any]
+    """how the frames were packed: modality, encoding, resize, quality, exact, source and versions"""
     names: list[str]
+    """file name of each shard"""
     lengths: list[int]
+    """size of each shard in bytes"""
     videos: dict[str, Packed]
+    """position of each video, by id"""
     starts: NDArray[np.int64]
+    """position of each entry's first byte in its shard"""
     sizes: NDArray[np.int64]
+    """size of each entry in bytes"""
     crcs: NDArray[np.uint32] | None = None
+    """CRC-32 of each stored image (raw: of each frame), in the order of the videos; None in old indexes"""
 
     def dump(self, shards: Sequence[dict[str, Any]]) -> bytes:
         """Return the content of an index file; `shards` contains the name, bytes and sha256 of each shard."""

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import nn
 
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import flatten, validate_settings
@@ -82,6 +83,7 @@ class PartFacts(Options):
     dtype: Literal["float32", "bfloat16", "float16"]
     """dtype of the backbone's output; the rows store the values as float32"""
     folded: bool
+    """whether BatchNorm was folded into the convolutions"""
     videos: list[StoredVideo]
     skipped: dict[str, str] = Field(default_factory=dict)
     """reason for each video that could not be read, by video id"""
@@ -106,6 +108,7 @@ class FeatureFacts(Options):
     """`views`, `num_clips`, `step` and `crops` of the test part"""
     channels_last: bool
     parts: dict[str, PartFacts]
+    """`train` and `test`, as far as they are stored"""
     code_version: str
     environment: dict[str, str]
     seconds: float = 0.0
@@ -312,9 +315,18 @@ def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple
 
 def backbone_sha256(model: Recognizer) -> str:
     """Return the SHA-256 of the names and values of a backbone's weights and buffers, including the reduction block."""
+    return weights_sha256(model.backbone)
+
+
+def weights_sha256(module: nn.Module, skip: str = "num_batches_tracked") -> str:
+    """Return the SHA-256 of the names and values of a module's weights and buffers.
+
+    Names that start with `skip` are left out.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.backbone.state_dict().items()):
-        if name.endswith("num_batches_tracked"):  # counts steps and does not change the output
+    for name, tensor in sorted(module.state_dict().items()):
+        # num_batches_tracked counts steps and does not change the output
+        if name.endswith("num_batches_tracked") or name.startswith(skip):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from two_stream.errors import VideoError, printable
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import DARK
-from two_stream.video.decoding.reader import open_video
+from two_stream.video.decoding.memory import open_any
 
 CODECS = ("libx264", "mpeg4")
 """Encoders in order of preference; MPEG-4 is used if FFmpeg has no H.264 encoder."""
@@ -55,9 +55,9 @@ def annotate(
     """
     if out.is_dir():
         raise VideoError(out, "is a directory; expected an MP4 file to write")
-    if out.exists() and out.samefile(path):
+    if out.exists() and Path(path).exists() and out.samefile(path):
         raise VideoError(out, "is the input video; choose another file for the annotated copy")
-    with open_video(path, backend) as video, atomic_path(out) as part:
+    with open_any(path, backend) as video, atomic_path(out) as part:
         height, width = video.height // 2 * 2, video.width // 2 * 2
         if height < 2 or width < 2:
             raise VideoError(

@@ -26,7 +26,7 @@ from two_stream.data.clips.views import evaluation_clips
 from two_stream.errors import SettingsError, VideoError, printable
 from two_stream.evaluation.pictures.thumbnails import flow_picture
 from two_stream.evaluation.scoring.network import evaluation_mode
-from two_stream.evaluation.scoring.video import VideoInput, read_clip
+from two_stream.evaluation.scoring.video import VideoInput, open_input, read_clip
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.plotting import (
@@ -41,7 +41,7 @@ from two_stream.runtime.plotting import (
 )
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.base import Video
-from two_stream.video.decoding.memory import Source, open_any, seen
+from two_stream.video.decoding.memory import Source
 
 SUFFIXES = (".png", ".pdf", ".svg")
 """File types of images."""
@@ -172,9 +172,7 @@ def read_attention(
         VideoError: The video cannot be read or is too short for flow.
     """
     spec = view_spec(model.spec, "center", whole=reading.whole_frame)
-    with open_any(path, reading.backend) as file:
-        fps = spec.fps or reading.fps
-        video = seen(file, fps)
+    with open_input(path, spec, reading) as video:
         available = video.num_frames - (spec.modality == "flow")
         if available < 1:
             raise VideoError(
@@ -207,7 +205,7 @@ def read_attention(
         pathways,
         pictures,
         reading.whole_frame,
-        fps,
+        spec.fps or reading.fps,
     )
 
 

@@ -334,9 +334,8 @@ def learning_curves(
                     _curve(axis, rows, key, name, color, epoch, len(histories) - nth)
             if title == "learning rate":
                 axis.set_yscale("log")
-                axis.yaxis.set_major_formatter(
-                    "{x:g}"
-                )  # the default labels contain `$`, which is drawn as text
+                for set_format in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+                    set_format("{x:g}")  # the default labels contain `$`, which is drawn as text
         figure.legend(*axes[0].get_legend_handles_labels(), ncols=2, loc="outside upper left")
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))

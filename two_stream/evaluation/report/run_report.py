@@ -58,7 +58,7 @@ class Reading:
     """what score files of other programs leave out"""
     common: bool = False
     """whether only the videos that all files contain are used"""
-    data_root: Path | None = None
+    data_root: Sequence[Path] = ()
     """folder of the data set's `dataset.yaml`, if it has been moved"""
 
 
@@ -166,7 +166,7 @@ def _gather(
     if reading.holdout:
         fit = [read_scores(find_scores(path, "val"), reading.described, "val") for path in reading.holdout]
         streams = [replace(stream, val=val) for stream, val in zip(streams, match_fit(plain, fit))]
-    if reading.data_root is not None:
+    if reading.data_root:
         streams = [_with_data(stream, reading.data_root) for stream in streams]
     fused = given[0] if given else None
     if fused is None and len(plain) > 1:
@@ -206,7 +206,7 @@ def _stream(table: ScoreTable, name: str) -> _Stream:
     return _Stream(table, name, run, settings_of(run), _holdout_scores(table, run))
 
 
-def _with_data(stream: _Stream, data_root: Path) -> _Stream:
+def _with_data(stream: _Stream, data_root: Sequence[Path]) -> _Stream:
     if stream.run is None or stream.experiment is None:
         return stream
     return replace(stream, experiment=locate_data(stream.run, stream.experiment, data_root))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from two_stream.data.catalog import RECORD_FILE, Record, dataset_record
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.runtime.console import warn
-from two_stream.runtime.files import is_line_intact, write_json
+from two_stream.runtime.files import complete_folder, is_line_intact, write_json
 from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
 BASELINE_SCORES = "{part}_fused.npz"
 """name of the file with the fused scores in a baseline's folder"""
+Roots = Path | str | Sequence[Path] | None
+"""folders to which data have been moved"""
+_WHAT = {"dataset": "data set", "features": "stored features", "shards": "shards"}
 
 
 def run_paths(path: Path | str) -> RunPaths:
@@ -44,7 +47,11 @@ def run_paths(path: Path | str) -> RunPaths:
 
 
 def record_data(run: RunPaths, experiment: Experiment, record: Record) -> None:
-    """Write the name of a run's data set, and the paths of its data relative to the run folder and absolute."""
+    """Write the name of a run's data set, and where its data are.
+
+    `paths` has the keys `dataset` (the file `dataset.yaml`), `features` and `shards`, as far as the run uses them. Each
+    place has a path `relative` to the run folder (null if it is on another drive) and an `absolute` path.
+    """
     data = experiment.data
     local = Path(data.shards) if data.shards is not None and "://" not in data.shards else None
     paths: dict[str, Path | None] = {
@@ -52,61 +59,134 @@ def record_data(run: RunPaths, experiment: Experiment, record: Record) -> None:
         "features": data.features,
         "shards": local,
     }
-    places = {
-        key: {"relative": _relative(path, run.root), "absolute": path.resolve().as_posix()}
-        for key, path in paths.items()
-        if path is not None
-    }
+    places = {key: place_of(path, run.root) for key, path in paths.items() if path is not None}
     write_json(run.data, {"name": record.name, "paths": places})
 
 
-def _relative(path: Path, start: Path) -> str | None:
-    with suppress(ValueError):  # on another drive of Windows
-        return Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
-    return None
+def place_of(path: Path, start: Path) -> dict[str, str | None]:
+    """Return a path relative to a folder (None on another drive of Windows) and absolute; see `candidates`."""
+    relative = None
+    with suppress(ValueError):
+        relative = Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
+    return {"relative": relative, "absolute": path.resolve().as_posix()}
 
 
-def locate_data(run: RunPaths, experiment: Experiment, root: Path | str | None = None) -> Experiment:
+def candidates(start: Path, place: Mapping[str, Any]) -> list[Path]:
+    """Return the recorded places of something, in the order in which they are tried."""
+    relative = [Path(os.path.normpath(start / str(place["relative"])))] if place["relative"] else []
+    return [*relative, Path(str(place["absolute"]))]
+
+
+def locate_data(run: RunPaths, experiment: Experiment, roots: Roots = ()) -> Experiment:
     """Return the settings of a run with the places of its data on this machine.
 
-    Data are searched relative to the run folder, then at the absolute path of the training, then at the place in the
-    settings. A data set is only accepted if it has the name of the training's data set.
+    The data set, the stored features and the shards are searched relative to the run folder, then at the absolute path
+    of the training, then at the place in the settings. A data set is only accepted if it has the name of the training's
+    data set.
 
     Args:
         run: The run folder, which may have been moved.
         experiment: Settings of the run.
-        root: Folder of the data set's `dataset.yaml`, or this file, if it has been moved elsewhere.
+        roots: Folders of data that have been moved elsewhere: the folder of the data set's `dataset.yaml` (or this
+            file), of the stored features, or of the shards.
 
     Raises:
-        SettingsError: There is no data set at `root`, or one of another name.
+        SettingsError: A folder of `roots` contains none of the run's data, or a data set of another name.
     """
+    name, places = _places(run, experiment)
+    data = experiment.data
+    found: dict[str, Any] = {}
+    for root in map(Path, [roots] if isinstance(roots, (str, Path)) else roots or ()):
+        file = root / RECORD_FILE if root.is_dir() else root
+        kinds = {"dataset": file, "features": root, "shards": root}
+        key = next((key for key in places if _is_there(key, kinds[key], name, experiment)), None)
+        if key is None:
+            others = [_WHAT[key] for key in places if key != "dataset"]
+            also = f", and no {' or '.join(others)}" if others else ""
+            raise SettingsError(
+                f"{root}: found no {RECORD_FILE} of the data set {name or data.dataset!r} there{also}"
+            )
+        found[key] = kinds[key]
+    for key, tried in places.items():
+        place = next((path for path in tried if _is_there(key, path, name, experiment)), None)
+        given = _given(key, data)
+        if key not in found and place is not None and (given is None or place.resolve() != given.resolve()):
+            found[key] = place
+    found = {key: place if key == "features" else str(place) for key, place in found.items()}
+    return experiment.model_copy(update={"data": data.model_copy(update=found)}) if found else experiment
+
+
+def check_data(run: RunPaths, experiment: Experiment, *, features: bool = True) -> None:
+    """Check that the data of a run are at the places in its settings, which `locate_data` has updated.
+
+    Args:
+        run: The run folder.
+        experiment: Settings of the run.
+        features: Whether stored features are read, if the settings name them.
+
+    Raises:
+        DataError: The data are missing, or are another data set; the message lists the places that were tried.
+    """
+    name, places = _places(run, experiment)
+    data = experiment.data
+    stored = features and data.features is not None
+    used = {"dataset": True, "features": stored, "shards": data.source == "shards" and not stored}
+    for key, tried in places.items():
+        given = _given(key, data)
+        if not used[key] or (given is not None and _is_there(key, given, name, experiment)):
+            continue
+        if key == "dataset" and given is None and _record(data) is not None:
+            continue  # a record of the package
+        what = f"{_WHAT[key]} {name!r}" if key == "dataset" and name else _WHAT[key]
+        listed = ", ".join(dict.fromkeys(map(str, [*tried, *([data.dataset] if key == "dataset" else [])])))
+        videos = ", or read the videos with --uncached" if key == "features" else ""
+        raise DataError(
+            f"{run.root}: {what} not found; tried {listed}; name the folder with --data-root (`train --resume`: "
+            f"--data.{key}){videos}"
+        )
+
+
+def _places(run: RunPaths, experiment: Experiment) -> tuple[str, dict[str, list[Path]]]:
+    """Return the name of a run's data set, and the places to try for the data set, the features and the shards."""
+    data = experiment.data
+    guessed: dict[str, list[Path]] = {}
     try:
         facts = parse_json(run.data.read_bytes())
         name = str(facts["name"])
-        places = {str(key): _candidates(run.root, one) for key, one in facts["paths"].items()}
+        recorded = {str(key): candidates(run.root, one) for key, one in facts["paths"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        name, places = "", _guessed(run.root, experiment)  # a run of an earlier version
-    data = experiment.data
-    found: dict[str, Any] = {}
-    if root is not None:
-        root = Path(root)
-        file = root / RECORD_FILE if root.is_dir() else root
-        if not file.is_file() or (name and read_yaml(file).get("name") != name):
-            raise SettingsError(
-                f"{root}: found no {RECORD_FILE} of the data set {name or data.dataset!r} there"
-            )
-        found["dataset"] = str(file)
-    elif name or _record_file(data) is None:
-        known = (one for one in places.get("dataset", ()) if one.is_file())
-        place = next((one for one in known if read_yaml(one).get("name") == name or not name), None)
-        if place is not None and _record_file(data) != place.resolve():
-            found["dataset"] = str(place)
-    for key in ("features", "shards"):
-        given = getattr(data, key)
-        if given is not None and not Path(given).exists():
-            moved = next((one for one in places.get(key, ()) if one.exists()), None)
-            found |= {key: moved if key == "features" else str(moved)} if moved is not None else {}
-    return experiment.model_copy(update={"data": data.model_copy(update=found)}) if found else experiment
+        name, recorded, guessed = "", {}, _guessed(run.root, experiment)  # a run of an earlier version
+    local = data.shards is not None and "://" not in data.shards
+    used = {"dataset": True, "features": data.features is not None, "shards": local}
+    given = {key: [_given(key, data)] for key in used if used[key]}
+    places = {key: [*recorded.get(key, ()), *given[key], *guessed.get(key, ())] for key in given}
+    return name, {key: [path for path in tried if path is not None] for key, tried in places.items()}
+
+
+def _is_there(key: str, path: Path, name: str, experiment: Experiment) -> bool:
+    if key == "dataset":
+        return path.is_file() and (not name or read_yaml(path).get("name") == name)
+    if key == "features":
+        return (complete_folder(path) / "features.json").is_file()
+    return (path / experiment.model.modality / "index.npz").is_file()
+
+
+def _given(key: str, data: DataOptions) -> Path | None:
+    """Return a place in the settings; for the data set, its `dataset.yaml`, if there is one."""
+    if key == "dataset":
+        record = _record(data)
+        file = None if record is None else record.folder / RECORD_FILE
+        return file if file is not None and file.is_file() else None
+    value = getattr(data, key)
+    return None if value is None else Path(value)
+
+
+def _record(data: DataOptions) -> Record | None:
+    """Return the record of the data set at the place in the settings; None if there is none."""
+    with suppress(SettingsError, DataError):
+        record = dataset_record(data)
+        return record if record.folder.is_dir() else None
+    return None
 
 
 def _guessed(run: Path, experiment: Experiment) -> dict[str, list[Path]]:
@@ -119,20 +199,6 @@ def _guessed(run: Path, experiment: Experiment) -> dict[str, list[Path]]:
     paths = {"dataset": named or base / data.settings_root / data.dataset / RECORD_FILE}
     paths |= {"features": base / data.features} if data.features is not None else {}
     return {key: [path] for key, path in paths.items()}
-
-
-def _candidates(run: Path, place: Mapping[str, Any]) -> list[Path]:
-    """Return the recorded places of something, in the order in which they are tried."""
-    relative = [Path(os.path.normpath(run / str(place["relative"])))] if place["relative"] else []
-    return [*relative, Path(str(place["absolute"]))]
-
-
-def _record_file(data: DataOptions) -> Path | None:
-    """Return the `dataset.yaml` at the place in the settings; None if there is none."""
-    with suppress(SettingsError, DataError):
-        file = dataset_record(data).folder / RECORD_FILE
-        return file.resolve() if file.is_file() else None
-    return None
 
 
 def baseline_folder(runs: Path, dataset: str, split: int) -> Path:

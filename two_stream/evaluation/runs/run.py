@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,16 @@ from two_stream.data.clips.sampling import sampling_of
 from two_stream.data.clips.views import view_loader
 from two_stream.data.sources.shards import shard_facts
 from two_stream.data.splits import experiment_part
-from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
+from two_stream.errors import (
+    CheckpointError,
+    DataError,
+    ScoreError,
+    SettingsError,
+    TwoStreamError,
+    VideoError,
+)
 from two_stream.evaluation.features.cache import StoredViews
-from two_stream.evaluation.runs.lookup import locate_data, run_paths
+from two_stream.evaluation.runs.lookup import Roots, check_data, locate_data, run_paths
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scoring.network import (
     ClipNetwork,
@@ -40,20 +47,28 @@ from two_stream.evaluation.scoring.score import (
     gather_scores,
     score_videos,
 )
-from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top_classes
+from two_stream.evaluation.scoring.video import (
+    VideoInput,
+    VideoResult,
+    fuse_results,
+    score_file,
+    score_sources,
+    top_classes,
+)
 from two_stream.evaluation.scoring.views import describe_views, protocol_slug, same_boxes_note
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
-from two_stream.runtime.console import note, warn
+from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.device import pick_device, precision_reason
 from two_stream.runtime.files import check_writable, complete_folder, sha256
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.runtime.text import plural
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
-from two_stream.video.decoding.memory import Source
+from two_stream.video.decoding.memory import Source, stored_flow
 from two_stream.video.decoding.reader import backend_version
 from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, choose_flow_algorithm
+from two_stream.video.frames import read_extraction_manifest
 
 N_co = TypeVar("N_co", bound=Recognizer | ClipNetwork, covariant=True)
 CHECKPOINTS = ("best", "last")
@@ -133,16 +148,15 @@ class Run(AnyRun[Recognizer]):
         return sha256(complete_folder(self.paths.root / self.checkpoint) / "model.safetensors")
 
 
-def load_run(
-    path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Path | None = None
-) -> Run:
+def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Roots = None) -> Run:
     """Load a run folder.
 
     Args:
         path: The run folder.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
-        data_root: Folder of the data set's `dataset.yaml`, if it has been moved; see `locate_data`.
+        data_root: Folder of the data set's `dataset.yaml` (of stored features, of shards), or several such folders, if
+            they have been moved; see `locate_data`.
 
     Raises:
         CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.
@@ -209,6 +223,9 @@ def evaluate_run(
             return _held_out(loaded)
         if distributed.is_main():
             check_writable(out or loaded.paths.scores / "scores.npz")
+        # an exported network computes from pixels
+        cached = not uncached and isinstance(loaded.model, Recognizer)
+        check_data(loaded.paths, loaded.experiment, features=cached)
         experiment = _with_options(loaded, options, workers)
         if loaded.record.classes != loaded.class_names:
             raise DataError(
@@ -218,8 +235,7 @@ def evaluate_run(
             )
         records = loaded.videos(part)
         stored = None
-        # an exported network computes from pixels
-        if experiment.data.features is not None and not uncached and isinstance(loaded.model, Recognizer):
+        if experiment.data.features is not None and cached:
             asked = (options or loaded.experiment.evaluate).precision
             stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
             experiment = stored.experiment
@@ -364,14 +380,32 @@ def score_with_runs(
     options: Sequence[EvaluateOptions] | None = None,
     readings: Sequence[VideoInput] | None = None,
 ) -> list[VideoResult]:
-    """Score one video with each of several runs.
-
-    `options` and `readings` have one entry for each run. By default, the views are those of each run, and the video is
-    read like the run's training frames.
+    """Score one video with each of several runs; see `score_each`.
 
     Raises:
         ScoreError: There is no run, or the runs have different classes.
         VideoError: The video cannot be read.
+    """
+    (found,) = score_each(runs, [video], options, readings)
+    if isinstance(found, TwoStreamError):
+        raise found
+    return found
+
+
+def score_each(
+    runs: Sequence[AnyRun[Any]],
+    videos: Sequence[Source],
+    options: Sequence[EvaluateOptions] | None = None,
+    readings: Sequence[VideoInput] | None = None,
+) -> list[list[VideoResult] | VideoError | DataError]:
+    """Score videos with each of several runs; return the results of each video, or its error.
+
+    Several videos are decoded by loader processes (`data.workers` of the run), and their views share batches.
+    `options` and `readings` have one entry for each run. By default, the views are those of each run, and the videos
+    are read like the run's training frames.
+
+    Raises:
+        ScoreError: There is no run, or the runs have different classes.
     """
     if not runs:
         raise ScoreError("no run given; expected an RGB run, a flow run, or both")
@@ -383,15 +417,32 @@ def score_with_runs(
             )
     chosen = options or [run.experiment.evaluate for run in runs]
     if readings is None:
-        readings = [reading_of(run) for run in runs]
+        readings = [reading_of(run, videos=videos) for run in runs]
     else:
-        flows = [_flow_read(run, reading.flow) for run, reading in zip(runs, readings, strict=True)]
+        flows = [
+            _flow_read(run, reading.flow, videos, stored=reading.stored_flow)
+            for run, reading in zip(runs, readings, strict=True)
+        ]
         readings = [replace(reading, flow=flow) for reading, flow in zip(readings, flows)]
-    return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, readings, strict=True)]
+    results: list[list[VideoResult]] = [[] for _ in videos]
+    failed: dict[int, VideoError | DataError] = {}
+    for run, views, reading in zip(runs, chosen, readings, strict=True):
+        left = [(str(place), video) for place, video in enumerate(videos) if place not in failed]
+        workers = run.experiment.data.workers if len(left) > 1 else 0
+        found = score_sources(run.model, left, views, reading, workers=workers)
+        with ExitStack() as stack:
+            advance = stack.enter_context(progress("scoring", len(left))) if len(left) > 1 else None
+            for name, result in found:
+                if isinstance(result, TwoStreamError):
+                    failed[int(name)] = result
+                else:
+                    results[int(name)].append(_for_multi_label(run, result, views))
+                if advance is not None:
+                    advance()
+    return [failed.get(place, result) for place, result in enumerate(results)]
 
 
-def _scored(run: AnyRun[Any], video: Source, options: EvaluateOptions, reading: VideoInput) -> VideoResult:
-    result = score_file(run.model, video, options, reading)
+def _for_multi_label(run: AnyRun[Any], result: VideoResult, options: EvaluateOptions) -> VideoResult:
     if not run.multi_label:
         return result
     logits = aggregate_views(result.view_logits, _aggregate(options, multi_label=True))
@@ -436,7 +487,12 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
 
 
 def reading_of(
-    run: AnyRun[Any], *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
+    run: AnyRun[Any],
+    *,
+    backend: str | None = None,
+    flow: str | None = None,
+    short_side: int | None = None,
+    videos: Sequence[Source] = (),
 ) -> VideoInput:
     """Return the settings for reading a video like the training frames of a run, with optional changes.
 
@@ -446,13 +502,15 @@ def reading_of(
         flow: Flow algorithm. The default is that of the training frames if it is fast, otherwise DIS, with a warning
             (see `choose_flow_algorithm`).
         short_side: Shorter side in pixels of the images from which flow is computed.
+        videos: The videos to read, for warnings. A folder with stored flow is read as it is, unless `flow` is given.
     """
     usual = VideoInput()
     data = run.experiment.data
-    made = read_frame_settings(extraction_of(run), run.source)
+    extraction, stored = extraction_of(run), flow in (None, AUTO)
+    made = read_frame_settings(extraction, run.source)
     return VideoInput(
         backend=backend or (data.backend if data.source == "videos" else usual.backend),
-        flow=_flow_read(run, flow or AUTO),
+        flow=_flow_read(run, flow or AUTO, videos, stored=stored),
         short_side=made.short_side if short_side is None else short_side,
         size=made.size if short_side is None else None,
         sampling=data.sampling,
@@ -461,20 +519,40 @@ def reading_of(
         whole_frame=data.augment.whole_frame,
         bound=made.flow_bound,
         fps=run.model.spec.fps or made.fps,
+        stored_flow=stored,
+        resizes_folders=extraction is not None or short_side is not None,
     )
 
 
-def _flow_read(run: AnyRun[Any], asked: str) -> str:
-    """Return the kind of flow to compute for a run. Warns once if the run was trained on a different kind."""
+def _flow_read(run: AnyRun[Any], asked: str, videos: Sequence[Source] = (), *, stored: bool = False) -> str:
+    """Return the kind of flow to compute for a run; `stored` allows stored flow.
+
+    Warns once if the run was trained on a different kind than it reads from some of the videos.
+    """
     if run.model.spec.modality != "flow":
         return asked
     trained = read_frame_settings(extraction_of(run), run.source).flow
     computed = choose_flow_algorithm(trained, asked)
-    line = flow_warning(run.source, trained, computed, asked)
-    if line is not None and line not in run.warned:
-        run.warned.add(line)
-        warn(line)
+    folders = [stored_flow(video) if stored else None for video in videos] or [None]
+    kinds = {"" if folder is None else _stored_kind(folder) for folder in folders} - {"", trained}
+    lines = [
+        f"{run.source}: was trained on {trained} flow, but a folder contains {kind} flow; to compute flow from the "
+        "images of the folder instead, set --flow-algorithm"
+        for kind in sorted(kinds)
+        if trained is not None
+    ]
+    lines += [flow_warning(run.source, trained, computed, asked) or ""] if None in folders else []
+    for line in filter(None, lines):
+        if line not in run.warned:
+            run.warned.add(line)
+            warn(line)
     return computed
+
+
+def _stored_kind(folder: Path) -> str:
+    """Return the algorithm of the flow in a folder, or an empty string if `two-stream extract` did not write it."""
+    manifest = read_extraction_manifest(folder)
+    return read_frame_settings(manifest["settings"], str(folder)).flow or "" if manifest else ""
 
 
 def mirror_of_run(run: AnyRun[Any]) -> Mirror:

@@ -21,7 +21,10 @@ FORMAT = 1
 
 
 def write_scores(path: Path, table: ScoreTable) -> None:
-    """Write a score file atomically.
+    """Write a score file atomically: a compressed NumPy archive without pickles.
+
+    The archive has one array for each field of a `ScoreTable` that is not None, and the number of the `format`. `meta`
+    is JSON text.
 
     Raises:
         ScoreError: The table is inconsistent; see `check_table`.

@@ -157,17 +157,23 @@ def per_class(table: ScoreTable) -> list[ClassRow]:
             )
             for name, videos, correct, own in zip(names, table.targets.sum(0), hit.sum(0), found)
         ]
-    counts = confusion_matrix(table.logits, table.labels)
-    predicted, rows = counts.sum(axis=0), []
-    for index, name in enumerate(names):
-        videos, correct = int(counts[index].sum()), int(counts[index, index])
-        wrong = counts[index].copy()
-        wrong[index] = 0
-        worst = int(wrong.argmax())
-        accuracy, confusion = correct / videos if videos else None, names[worst] if wrong[worst] else ""
-        precision = correct / int(predicted[index]) if predicted[index] else 0.0
-        f1 = 2 * correct / (videos + int(predicted[index])) if videos else None
-        rows.append(ClassRow(name, videos, correct, accuracy, precision, f1, confusion, int(wrong[worst])))
+    classes, best = len(names), table.logits.argmax(axis=1)
+    wrong = best != table.labels
+    pairs, counts = np.unique(table.labels[wrong] * classes + best[wrong], return_counts=True)
+    worst: dict[int, tuple[int, int]] = {}  # of equal counts, the lower class number
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        label, other = divmod(pair, classes)
+        if count > worst.get(label, (0, 0))[0]:
+            worst[label] = (count, other)
+    sums = (np.bincount(of, minlength=classes).tolist() for of in (table.labels, table.labels[~wrong], best))
+    rows = []
+    for index, (videos, correct, predicted) in enumerate(zip(*sums, strict=True)):
+        number, other = worst.get(index, (0, 0))
+        accuracy = correct / videos if videos else None
+        precision = correct / predicted if predicted else 0.0
+        f1 = 2 * correct / (videos + predicted) if videos else None
+        confusion = names[other] if number else ""
+        rows.append(ClassRow(names[index], videos, correct, accuracy, precision, f1, confusion, number))
     return rows
 
 

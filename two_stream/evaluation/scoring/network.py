@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from math import prod
 from typing import Any, ClassVar, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -290,6 +291,28 @@ def prepare_for_inference(
     made = copy.deepcopy(model).eval() if made is model else made
     fast = compile_for_device(made.forward_normalised, device)
     return made if fast is None else Compiled(made, fast)
+
+
+_PREPARED: WeakKeyDictionary[nn.Module, tuple[object, nn.Module]] = WeakKeyDictionary()
+
+
+def prepared_network(model: Recognizer | ClipNetwork, options: EvaluateOptions) -> nn.Module:
+    """Return the result of `prepare_for_inference`, computed again only if the weights or the options have changed."""
+    if not isinstance(model, Recognizer):
+        return model
+    weights = model.state_dict(keep_vars=True).items()
+    state = [
+        (name, one.data_ptr(), 0 if one.is_inference() else one._version)  # each change in place is counted
+        for name, one in weights
+        if isinstance(one, torch.Tensor)
+    ]
+    key = (state, options.fold, options.precision, options.compile)
+    held, network = _PREPARED.get(model, (None, model))
+    if held != key:
+        network = prepare_for_inference(model, options)
+        if network is not model:  # an entry that refers to its own key would never be removed
+            _PREPARED[model] = (key, network)
+    return network
 
 
 def _folded(model: Recognizer) -> Recognizer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGGREGATES = ("logits", "probabilities", "sigmoids")
 Skipped = list[tuple[str, str]]
 """`(id, reason)` for each video that could not be read."""
+Storage = Callable[[str, tuple[int, int]], Any]
+"""Returns an object for the rows `(V, K)` of a video, given its id; rows are assigned by lists of their numbers."""
 
 
 @dataclass
@@ -50,6 +52,8 @@ class VideoProgress:
     """number of views that have logits so far"""
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """logits `(V, K)` of the views; the clips of each crop are consecutive"""
+    storage: Storage | None = None
+    """where the logits are kept; by default, in memory"""
 
     @property
     def views(self) -> int:
@@ -75,7 +79,8 @@ class VideoProgress:
                 "`evaluate.precision: fp32`"
             )
         if not self.scored:
-            self.logits = np.empty((self.views, logits_VK.shape[1]), np.float32)
+            shape = (self.views, logits_VK.shape[1])
+            self.logits = self.storage(self.id, shape) if self.storage else np.empty(shape, np.float32)
         if self.mirror_labels is not None:
             mirrored = np.asarray(self.flips)[np.asarray(rows) // self.clips]
             logits_VK = np.where(mirrored[:, None], logits_VK[:, list(self.mirror_labels)], logits_VK)
@@ -158,22 +163,25 @@ class Canvas:
 
 
 def scored_views(
-    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+    loader: Iterable[VideoViews],
+    videos: dict[str, VideoProgress],
+    canvas: Canvas,
+    storage: Storage | None = None,
 ) -> Iterator[VideoProgress]:
     """Score the views of a loader and yield each video when it is complete.
 
     All forward passes except the last one have a full batch. On a GPU, the results of a batch are fetched while the
     next batch is computed.
 
-    The chunks of a video must be consecutive. All videos of the loader are added to `videos` in order, including
-    incomplete ones.
+    All videos of the loader are added to `videos` in the order of their first chunks, including incomplete ones.
+    `storage` returns where the results of a video are kept; by default, in memory.
 
     Raises:
         ScoreError: A video has no views or occurs twice, or its logits are not finite.
     """
     behind = 0 if canvas.device.type == "cpu" else 1
     waiting: deque[tuple[_Owners, torch.Tensor]] = deque()
-    for owners in _fill(loader, videos, canvas):
+    for owners in _fill(loader, videos, canvas, storage):
         waiting.append((owners, canvas.logits(sum(len(rows) for _, rows in owners))))
         if len(waiting) > behind:
             yield from _distribute(*waiting.popleft())
@@ -182,13 +190,16 @@ def scored_views(
 
 
 def _fill(
-    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+    loader: Iterable[VideoViews],
+    videos: dict[str, VideoProgress],
+    canvas: Canvas,
+    storage: Storage | None,
 ) -> Iterator[_Owners]:
     """Write views to the canvas; yield the views in it each time it is full, and at the end."""
     owners: _Owners = []
     place = 0
     for item in loader:
-        video = _register(item, videos)
+        video = _register(item, videos, storage)
         chunk = _to_device(item, canvas.device)
         rows: list[int] | None = None
         for index in range(chunk.num_views):
@@ -206,13 +217,15 @@ def _fill(
         yield owners
 
 
-def _register(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgress:
+def _register(item: VideoViews, videos: dict[str, VideoProgress], storage: Storage | None) -> VideoProgress:
     if not item.num_views:
         raise ScoreError(f"{item.id}: the video has no views, so it cannot be scored")
     video = videos.get(item.id)
     if video is None:
         clips, crops = item.total_clips or len(item.clips), len(item.boxes)
-        video = VideoProgress(item.id, item.label, clips, crops, item.flips, item.mirror_labels)
+        video = VideoProgress(
+            item.id, item.label, clips, crops, item.flips, item.mirror_labels, storage=storage
+        )
         videos[item.id] = video
     elif item.first == 0:
         raise ScoreError(f"{item.id}: the video occurs twice; expected unique ids in the split list")

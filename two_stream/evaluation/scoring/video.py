@@ -1,34 +1,61 @@
-"""Scores a video file while it is decoded.
+"""Scores videos while they are decoded.
 
-Flow is computed during decoding, and only a few clips are kept in memory.
+Flow is computed during decoding, and only a few clips are kept in memory. Views of several videos share batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.catalog import Mirror
+from two_stream.data.clips.loader import read_stream
 from two_stream.data.clips.transforms import resize_frames, view_spec
 from two_stream.data.clips.views import evaluation_clips
 from two_stream.data.sources.files import stacked_numbers
-from two_stream.errors import ScoreError, VideoError
+from two_stream.errors import DataError, ScoreError, TwoStreamError, VideoError
 from two_stream.evaluation.scores.fusion import fused_probabilities
-from two_stream.evaluation.scoring.network import ClipNetwork, evaluation_mode, resolve_evaluation
-from two_stream.evaluation.scoring.score import Canvas, aggregate_views, scored_views
+from two_stream.evaluation.scoring.network import (
+    ClipNetwork,
+    evaluation_mode,
+    prepared_network,
+    resolve_evaluation,
+)
+from two_stream.evaluation.scoring.score import (
+    Canvas,
+    Storage,
+    aggregate_views,
+    scored_views,
+)
 from two_stream.evaluation.scoring.views import assemble_clips, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews
 from two_stream.video.decoding.base import Video
-from two_stream.video.decoding.memory import SeenVideo, Source, open_any, seen
+from two_stream.video.decoding.memory import (
+    FlowFolder,
+    FolderVideo,
+    SeenVideo,
+    Source,
+    open_any,
+    seen,
+    stored_flow,
+    whole_of,
+)
 from two_stream.video.extraction.one_video import ExtractOptions, frame_size, resize_frame
 from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, choose_flow_algorithm, to_gray
 
+Compute = Callable[[Any, torch.Tensor], torch.Tensor]
+"""Computes vectors `(B, D)` from a network and a normalised batch; see `Recognizer.vectors_of_normalised`."""
 _FEWER = "gave fewer frames in the second pass than in the first; the file is damaged"
 
 
@@ -56,6 +83,10 @@ class VideoInput:
     """longest displacement in pixels that flow can store"""
     fps: float | None = None
     """frames per second at which videos are seen by a network without `InputSpec.fps`; None: every frame"""
+    stored_flow: bool = True
+    """whether a flow network reads the flow that is stored in a folder of frames instead of computing flow"""
+    resizes_folders: bool = True
+    """whether the images of a folder are resized like those of a video; otherwise they are used as they are"""
 
     def estimator(self) -> FlowEstimator:
         """Return the flow estimator.
@@ -108,47 +139,193 @@ def score_file(
     options: EvaluateOptions,
     reading: VideoInput | None = None,
     device: torch.device | None = None,
-    compute: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    compute: Compute | None = None,
 ) -> VideoResult:
-    """Score a video with a network.
-
-    A file is decoded twice: first to count the frames that can be decoded, then to score them.
-
-    Args:
-        model: An RGB or flow recognizer, or an exported network.
-        path: Video file, folder of images, array, or part of a video; see `Source`.
-        options: Evaluation options: clips, crops, aggregation, batch size and precision.
-        reading: Decoder, flow algorithm and sizes.
-        device: Device of the model. The default is that of its weights.
-        compute: Function that computes vectors `(B, D)` from a normalised batch instead of logits; see `Canvas`.
+    """Score one video with a network; see `score_sources`.
 
     Raises:
         VideoError: The file is missing, empty or not a video, or has only one frame and the network requires flow.
         ScoreError: The logits are not finite.
     """
+    ((_, result),) = score_sources(model, [("video", path)], options, reading, device, compute)
+    if isinstance(result, TwoStreamError):
+        raise result
+    return result
+
+
+def score_sources(
+    model: Recognizer | ClipNetwork,
+    sources: Sequence[tuple[str, Source]],
+    options: EvaluateOptions,
+    reading: VideoInput | None = None,
+    device: torch.device | None = None,
+    compute: Compute | None = None,
+    *,
+    workers: int = 0,
+    storage: Storage | None = None,
+) -> Iterator[tuple[str, VideoResult | VideoError | DataError]]:
+    """Score videos with a network, prepared as in an evaluation, and yield the result or the error of each video.
+
+    A file is decoded twice: first to count the frames that can be decoded, then to score them. Results are yielded in
+    the order in which the videos are finished.
+
+    Args:
+        model: An RGB or flow recognizer, or an exported network.
+        sources: Unique ids, and videos; see `Source`.
+        options: Evaluation options: clips, crops, aggregation, batch size and precision.
+        reading: Decoder, flow algorithm and sizes.
+        device: Device of the model. The default is that of its weights.
+        compute: Function that computes vectors `(B, D)` from the network and a normalised batch instead of logits.
+        workers: Number of processes that decode; 0 decodes in this process.
+        storage: Returns where the logits or vectors of a video are kept; `VideoResult.logits` is then empty.
+
+    Raises:
+        ScoreError: The logits are not finite.
+        SettingsError: The decoder is not installed.
+    """
     reading = reading or VideoInput()
     device = device or model.device
     exact = "paper" in (reading.sampling, reading.protocol)
     options = resolve_evaluation(model, options, device, exact=exact)
-    with evaluation_mode(model), open_any(path, reading.backend) as file:
-        video = seen(file, model.spec.fps or reading.fps)
-        frames = video.num_frames
-        available = frames - 1 if model.spec.modality == "flow" else frames
-        if frames == 0:
-            raise VideoError(
-                video.path, f"no frame can be decoded{f' ({video.damage})' if video.damage else ''}"
+    if compute is not None:
+        options = options.model_copy(update={"compile": False})
+    network = prepared_network(model, options)
+    canvas = Canvas(
+        network,
+        device,
+        options.precision,
+        options.batch_views or 1,
+        None if compute is None else partial(compute, network),
+    )
+    read: dict[str, VideoFacts] = {}
+    scored: dict[str, Any] = {}
+    failed: list[tuple[str, VideoError | DataError]] = []
+
+    def views() -> Iterator[VideoViews]:
+        stream = VideoStream(sources, model.spec, options, reading)
+        with closing(read_stream(stream, min(workers, len(sources)))) as items:
+            for item in items:
+                if isinstance(item, VideoViews):
+                    yield item
+                elif isinstance(item, VideoFacts):
+                    read[item.id] = item
+                else:
+                    failed.append((item.id, item.error))
+
+    def finished() -> Iterator[tuple[str, VideoResult | VideoError | DataError]]:
+        yield from failed
+        failed.clear()
+        for name in [name for name in scored if name in read]:
+            facts, rows = read.pop(name), scored.pop(name)
+            mean = aggregate_views(rows, options.aggregate) if storage is None else np.zeros(0)
+            yield (
+                name,
+                VideoResult(
+                    mean, facts.frames, facts.times, len(rows), facts.damage, rows, numbers=facts.numbers
+                ),
             )
-        if available < 1:
-            rate = "" if video is file else f" at {video.fps:g} frames per second"
-            raise VideoError(video.path, f"has only one frame{rate}, but flow requires two; use an RGB run")
-        clips = evaluation_clips(options, model.spec, available, reading.sampling)
-        views = _views(video, clips, available, model.spec, options, reading)
-        canvas = Canvas(model, device, options.precision, options.batch_views or 1, compute)
-        (scored,) = scored_views(views, {}, canvas)
-        damage, times, count = video.damage, video.times, file.num_frames
-    logits, numbers = scored.logits, video.numbers if isinstance(video, SeenVideo) else None
-    vector_K = aggregate_views(logits, options.aggregate)
-    return VideoResult(vector_K, count, times, len(logits), damage, logits, numbers=numbers)
+
+    with evaluation_mode(network):
+        for video in scored_views(views(), {}, canvas, storage):
+            scored[video.id], video.logits = video.logits, np.zeros((0, 0), np.float32)
+            yield from finished()
+        yield from finished()
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What is known of a video when all its clips have been read."""
+
+    id: str
+    frames: int
+    times: NDArray[np.float64] | None
+    damage: str | None
+    numbers: Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class VideoFailure:
+    """A video that cannot be read."""
+
+    id: str
+    error: VideoError | DataError
+
+
+class VideoStream(IterableDataset[VideoViews | VideoFacts | VideoFailure]):
+    """The views of videos, one clip at a time; each loader process reads its share of the videos one after the other.
+
+    A `VideoFacts` precedes the last clip of a video. If a video cannot be read, its last item is a `VideoFailure`.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[str, Source]],
+        spec: InputSpec,
+        options: EvaluateOptions,
+        reading: VideoInput,
+    ) -> None:
+        self.sources = sources
+        self.spec = spec
+        self.options = options
+        self.reading = reading
+
+    def __iter__(self) -> Iterator[VideoViews | VideoFacts | VideoFailure]:
+        """Read the videos of this process."""
+        worker = get_worker_info()
+        share = slice(None) if worker is None else slice(worker.id, None, worker.num_workers)
+        for name, source in self.sources[share]:
+            try:
+                yield from self._read(name, source)
+            except (VideoError, DataError) as error:
+                yield VideoFailure(name, error)
+            except (OSError, cv2.error) as error:
+                yield VideoFailure(name, VideoError(name, " ".join(str(error).split())))
+
+    def _read(self, name: str, source: Source) -> Iterator[VideoViews | VideoFacts]:
+        spec, reading = self.spec, self.reading
+        with open_input(source, spec, reading) as video:
+            frames = video.num_frames
+            available = frames - 1 if spec.modality == "flow" else frames
+            if frames == 0:
+                raise VideoError(
+                    video.path, f"no frame can be decoded{f' ({video.damage})' if video.damage else ''}"
+                )
+            if available < 1:
+                rate = f" at {video.fps:g} frames per second" if isinstance(video, SeenVideo) else ""
+                raise VideoError(
+                    video.path, f"has only one frame{rate}, but flow requires two; use an RGB run"
+                )
+            clips = evaluation_clips(self.options, spec, available, reading.sampling)
+            last: VideoViews | None = None
+            for views in _views(video, clips, available, spec, self.options, reading):
+                if last is not None:
+                    yield last
+                last = replace(views, id=name)
+            assert last is not None
+            numbers = video.numbers if isinstance(video, SeenVideo) else None
+            yield VideoFacts(name, whole_of(video).num_frames, video.times, video.damage, numbers)
+            yield last
+
+
+def open_input(source: Source, spec: InputSpec, reading: VideoInput) -> Video:
+    """Open a video as a network sees it: at its frame rate, and as flow for a flow network and a folder with flow.
+
+    Raises:
+        VideoError: See `open_any`; or stored flow belongs to another frame rate.
+    """
+    folder = stored_flow(source) if spec.modality == "flow" and reading.stored_flow else None
+    fps = spec.fps or reading.fps
+    if folder is None:
+        return seen(open_any(source, reading.backend), fps)
+    video = FlowFolder(folder)
+    shown = seen(video, fps)
+    if isinstance(shown, SeenVideo) and list(shown.numbers) != list(range(1, video.num_frames + 1)):
+        raise VideoError(
+            folder,
+            f"its stored flow belongs to another frame rate than {fps:g}; run `two-stream extract --fps {fps:g}`, or "
+            "set --flow-algorithm to compute flow from the images",
+        )
+    return video
 
 
 def clip_spans(
@@ -203,7 +380,6 @@ def _views(
         views = views_of_clip(np.stack(clip), crops, spec, reading.protocol)
         yield replace(
             views,
-            id=str(video.path),
             first=found,
             total_clips=len(clips),
             mirror_labels=reading.mirror.labels,
@@ -256,15 +432,21 @@ def _pictures(video: Video, spec: InputSpec, wanted: set[int]) -> Iterator[tuple
 def _rgb(
     video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int]
 ) -> Iterator[tuple[int, Frames]]:
+    as_stored = isinstance(whole_of(video), FolderVideo) and not reading.resizes_folders
     for index, frame in _pictures(video, spec, {number - 1 for number in wanted}):
         if index + 1 in wanted:
-            yield index + 1, resize_frames(picture_at(frame, reading)[None], spec.resize)[0]
+            picture = frame if as_stored else picture_at(frame, reading)
+            yield index + 1, resize_frames(picture[None], spec.resize)[0]
 
 
 def _flow(
     video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int]
 ) -> Iterator[tuple[int, Frames]]:
     """Yield `(n, flow frame)` for the requested n. Flow frame n is computed from the images n and n + 1."""
+    if isinstance(video, FlowFolder):
+        for index, field in video.pick({number - 1 for number in wanted}):
+            yield index + 1, resize_frames(field[None], spec.resize)[0]
+        return
     estimator = reading.estimator()
     previous: Frames | None = None
     for number, frame in _pictures(video, spec, wanted | {number - 1 for number in wanted}):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -20,19 +21,30 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
+from two_stream import zoo
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.files.manifest import (
     RECORDED,
     PublishedFile,
     file_hashes,
+    find_manifest,
     find_mismatch,
     install_command,
     local_file,
+    read_manifest,
     recorded_sha256,
 )
 from two_stream.pretrained.kinds import describe_page
 from two_stream.runtime.console import Advance, note, progress
-from two_stream.runtime.files import exclusive_lock, fsync_dir, fsync_file, write_json, write_text
+from two_stream.runtime.files import (
+    cache_folder,
+    exclusive_lock,
+    fsync_dir,
+    fsync_file,
+    write_json,
+    write_text,
+)
+from two_stream.runtime.text import plural
 
 PART = ".part"
 _STATE = ".json"
@@ -505,3 +517,28 @@ def _words(error: object, timeout: float | None) -> str:
     if isinstance(error, ConnectionResetError | http.client.IncompleteRead | http.client.RemoteDisconnected):
         return "the connection was lost"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def fetch_model(name: object) -> tuple[str, Path, int]:
+    """Return the model, the local file and the number of classes of published weights, given the name of either.
+
+    Raises:
+        SettingsError: No weights, or several files, are published under this name.
+        CheckpointError: The weights cannot be downloaded or read.
+    """
+    if not isinstance(name, str):
+        raise SettingsError("`pretrained=True` requires the name of a model or of published weights")
+    entries = read_manifest(find_manifest()).entries
+    found = [one for one in entries if one.name == name]
+    if not found:
+        model = zoo.find(name).name
+        found = [one for one in entries if one.model is not None and zoo.find(one.model).name == model]
+    if len(found) != 1 or found[0].model is None:
+        names = ", ".join(one.name for one in found) or "`two-stream weights list` shows all"
+        raise SettingsError(
+            f"{name}: found {plural(len(found), 'published file')} for this model; expected one of: {names}"
+        )
+    folder, mirror = os.environ.get("TWO_STREAM_WEIGHTS"), os.environ.get("TWO_STREAM_MIRROR")
+    sources = Sources(local=Path(folder) if folder else None, mirror=mirror or None)
+    file = fetch(found[0], (cache_folder() or Path()) / "weights", sources).file
+    return found[0].model, file, found[0].classes.count

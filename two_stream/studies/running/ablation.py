@@ -21,7 +21,7 @@ from two_stream.profiling.costs import meta_model
 from two_stream.runtime.console import err, note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import study_lock
-from two_stream.runtime.text import duration, parse_json, per_cent
+from two_stream.runtime.text import duration, per_cent
 from two_stream.runtime.workers import usable_processes
 from two_stream.studies.running.cells import (
     StudyJob,
@@ -29,6 +29,7 @@ from two_stream.studies.running.cells import (
     is_complete,
     job_of,
     outcome_of,
+    read_outcome,
     record_outcome,
 )
 from two_stream.studies.running.plan import (
@@ -39,10 +40,12 @@ from two_stream.studies.running.plan import (
     digest_of,
     folder_of,
     keep_precision,
+    keep_study,
     name_cell,
     plan_cells,
     start_digest,
     variants_of,
+    with_setting,
 )
 from two_stream.studies.running.pool import Event, Slot, run_jobs, slots_for
 from two_stream.types import Part
@@ -115,6 +118,7 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
     keep_precision(study)
     cells = plan_cells(study, source)
     with study_lock(folder_of(study)):
+        keep_study(study, cells)
         stages = stages_of(study, cells, source)
         jobs = stages[-1].jobs
         older = _older(stages)
@@ -163,16 +167,11 @@ def _run_first(
 def _moved(job: StudyJob, moved: Mapping[str, str]) -> StudyJob:
     """Return a job that reads weights and stored features from the folders that `_run_first` returned."""
     experiment = job.settings()
-    init, features = (moved.get(str(path)) for path in (experiment.train.init, experiment.data.features))
-    if init is None and features is None:
-        return job
-    if init is not None:
-        train = experiment.train.model_copy(update={"init": Path(init)})
-        experiment = experiment.model_copy(update={"train": train})
-    if features is not None:
-        data = experiment.data.model_copy(update={"features": Path(features)})
-        experiment = experiment.model_copy(update={"data": data})
-    return replace(job, experiment=dump(experiment))
+    for setting, path in (("train.init", experiment.train.init), ("data.features", experiment.data.features)):
+        if str(path) in moved:
+            experiment = with_setting(experiment, setting, Path(moved[str(path)]))
+            job = replace(job, experiment=dump(experiment))
+    return job
 
 
 def _so_far(jobs: Sequence[StudyJob], older: Mapping[str, StudyOutcome]) -> list[StudyOutcome | None]:
@@ -257,7 +256,7 @@ def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
     for folder in {Path(job.record).parent for job in jobs}:
         for path in sorted(folder.glob("*.json")):
             try:
-                outcome = StudyOutcome(**parse_json(path.read_text(encoding="utf-8")))
+                outcome = read_outcome(path)
             except (OSError, ValueError, TypeError):
                 warn(f"{path}: the file is damaged and is ignored")
                 continue

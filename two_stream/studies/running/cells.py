@@ -17,8 +17,10 @@ from typing import Any, Literal
 from two_stream.config.load import dump, load_experiment, parse_yaml, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
-from two_stream.runtime.files import sha256, write_json
-from two_stream.studies.running.plan import start_digest
+from two_stream.evaluation.runs.lookup import locate_data
+from two_stream.runtime.files import sha256, write_json, write_text
+from two_stream.runtime.text import parse_json
+from two_stream.studies.running.plan import start_digest, with_setting
 from two_stream.types import Part, RunPaths
 
 Kind = Literal["train", "features"]
@@ -71,7 +73,9 @@ class StudyOutcome:
 
     state: Literal["done", "failed", "interrupted"]
     key: str = ""
+    """hash of the resolved settings, the code and the data"""
     reason: str = ""
+    """why the job failed"""
     seconds: float = 0.0
     accuracy: float | None = None
     """accuracy on the first part that was scored"""
@@ -82,7 +86,9 @@ class StudyOutcome:
     model_sha256: str = ""
     """SHA-256 of the trained weights, or of the weights that computed the stored features"""
     loose_key: str = ""
+    """like `key`, but computed without the hash of the code"""
     run: str = ""
+    """folder of the run or of the stored features"""
 
     @property
     def done(self) -> bool:
@@ -109,11 +115,28 @@ def outcome_of(job: StudyJob) -> StudyOutcome | None:
     its evaluation settings have changed.
     """
     try:
-        outcome = StudyOutcome(**json.loads(Path(job.record).read_text(encoding="utf-8")))
+        outcome = read_outcome(Path(job.record))
     except (OSError, ValueError, TypeError):
         return None
     usable = outcome.key == job.key and (not outcome.done or is_complete(job, outcome))
     return outcome if usable else None
+
+
+def read_outcome(path: Path) -> StudyOutcome:
+    """Read a stored outcome. Its paths are returned for the current place of the study's folder.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is damaged.
+        TypeError: The file is damaged.
+    """
+    outcome, study = StudyOutcome(**parse_json(path.read_text(encoding="utf-8"))), path.parent.parent
+    scores = {  # STUDY/runs/CELL/scores/FILE
+        part: [str(study.joinpath(*Path(file).parts[-4:])), digest]
+        for part, (file, digest) in dict(outcome.scores).items()
+    }
+    run = str(study.joinpath(*Path(outcome.run).parts[-2:])) if outcome.run else ""
+    return replace(outcome, scores=scores, run=run)
 
 
 def is_complete(job: StudyJob, outcome: StudyOutcome) -> bool:
@@ -213,14 +236,19 @@ def _resumed(experiment: Experiment, paths: RunPaths) -> Experiment | None:
     """
     if not paths.experiment.is_file():
         return None
-    before = load_experiment(paths.experiment).data.features
-    if before == experiment.data.features:
+    before = load_experiment(paths.experiment)
+    # the key contains the hashes of the initial weights and of the teachers, so their files may only have been moved
+    moved = with_setting(before, "train.init", experiment.train.init)
+    moved = moved.model_copy(update={"compress": experiment.compress})
+    if moved != before:
+        write_text(paths.experiment, dump(moved))
+    features, now = locate_data(paths, before).data.features, experiment.data.features
+    if features == now or (features and now and features.resolve() == now.resolve()):
         return experiment
-    if before is None or not (before / "features.json").is_file():
+    if features is None or not (features / "features.json").is_file():
         shutil.rmtree(paths.root)
         return None
-    data = experiment.data.model_copy(update={"features": before})
-    return experiment.model_copy(update={"data": data})
+    return with_setting(experiment, "data.features", features)
 
 
 def _features(job: StudyJob) -> StudyOutcome:

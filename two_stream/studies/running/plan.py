@@ -16,20 +16,33 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel
 
-from two_stream.config.load import departures, find_settings, flatten, nearest, read_yaml, validate_settings
-from two_stream.config.schema import FREE_ON_RESUME, Experiment
+from two_stream.config.load import (
+    departures,
+    dump,
+    find_settings,
+    flatten,
+    nearest,
+    read_yaml,
+    validate_settings,
+)
+from two_stream.config.schema import FREE_ON_RESUME, DataOptions, Experiment
 from two_stream.config.study import SEPARATOR, Against, Changes, Study
-from two_stream.data.catalog import load_record
+from two_stream.data.catalog import RECORD_FILE, dataset_record
+from two_stream.data.sources.shards import is_url, shard_facts
 from two_stream.data.splits import fingerprint, load_part, own_validation
-from two_stream.errors import SettingsError
+from two_stream.errors import DataError, SettingsError
+from two_stream.evaluation.runs.lookup import candidates, place_of
 from two_stream.runtime.device import pick_device, resolve_precision
-from two_stream.runtime.files import complete_folder, sha256, write_text
+from two_stream.runtime.files import complete_folder, sha256, write_json, write_text
 from two_stream.runtime.provenance import source_digest
+from two_stream.runtime.text import parse_json
 from two_stream.types import Modality, Part
 from two_stream.video.frames import extraction_settings
 
@@ -37,6 +50,9 @@ VARIANT = "variant"
 """Name of the factor whose levels are the entries of `variants`."""
 BASELINE = "baseline"
 """Name of the baseline variant (`baseline: true`), also used as its level of every factor."""
+STUDY, PLACES = "study.yaml", "data.json"
+"""files in a study's folder, from which the study can be continued; see `keep_study`"""
+M = TypeVar("M", bound=BaseModel)
 MOST_TRAININGS = 10_000
 """largest number of training runs of one study"""
 
@@ -250,7 +266,7 @@ def baseline_settings(stream: str) -> dict[str, Any]:
 
 
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
-_RUNS = ("train.init", "compress.source", "compress.teachers")
+_RUNS = ("train.init", "compress.source", "compress.teachers", "model.backbone.weights")
 _FREE = (*FREE_ON_RESUME, "name", "train.log_images", *_RUNS, *_PLACES)
 """settings that are not part of a key: they do not affect the weights, or the key contains the hash of the files that
 they refer to"""
@@ -276,6 +292,8 @@ class Cell:
     experiment: Experiment
     key: str
     loose_key: str
+    data: str = ""
+    """hash of the lists of the data set, of the extraction of its frames and of the initial weights"""
 
     @property
     def folder(self) -> Path:
@@ -288,19 +306,127 @@ class Cell:
         return f"{self.variant}, split {self.split}, seed {self.seed}"
 
 
-def load_study(path: Path | str) -> Study:
+class KeptStudy(Study):
+    """A study that is continued from the files in its own folder, which may have been moved; see `keep_study`."""
+
+    places: dict[str, Path]
+    """where the files that the settings name are now, by `setting=value`"""
+    cells: dict[str, str]
+    """`Cell.data` of each cell when the study was run, by title"""
+
+
+def load_study(
+    path: Path | str, changes: Mapping[str, Any] | None = None, roots: Sequence[Path] = ()
+) -> Study:
     """Read a study file. A relative `base` is looked up in the file's folder, the working directory, then by name.
 
+    Args:
+        path: The file, or the `study.yaml` in the folder of a study.
+        changes: Settings that replace those of the file.
+        roots: Folders of data sets and runs that the study uses, for a study in its own folder; see `locate_data`.
+
     Raises:
-        SettingsError: The file is invalid.
+        SettingsError: The file is invalid, or `roots` contains a folder that the study does not use.
+        DataError: The study is in its own folder, and a file that it uses is not found.
     """
     path = Path(path)
-    study = validate_settings(Study, read_yaml(path), path)
+    mapping = read_yaml(path) | dict(changes or {})
+    if path.name == STUDY and path.with_name(PLACES).is_file():
+        return _kept_study(path, mapping, roots)
+    if roots:
+        raise SettingsError(
+            f"{path}: --data-root is for the folder of a study; pass this folder, or change the paths in the file"
+        )
+    study = validate_settings(Study, mapping, path)
     if study.base is not None and not study.base.is_absolute():
         base = path.parent / study.base
         found = base if base.is_file() else find_settings(str(study.base), "experiments")
         study = study.model_copy(update={"base": found})
     return study
+
+
+def keep_study(study: Study, cells: Sequence[Cell]) -> None:
+    """Write to a study's folder what is needed to continue the study from any folder: its settings and their places."""
+    if isinstance(study, KeptStudy):
+        return
+    folder, places = folder_of(study), {}
+    for cell in cells:
+        for setting, value in _named_files(cell.experiment):
+            path, name = Path(value), ""
+            if setting == "data.dataset":
+                record = dataset_record(cell.experiment.data)
+                path, name = record.folder / RECORD_FILE, record.name
+            if path.exists():
+                places[f"{setting}={value}"] = {**place_of(path, folder), "name": name}
+    own = {"base": None, "demo": None, "settings": base_settings(study)}
+    write_text(folder / STUDY, dump(study.model_copy(update=own)))
+    write_json(folder / PLACES, {"places": places, "cells": {cell.title: cell.data for cell in cells}})
+
+
+def _named_files(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Yield the setting and the value of each file and folder that the settings name."""
+    for setting in (*_PLACES, *_RUNS):
+        section, _, name = setting.rpartition(".")
+        value = getattr(attrgetter(section)(experiment), name, None)
+        if setting == "data.settings_root" or value is None or is_url(str(value)):
+            continue
+        yield from ((setting, str(one)) for one in (value if isinstance(value, tuple) else (value,)))
+
+
+def _kept_study(path: Path, mapping: Mapping[str, Any], roots: Sequence[Path]) -> KeptStudy:
+    """Return a study from the `study.yaml` in its folder, with the places of the files that it uses."""
+    folder = path.resolve().parent if path.parent.name in ("", "..") else path.parent
+    try:
+        kept = parse_json(path.with_name(PLACES).read_bytes())
+        recorded = {
+            str(key): (str(one["name"]), candidates(folder, one)) for key, one in kept["places"].items()
+        }
+        cells = {str(title): str(data) for title, data in kept["cells"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise SettingsError(
+            f"{path.with_name(PLACES)}: cannot be read; run the original study file with --out {folder.parent}"
+        ) from None
+    places: dict[str, Path] = {}
+    for key, (name, tried) in recorded.items():
+        own = [root / RECORD_FILE if root.is_dir() else root for root in roots] if name else roots
+        tried = [*(one for one in own if name or one.name == tried[-1].name), *tried]
+        found = (one for one in tried if one.exists() and (not name or read_yaml(one).get("name") == name))
+        place = next(found, None)
+        if place is None:
+            what = f" (data set {name!r})" if name else ""
+            raise DataError(
+                f"{folder}: `{key.replace('=', '` is ')}{what}: not found; tried {', '.join(map(str, tried))}; name "
+                "the folder with --data-root"
+            )
+        places[key] = place
+    unused = [root for root in roots if not {root, root / RECORD_FILE} & {*places.values()}]
+    if unused:
+        raise SettingsError(f"{unused[0]}: found no data set and no run of the study {folder} there")
+    given = {**mapping, "out": folder.parent, "name": folder.name, "places": places, "cells": cells}
+    return validate_settings(KeptStudy, given, path)
+
+
+def _with_places(study: Study, experiment: Experiment) -> Experiment:
+    """Return the settings of a cell with the places of the files that they name, if the study was moved."""
+    if not isinstance(study, KeptStudy):
+        return experiment
+    found: dict[str, list[Path]] = {}
+    for setting, value in _named_files(experiment):
+        if f"{setting}={value}" in study.places:
+            found.setdefault(setting, []).append(study.places[f"{setting}={value}"])
+    for setting, paths in found.items():
+        old = attrgetter(setting)(experiment)
+        experiment = with_setting(
+            experiment, setting, tuple(paths) if isinstance(old, tuple) else type(old)(paths[0])
+        )
+    return experiment
+
+
+def with_setting(options: M, setting: str, value: Any) -> M:
+    """Return settings with another value of a dotted setting, which is not validated."""
+    section, _, rest = setting.partition(".")
+    inner = with_setting(getattr(options, section), rest, value) if rest else value
+    return options.model_copy(update={section: inner})
 
 
 def folder_of(study: Study) -> Path:
@@ -342,12 +468,21 @@ def plan_cells(study: Study, source: object = "study") -> list[Cell]:
         DataError: The split lists of the data set cannot be read.
     """
     variants = check_study(study, source)
-    return [
+    cells = [
         _cell(study, variant, split, seed, source)
         for seed in study.seeds
         for split in study.splits
         for variant in variants
     ]
+    before = study.cells if isinstance(study, KeptStudy) else {}
+    for cell in cells:
+        if before.get(cell.title, cell.data) != cell.data:
+            raise SettingsError(
+                f"{source}: {cell.title}: the lists or frames of {cell.experiment.data.dataset}, or the initial "
+                "weights, are not those of the study; name the right folder with --data-root, or run the study file to "
+                "use other data"
+            )
+    return cells
 
 
 def check_study(study: Study, source: object = "study") -> list[Variant]:
@@ -460,7 +595,7 @@ def _experiment(study: Study, settings: Mapping[str, Any], split: int, seed: int
             f"{where}: `part: val` cannot be used with `train.selection: paper`, which validates "
             "on the test part; set `part: test`, or another `train.selection`"
         )
-    return experiment
+    return _with_places(study, experiment)
 
 
 def name_cell(
@@ -477,16 +612,22 @@ def name_cell(
     `start` contains two hashes of the initial weights, with and without the code that trained them. `extra` contains
     other values that determine the cell's weights.
     """
-    data = experiment.data
+    options = experiment.data
     lists = _digest(
-        data.dataset, data.settings_root, experiment.model.modality, data.split, data.source, data.shards
+        options.dataset,
+        options.settings_root,
+        experiment.model.modality,
+        options.split,
+        options.source,
+        options.shards,
     )
     facts = {"settings": identity(experiment), "data": lists, "extra": extra}
     exact, loose = (digest_of({**facts, "start": digest}) for digest in start)
     key = digest_of([exact, source_digest()])
     slug = re.sub(r"[^\w.+-]+", "_", variant).strip("_")[:60]
     name = f"{slug}-split{split}-seed{seed}-{key[:8]}"
-    return Cell(variant, split, seed, experiment.model_copy(update={"name": name}), key, loose)
+    data = digest_of([lists, start[1]])
+    return Cell(variant, split, seed, experiment.model_copy(update={"name": name}), key, loose, data)
 
 
 def digest_of(facts: Any) -> str:
@@ -540,11 +681,14 @@ def _weights_digest(name: str, where: Path) -> str:
 @cache
 def _digest(dataset: str, root: Path, modality: Modality, split: int, source: str, shards: str | None) -> str:
     """Return the hash of a data set's split lists and of the extraction settings of its frames."""
-    record = load_record(dataset, root)
+    record = dataset_record(DataOptions(dataset=dataset, settings_root=root))
     train, test = (load_part(record, modality, split, part, selection="paper") for part in _LISTS)
-    made = (
-        json.dumps(extraction_settings(record.frames_root(modality))) if source == "frames" else shards or ""
-    )
+    made = shards or ""  # a URL
+    if source == "frames":
+        made = json.dumps(extraction_settings(record.frames_root(modality)))
+    elif source == "shards" and not is_url(made):
+        packed = shard_facts(made, modality)
+        made = json.dumps({name: packed[name] for name in packed if name not in ("location", "code_version")})
     own = own_validation(record, modality, split)
     validation = [fingerprint(own, [], record.classes)] if own else []
     text = "\x1f".join([fingerprint(train, test, record.classes), source, made, *validation])

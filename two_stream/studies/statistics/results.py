@@ -74,6 +74,7 @@ class VariantResult:
     seed_interval: Interval | None
     """t interval of the mean over seeds, where the videos are treated as fixed; None with one seed"""
     sd: float | None
+    """standard deviation over seeds; None with one seed"""
     seeds: list[int]
     splits: list[int]
     more: dict[str, float | None] = field(default_factory=dict)
@@ -117,7 +118,9 @@ class Comparison:
     p: float
     """p value before the correction"""
     p_holm: float
+    """p value after the correction of its family"""
     test: str
+    """name of the test"""
     significant: bool
     """whether `p_holm` is below 1 - `level` and the interval does not contain 0"""
     verdict: str
@@ -126,6 +129,7 @@ class Comparison:
     detectable: float
     """smallest true difference that the test would detect with 80 % probability"""
     detectable_clips: int
+    """the same as a number of videos of a split"""
     videos: int
     """mean number of videos per split"""
     groups: int | None
@@ -149,6 +153,7 @@ class FusedPair:
     gain: Interval
     """accuracy of the fusion minus that of the better stream, on the same videos"""
     agreement: float
+    """fraction of videos for which the two streams predict the same class"""
     oracle: float
     """fraction of videos that at least one of the two streams gets right"""
 
@@ -199,7 +204,9 @@ class StudyResult:
     groups: int | None
     class_names: list[str]
     chance: float
+    """accuracy of guessing"""
     level: float
+    """probability of the intervals, such as 0.95"""
     variants: list[VariantResult]
     comparisons: list[Comparison]
     runs: list[RunRow]

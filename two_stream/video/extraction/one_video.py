@@ -1,7 +1,9 @@
 """Extracts RGB frames and optical flow of one video into a folder of JPEG files.
 
 The frames and a manifest of the settings (`.done.json`) are written to a hidden folder, which is renamed when it is
-complete. Even if a run is interrupted, a folder with its final name is therefore complete.
+complete. Even if a run is interrupted, a folder with its final name is therefore complete. The manifest contains the
+path, the size and the time of the video file, the numbers of frames, the size of the images, facts about the video,
+warnings, versions and the `settings` of the extraction.
 """
 
 from __future__ import annotations

@@ -48,6 +48,8 @@ class AnnotatedVideo:
     """source video or person, if the files state it"""
     fps: float | None = None
     """frames per second, if the files state them"""
+    num_frames: int | None = None
+    """number of frames, if the files state it; only compared with the counted frames"""
 
 
 @dataclass

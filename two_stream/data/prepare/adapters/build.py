@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from two_stream.config.load import read_yaml
 from two_stream.data.catalog import MODALITIES, RECORD_FILE, Record, make_record, packaged_record
-from two_stream.data.options import AnnotationOptions
+from two_stream.data.options import AnnotationOptions, ListOptions, PlaceOptions
 from two_stream.data.prepare.adapters import read_annotations
 from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
+from two_stream.data.prepare.adapters.lists import locate, read_lists
 from two_stream.data.prepare.counting import (
     Counts,
     FolderCounts,
@@ -59,19 +60,21 @@ class _Listed:
     """(id, reason) of each entry that is left out"""
     shortened: list[str] = field(default_factory=list)
     """line and times of each part that was shortened, because it ends after the end of its video"""
+    differing: list[str] = field(default_factory=list)
+    """line and numbers of frames of each video whose files state another number of frames than it has"""
 
     def leave_out(self, entry: AnnotatedVideo, name: str, reason: str) -> None:
         """Add a failure whose reason includes the line of the annotation file."""
         self.failures.append((name, f"{reason} ({entry.where})"))
 
 
-def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
-    """Write the record, lists, groups and segments of a data set, given its official annotation files.
+def prepare_annotations(kind: str, options: AnnotationOptions | ListOptions) -> Prepared:
+    """Write the record, lists, groups and segments of a data set, given its annotation files or split lists.
 
     Videos that are missing or cannot be read are left out and reported as failures.
 
     Args:
-        kind: One of `ADAPTERS`.
+        kind: One of `ADAPTERS`, or `list`.
         options: Where the files are, and how frames are counted.
 
     Raises:
@@ -85,8 +88,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
         )
     if options.fps is not None and options.fps <= 0:
         raise SettingsError(f"--fps is {options.fps}: expected more than 0")
-    annotations = read_annotations(kind, options.annotations)
-    name = options.name or (options.annotations.stem if kind in ("json", "table") else kind)
+    annotations, name = _annotations(kind, options)
     options, folder = replace(options, name=name), options.out / name
     kept = _is_kept(folder / RECORD_FILE, annotations)
     if kept and options.frames is not None and options.patterns():
@@ -95,6 +97,10 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
             "set `patterns` in this file"
         )
     places = VideoIndex(options.frames or options.videos or Path(), frames=options.frames is not None)
+    if isinstance(options, ListOptions):
+        annotations.entries, moved = locate(annotations.entries, places)
+        annotations.notes += moved
+        annotations.check()
     where = {entry.names: places.find(entry.names) for entry in annotations.entries}
     if annotations.splits:
         where = {n: replace(p, id=n[0]) if isinstance(p, LocatedVideo) else p for n, p in where.items()}
@@ -110,7 +116,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     _write_groups_and_segments(mapping, listed, folder)
     record = make_record(mapping, folder)
     splits, validation, notes = _splits(annotations, listed, record.num_splits)
-    if kind == "table" and any(entry.split for entry, _ in listed.videos):
+    if kind in ("table", "list") and any(entry.split for entry, _ in listed.videos):
         notes.insert(0, parts_line(splits[0], validation))
     if kept and not annotations.splits:
         notes.append(
@@ -126,7 +132,22 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
         one, many = "ends after its video and is", "end after their video and are"
         counted_parts = plural(len(listed.shortened), "part", one, many)
         made.warnings.append(f"{counted_parts} shortened (first: {listed.shortened[0]})")
+    if listed.differing:
+        several = plural(len(listed.differing), "video", "has", "have")
+        made.warnings.append(
+            f"{several} another number of frames than listed; the counted frames are used "
+            f"(first: {listed.differing[0]})"
+        )
     return made
+
+
+def _annotations(kind: str, options: AnnotationOptions | ListOptions) -> tuple[Annotations, str]:
+    """Read the annotation files or lists; return their content and the name of the data set."""
+    if isinstance(options, AnnotationOptions):
+        name = options.name or (options.annotations.stem if kind in ("json", "table") else kind)
+        return read_annotations(kind, options.annotations), name
+    found = read_lists({"train": options.train, "val": options.val, "test": options.test}, options.classes)
+    return found, options.name or options.train.resolve().parent.name
 
 
 def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit: str) -> str:
@@ -160,7 +181,7 @@ def _is_kept(path: Path, annotations: Annotations) -> bool:
 
 
 def _mapping(
-    kind: str, annotations: Annotations, options: AnnotationOptions, folder: Path, *, kept: bool
+    kind: str, annotations: Annotations, options: PlaceOptions, folder: Path, *, kept: bool
 ) -> dict[str, Any]:
     """Return the content of the record."""
     if annotations.splits:  # the packaged record contains everything that the files do not state
@@ -187,7 +208,7 @@ def _counted(
     mapping: dict[str, Any],
     folder: Path,
     found: Sequence[LocatedVideo],
-    options: AnnotationOptions,
+    options: PlaceOptions,
     *,
     kept: bool,
 ) -> FolderCounts:
@@ -209,7 +230,7 @@ def _listed(
     annotations: Annotations,
     where: dict[tuple[str, ...], LocatedVideo | str],
     counted: FolderCounts,
-    options: AnnotationOptions,
+    options: PlaceOptions,
     record: Record,
 ) -> _Listed:
     made = _Listed()
@@ -243,6 +264,8 @@ def _listed(
             inside = f"{len(span)} of the {plural(counts[place.id][0], 'frame')} in this part, flow needs 2"
             made.leave_out(entry, name, inside)
             continue
+        if entry.num_frames and min(abs(entry.num_frames - count) for count in counts[place.id]) > 1:
+            made.differing.append(f"{entry.where}: {entry.num_frames}, found {counts[place.id][0]}")
         if late:
             made.shortened.append(f"{entry.where}: {late}")
         if name != place.id:
@@ -260,7 +283,7 @@ def _span(
     entry: AnnotatedVideo,
     place: LocatedVideo,
     count: int,
-    options: AnnotationOptions,
+    options: PlaceOptions,
     videos: VideoIndex | None,
 ) -> tuple[range, str]:
     """Return the existing frames of an entry, and a message if the entry ends after the end of the video.
@@ -357,6 +380,7 @@ class VideoIndex:
         if not root.is_dir():
             raise DataError(f"{root}: the folder of {'frames' if frames else 'videos'} does not exist")
         self.root = root
+        self._frames = frames
         self._what = "frame folder" if frames else "video file"
         if frames:
             self._index, self._ids = _frame_folders(root)
@@ -374,12 +398,16 @@ class VideoIndex:
         any class folder.
         """
         for name in names:
-            places = self._index.get(self._relative(name), [])
+            relative = self._relative(name)
+            places = self._index.get(relative, [])
             if len(places) > 1:
                 shown = ", ".join(path.relative_to(self.root).as_posix() for path in places[:3])
                 return f"several with this name: {shown}"
             if places:
                 return LocatedVideo(self._ids[places[0]], places[0])
+            inside = not relative.startswith("/") and ".." not in relative.split("/")
+            if self._frames and inside and (self.root / relative).is_dir():  # deeper than class folders
+                return LocatedVideo(relative, self.root / relative)
         return f"no {self._what} with this name"
 
     def example(self) -> str:

@@ -1,25 +1,23 @@
 """Write the table of `docs/streaming.md`: which networks can stream, and the cost of a prediction.
 
-python docs/streaming_table.py            # about a minute, on the meta device
-python docs/streaming_table.py --check    # write nothing; exit with 1 if the table on the page is outdated
+python eval/documentation/streaming_table.py            # about a minute, on the meta device
+python eval/documentation/streaming_table.py --check    # write nothing; exit code 1 if the table is outdated
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from pathlib import Path
 
 import torch
+from tables import ROOT, markdown, update
 
 from two_stream import zoo
 from two_stream.errors import SettingsError
 from two_stream.profiling.costs import meta_model, multiply_adds
-from two_stream.runtime.files import write_text
 from two_stream.streaming import convert, multiply_adds_per_prediction
 
-PAGE = Path(__file__).resolve().parent / "streaming.md"
+PAGE = ROOT / "docs" / "streaming.md"
 CLASSES = 400
 NAMES = (
     "co3d/x3d_xs",
@@ -55,7 +53,6 @@ NAMES = (
 )
 """At least one network of each family in the zoo."""
 HEAD = ("network", "clip", "every", "delay", "sees", "G mult-adds")
-_TABLE = re.compile(r"(<!-- table -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
 
 
 def row(name: str) -> list[str]:
@@ -72,13 +69,6 @@ def row(name: str) -> list[str]:
     return [f"`{name}`", *frames, "\u00a0→\u00a0".join(costs)]
 
 
-def page(text: str) -> str:
-    """Return the page with a new table."""
-    lines = [HEAD, ["---"] * len(HEAD), *(row(name) for name in NAMES)]
-    made = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return _TABLE.sub(lambda found: f"{found[1]}{made}\n{found[2]}", text)
-
-
 def main() -> int:
     """Write or check."""
     parser = argparse.ArgumentParser(
@@ -87,12 +77,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    before = PAGE.read_text(encoding="utf-8")
-    after = page(before)
-    if given.check:
-        return int(before != after)
-    write_text(PAGE, after)
-    return 0
+    return update([PAGE], lambda _: markdown(HEAD, map(row, NAMES)), check=given.check)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Export every family of the zoo under every head to ONNX and torch.export, and write `docs/export-table.md`.
 
-    python docs/export_table.py                       # all (half an hour on two cores)
-    python docs/export_table.py --only i3d 'timm *'   # only these rows; the others stay as the page has them
-    python docs/export_table.py --only x3d --aoti     # AOTInductor too (minutes a row)
-    python docs/export_table.py --check               # write nothing; exit code 1 where the page says something else
-    python docs/export_table.py --operators           # what a file may hold: every row, head, stream, timm module
+    cd eval/documentation
+    python export_table.py                       # all (half an hour on two cores)
+    python export_table.py --only i3d 'timm *'   # only these rows; the others stay as the page has them
+    python export_table.py --only x3d --aoti     # AOTInductor too (minutes a row)
+    python export_table.py --check               # write nothing; exit code 1 if the page is outdated
+    python export_table.py --operators           # what a file may hold: every row, head, stream, timm module
 
 A row is a network of the family with few layers and small clips: the operations are those of the large ones. Each is
 exported by `two_stream.export.export_run`, which compares the file with the model on batches of 1 and 3 clips and
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import ROOT, TABLE, markdown, update
 
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
@@ -44,11 +46,10 @@ from two_stream.runtime.files import write_text
 from two_stream.streaming import StepNetwork, convert
 from two_stream.types import RunPaths
 
-PAGE = Path(__file__).resolve().parent / "export-table.md"
-OPERATORS = Path(__file__).resolve().parents[1] / "two_stream" / "export"
+PAGE = ROOT / "docs" / "export-table.md"
+OPERATORS = ROOT / "two_stream" / "export"
 HEADS = ("average", "lstm", "bert")
 TARGETS: tuple[Target, ...] = ("onnx", "pt2", "aoti")
-BEGIN, END = "<!-- table: begin (docs/export_table.py) -->", "<!-- end -->"
 YES = "yes"
 UNTRIED = "–"
 
@@ -168,19 +169,19 @@ def exported(case: Case, head: str, to: Target) -> str:
 
 def read_table(page: str) -> Found:
     """Return what a page's table says."""
-    rows = page.partition(BEGIN)[2].partition(END)[0].strip().splitlines()[2:]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    written = TABLE.search(page)
+    assert written is not None
+    cells = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in written["table"].splitlines()[2:]
+    ]
     return {(row[0], row[1]): dict(zip(TARGETS, row[2:], strict=True)) for row in cells}
 
 
 def table(found: Found) -> str:
     """Return the Markdown table, in the order of the cases."""
-    rows = [["backbone", "head", *TARGETS], ["---"] * (2 + len(TARGETS))]
-    for case in CASES:
-        for head in HEADS:
-            row = found.get((case.name, head), {})
-            rows.append([case.name, head, *(row.get(to, UNTRIED) for to in TARGETS)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    keys = [(case.name, head) for case in CASES for head in HEADS]
+    rows = ([*key, *(found.get(key, {}).get(to, UNTRIED) for to in TARGETS)] for key in keys)
+    return markdown(["backbone", "head", *TARGETS], rows)
 
 
 def sweep(
@@ -310,21 +311,13 @@ def main(argv: list[str] | None = None) -> int:
         for to, found in zip(("pt2", "onnx"), operators(), strict=True):
             write_text(OPERATORS / f"operators_{to}.txt", "\n".join(sorted(found)) + "\n")
         return 0
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-
-    def written(found: Found) -> str:
-        made = f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}"
-        if not given.check:
-            write_text(PAGE, made)
-        return made
-
+    found = read_table(PAGE.read_text(encoding="utf-8"))
     targets = TARGETS if given.aoti else TARGETS[:2]
-    made = written(sweep(given.only, targets, read_table(page), written))
-    if given.check and made != page:
-        print(f"{PAGE}: its table is not what exports give; run `python docs/export_table.py`")
-        return 1
-    return 0
+
+    def write(made: Found) -> int:
+        return update([PAGE], lambda _: table(made), check=given.check)
+
+    return write(sweep(given.only, targets, found, (lambda _: None) if given.check else write))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,30 @@
 """Count every named model and write the tables of `docs/models/`.
 
-    python docs/models/tables.py            # docs/models/*.md from two_stream/zoo/costs.json
-    python docs/models/tables.py --count    # first count every network anew on the meta device (minutes)
-    python docs/models/tables.py --check    # write nothing; exit code 1 where a page is not what would be written
+    python eval/documentation/model_tables.py            # docs/models/*.md from two_stream/zoo/costs.json
+    python eval/documentation/model_tables.py --count    # first count every network on the meta device (minutes)
+    python eval/documentation/model_tables.py --check    # write nothing; exit code 1 if a page is outdated
 
-Between `<!-- table: PATTERN … -->` and `<!-- end -->` a page contains the table of the models whose names
-match, with the figures of `docs/models/published.yaml` beside ours.
+The table after `<!-- table: PATTERN … -->` lists the models whose names match, with the figures of
+`docs/models/published.yaml` next to ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import yaml
+from tables import ROOT, markdown, update
 
 from two_stream import zoo
-from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.files import write_json
 from two_stream.types import size_text
 from two_stream.zoo.record import FILE, model_costs
 
-PAGES = Path(__file__).resolve().parent
+PAGES = ROOT / "docs" / "models"
 PUBLISHED = PAGES / "published.yaml"
-_TABLE = re.compile(r"(<!-- table: (?P<patterns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 MARKS = "ᵃᵇᶜᵈᵉ"
 """superscripts of the sources of published figures"""
 _TWO = (100, 200)
@@ -53,8 +51,7 @@ def table(patterns: list[str], published: dict[str, Any]) -> str:
     records = [r for r in zoo.records() if any(fnmatchcase(r.name, pattern) for pattern in patterns)]
     head = ["model", "clip", "classes", "M params", "G mult-adds"]
     sources = sorted({theirs["source"] for r in records if (theirs := published.get(r.name, {}))})
-    rows = [_row(record, published.get(record.name, {}), sources) for record in records]
-    made = "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *rows))
+    made = markdown(head, (_row(record, published.get(record.name, {}), sources) for record in records))
     notes = ", ".join(f"{MARKS[number]} {source}" for number, source in enumerate(sources))
     return made + (f"\nIn brackets: published figures. {notes}.\n" if sources else "")
 
@@ -77,11 +74,6 @@ def _row(record: zoo.ModelRecord, theirs: dict[str, Any], sources: list[str]) ->
     ]
 
 
-def written(text: str, published: dict[str, Any]) -> str:
-    """Return a page with its tables made anew."""
-    return _TABLE.sub(lambda found: found[1] + table(found["patterns"].split(), published) + found[3], text)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Count, write or check."""
     parser = argparse.ArgumentParser(
@@ -94,19 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         write_json(FILE, {record.name: count(record) for record in zoo.records()})
         model_costs.cache_clear()
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    stale = 0
-    for page in sorted(PAGES.glob("*.md")):
-        text = page.read_text(encoding="utf-8")
-        made = written(text, published)
-        if made == text:
-            continue
-        stale += 1
-        if given.check:
-            print(f"{page}: its tables are not those of the models; run `python docs/models/tables.py`")
-        else:
-            write_text(page, made)
-            print(page)
-    return 1 if given.check and stale else 0
+    pages = sorted(PAGES.glob("*.md"))
+    return int(update(pages, lambda words: table(words.split(), published), check=given.check) > 0)
 
 
 if __name__ == "__main__":

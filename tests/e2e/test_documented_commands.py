@@ -1,0 +1,82 @@
+"""Every command of the README and of the site's Start and Guides pages, run in an empty folder with only the wheel."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import Installed
+from tests.helpers.documents import commands_in, pages_of
+from two_stream.data.demo import DemoOptions, write_demo
+
+NOT_RUN = {
+    "make demo": "installs the checkout",
+    "make test": "tests the checkout",
+    "two-stream prepare KIND --annotations FILES --videos DIR": "official files: unit/data/test_adapters.py",
+    "two-stream prepare KIND --annotations FILES --frames DIR": "official files: unit/data/test_adapters.py",
+    "two-stream stream rtsp://camera/1 --rgb runs/mine_rgb --flow runs/mine_flow": "a camera: test_stream.py",
+    "two-stream stream SOURCE --rgb RUN [--flow RUN]": "a camera: test_stream.py",
+    "two-stream extract VIDEOS --out data/mine --ray auto": "a Ray cluster: test_ray_extract.py",
+    "two-stream export runs/rgb --to aoti": "a compiler: contract/test_export.py",
+    "two-stream train own_videos_rgb --train.trackers tensorboard wandb": "wandb: unit/training/test_tracking.py",
+    "torchrun --nproc-per-node 2 -m two_stream train settings/experiments/own_videos_rgb_gpu.yaml"
+    " --data.dataset mine --name mine_gpu": "two GPUs: test_distributed.py",
+    "torchrun --nproc-per-node 2 -m two_stream evaluate runs/mine_gpu": "torchrun: test_distributed.py",
+}
+"""commands that need what the test does not have, and where they are tested"""
+FIRST = """
+two-stream demo --groups 4 --epochs 1
+two-stream prepare folder VIDEOS --name mine --group-regex _(g\\d+)_
+two-stream extract VIDEOS --out data/mine --flow dis
+two-stream train small --data.dataset mine --name rgb --train.epochs 1
+"""
+"""what the pages assume to exist: the demo, and a run `runs/rgb`"""
+
+
+def documented(repository: Path) -> list[str]:
+    """Return the commands of all pages once each, in the order of the pages; the notebook is tested elsewhere."""
+    pages = [page for page in pages_of(repository, "Start", "Guides") if page.stem != "notebook"]
+    return list(dict.fromkeys(command for page in pages for command in commands_in(page)))
+
+
+def write_scores(path: Path, seed: int) -> None:
+    """Write a score file of 24 videos of three classes."""
+    draw = np.random.default_rng(seed)
+    rows = [
+        f"v{video:02d},{'abc'[video % 3]},s{video // 4},"
+        + ",".join(f"{one:.4f}" for one in draw.normal(size=3))
+        for video in range(24)
+    ]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["id,label,group,a,b,c", *rows]) + "\n")
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_an_empty_folder(
+    installed: Installed, repository: Path, tmp_path: Path
+) -> None:
+    commands = documented(repository)
+    assert set(NOT_RUN) <= set(commands), "these commands are on no page any more"
+    drawn = write_demo(tmp_path, DemoOptions(groups=6, min_frames=40, max_frames=45)).parent / "videos"
+    for name in ("rise", "fall", "swell"):
+        shutil.copytree(drawn / name, installed.folder / "VIDEOS" / name)
+    for name in ("new", "video", "long"):
+        shutil.copy(drawn / "rise" / "rise_g01_c01.mp4", installed.folder / f"{name}.mp4")
+    for seed, name in enumerate(("rgb", "flow", "pose", "rgb_val", "flow_val", "results/rgb")):
+        write_scores(installed.folder / f"{name}.csv", seed)
+    for command in FIRST.strip().splitlines():
+        installed(*shlex.split(command, posix=False)[1:])
+    failed = {}
+    for command in commands:
+        if command in NOT_RUN or command in FIRST:
+            continue
+        words = command.replace("*.mp4", "new.mp4 video.mp4")
+        try:
+            installed(*shlex.split(words)[1:])
+        except AssertionError as error:
+            failed[command] = str(error)[-600:]
+    assert not failed, "\n\n".join(f"{command}\n{text}" for command, text in failed.items())
