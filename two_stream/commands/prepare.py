@@ -12,7 +12,7 @@ import tyro
 from two_stream.commands.flags import parse
 from two_stream.commands.help import overview
 from two_stream.config.load import nearest
-from two_stream.data.options import AnnotationOptions, FolderOptions
+from two_stream.data.options import AnnotationOptions, FolderOptions, TimelineOptions
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def _prepare(kind: str, args: list[str]) -> Prepared:
     examples = [
         f"prepare {kind} --annotations official --{source} {source}" for source in ("videos", "frames")
     ]
-    options = parse(AnnotationOptions, args, prog=prog, description=SUMMARY, examples=examples)
+    flags_of = TimelineOptions if kind == "timeline" else AnnotationOptions
+    options = parse(flags_of, args, prog=prog, description=SUMMARY, examples=examples)
 
     from two_stream.data.prepare.adapters.build import prepare_annotations
 

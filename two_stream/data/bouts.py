@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from two_stream.config.base import Options, PositiveInt
@@ -44,10 +46,19 @@ class Recording(Options):
     """number of images"""
     flow: Annotated[int, Field(ge=0)]
     """number of flow frames"""
-    fps: Annotated[float, Field(gt=0)] | None = None
-    """frames per second that `prepare` was given; None: the times of the video file or of its extraction"""
-    bouts: list[tuple[float, float, str]]
+    seconds: Annotated[float, Field(gt=0)]
+    """duration"""
+    times: tuple[float, ...] = ()
+    """times of the images and of the end in seconds if the rate varies, otherwise empty"""
+    group: str = ""
+    """source of the recording"""
+    bouts: tuple[tuple[float, float, str], ...]
     """start and end in seconds, and class"""
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """Times of the images and of the end, `(frames + 1,)`."""
+        return np.asarray(self.times or np.linspace(0, self.seconds, self.frames + 1), np.float64)
 
 
 class _Recordings(Options):
@@ -87,14 +98,24 @@ def read_recordings(record: Record) -> dict[str, Recording]:
         raise DataError(f"{path}:{error.lineno}: invalid JSON ({error.msg})") from None
     found = validate_settings(_Recordings, content, path).recordings
     for name, recording in found.items():
+        if recording.times and len(recording.times) != recording.frames + 1:
+            raise DataError(
+                f"{path}: {name!r} has {len(recording.times)} times: expected {recording.frames + 1}"
+            )
         for start, end, label in recording.bouts:
             if not 0 <= start < end:
-                raise DataError(f"{path}: {name!r} has a bout from {start} to {end} s: expected 0 <= start < end")
+                raise DataError(
+                    f"{path}: {name!r} has a bout from {start} to {end} s: expected 0 <= start < end"
+                )
             if label not in record.classes:
-                raise DataError(f"{path}: {name!r} has a bout of {label!r}, which is not a class of {record.name}")
+                raise DataError(
+                    f"{path}: {name!r} has a bout of {label!r}, which is not a class of {record.name}"
+                )
     return found
 
 
 def write_recordings(path: Path, recordings: Mapping[str, Recording]) -> None:
     """Write the file that `read_recordings` reads."""
-    write_json(path, {"recordings": {name: one.model_dump() for name, one in recordings.items()}}, indent=None)
+    write_json(
+        path, {"recordings": {name: one.model_dump() for name, one in recordings.items()}}, indent=None
+    )

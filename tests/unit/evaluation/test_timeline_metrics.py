@@ -1,6 +1,7 @@
 """Metrics of bouts: values computed by hand, and a slow computation from sets of frames."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,7 +57,10 @@ def test_segmental_f1_by_hand() -> None:
 
 
 def test_frame_f1_edit_and_map_by_hand() -> None:
-    truth, found = bouts("cut 0-10, pour 20-30"), bouts("cut 0-5 0.9, cut 15-20 0.8, pour 20-30 0.7, cut 50-60 0.95")
+    truth, found = (
+        bouts("cut 0-10, pour 20-30"),
+        bouts("cut 0-5 0.9, cut 15-20 0.8, pour 20-30 0.7, cut 50-60 0.95"),
+    )
     values = timeline_values([counted(truth, found)])
     # cut: 5 of 10 true frames, 20 predicted; pour: all. `stir` does not occur
     assert values["frame_f1"] == pytest.approx((2 * 5 / (10 + 20) + 1) / 2)
@@ -80,12 +84,16 @@ def test_average_precision_by_hand() -> None:
     found = average_precision(np.asarray([0.9, 0.8, 0.7, 0.6, 0.5]), hits, 4)
     assert found == pytest.approx((1 + 2 / 3 + 3 / 5) / 4)
     # interpolation: the precision 1/2 at the first hit becomes the 2/3 of the second
-    assert average_precision(np.asarray([3, 2, 1.0]), np.asarray([False, True, True]), 2) == pytest.approx(2 / 3)
+    assert average_precision(np.asarray([3, 2, 1.0]), np.asarray([False, True, True]), 2) == pytest.approx(
+        2 / 3
+    )
 
 
 def test_a_detection_takes_the_next_best_bout() -> None:
     truth = bouts("cut 0-10, cut 11-21")
-    found = bouts("cut 0-10 0.9, cut 1-15 0.8")  # IoU 9/15 with the first, which is taken, and 4/20 with the second
+    found = bouts(
+        "cut 0-10 0.9, cut 1-15 0.8"
+    )  # IoU 9/15 with the first, which is taken, and 4/20 with the second
     assert counted(truth, found).detections[0][1].tolist() == [[True] * 5, [False] * 5]
     found = bouts("cut 0-10 0.9, cut 4-18 0.8")  # 6/18 and 7/17
     assert counted(truth, found).detections[0][1][1].tolist() == [True, True, False, False, False]
@@ -158,7 +166,9 @@ def slow(recordings: list[tuple[list[Bout], list[Bout]]]) -> dict[str, float]:
                 continue
             free, curve, hits = list(true), [], 0
             for place, (r, bout) in enumerate(sorted(made, key=lambda one: -one[1].confidence), 1):
-                best = max((one for one in free if one[0] == r), key=lambda one: iou(bout, one[1]), default=None)
+                best = max(
+                    (one for one in free if one[0] == r), key=lambda one: iou(bout, one[1]), default=None
+                )
                 if best is not None and iou(bout, best[1]) >= least:
                     free.remove(best)
                     hits += 1
@@ -173,7 +183,7 @@ def slow(recordings: list[tuple[list[Bout], list[Bout]]]) -> dict[str, float]:
 def random_side(generator: np.random.Generator) -> list[Bout]:
     labels = np.repeat(generator.integers(-1, 3, 12), generator.integers(1, 12, 12))
     starts = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
-    spans = [(a, b) for a, b in zip(starts, starts[1:]) if labels[a] >= 0]
+    spans = [(a, b) for a, b in pairwise(starts) if labels[a] >= 0]
     return [Bout(float(a), float(b), CLASSES[labels[a]], float(generator.random())) for a, b in spans]
 
 
