@@ -177,7 +177,7 @@ def test_tracks_are_chosen_and_overlaps_are_named(tmp_path: Path) -> None:
         DataError, match=r"b\.csv:6: 'rear' from 2 s overlaps 'groom' until 2\.5 s \(.*b\.csv:4\); .*--track"
     ):
         prepared(tmp_path, {"b.csv": overlap})
-    with pytest.raises(SettingsError, match=r"--track is 'rats': .*'rat'"):
+    with pytest.raises(SettingsError, match=r"--track is 'rats': no label has it; did you mean .rat."):
         prepared(tmp_path / "2", {"b.csv": overlap}, track="rats")
     assert prepared(tmp_path / "3", {"b.csv": overlap}, track="rat")[1].classes == ["groom", "background"]
 
