@@ -43,10 +43,9 @@ def line(
 def test_frames_of_bouts_are_those_of_segments() -> None:
     generator = np.random.default_rng(0)
     for fps in (10, 25, 30000 / 1001):
-        times = (np.arange(60) / fps).tolist()
-        edges = np.append(times, 60 / fps)
+        edges = Recording(frames=60, flow=59, seconds=60 / fps, bouts=()).edges
         for _ in range(100):
-            start, end = sorted(generator.integers(0, 240, 2) / 120 * 60 / fps / 2)
+            start, end = sorted(generator.integers(0, 240, 2) / (4 * fps))
             labels = frame_labels([Bout(start, end, "pour")], edges, ACTIONS)
             assert (np.flatnonzero(labels == 1) + 1).tolist() == list(frames_between(start, end, 60, fps=fps))
 
@@ -73,6 +72,10 @@ def test_a_threshold_lies_in_the_middle_and_unknown_classes_are_named() -> None:
     rule = choose_rule([found], ACTIONS)
     assert rule.thresholds == pytest.approx({"cut": 0.55, "pour": 0.55})
     assert rule.undetermined == ["pour"]
+    equal = line(
+        [(0.9, 0), *[(0.5, 0)] * 7], [(0, 2, "cut")]
+    )  # the frames at 0.5 are accepted together or not at all
+    assert choose_rule([equal], ACTIONS).thresholds["cut"] == pytest.approx(0.7)
     with pytest.raises(ScoreError, match="holdout recordings have no bouts"):
         choose_rule([line([(0.9, 0)], [])], ACTIONS)
 
@@ -106,7 +109,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("timeline")
     rows = ["video,start,end,class"]
     for number in range(8):
-        write_video(root / "videos" / f"v{number}.mp4", 40, step=2)
+        write_video(root / "videos" / f"v{number}.mp4", 40, step=3 * number - 9)
         rows += [f"v{number},{0.1 * number:.1f},1.5,cut", f"v{number},2,{3 - 0.1 * number:.1f},pour"]
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     args = f"timeline --annotations {root}/labels.csv --videos {root}/videos --out {root}/settings --shortest 0.4"

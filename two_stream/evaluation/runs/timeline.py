@@ -31,6 +31,7 @@ from two_stream.evaluation.scores.timeline_metrics import (
 from two_stream.evaluation.scoring.score import aggregate_views
 from two_stream.evaluation.scoring.video import clip_spans
 from two_stream.runtime import distributed
+from two_stream.runtime.console import note
 from two_stream.runtime.files import check_writable, write_json, write_text
 from two_stream.runtime.text import csv_text
 from two_stream.types import Part, VideoRecord
@@ -228,6 +229,11 @@ def evaluate_timeline(
         )
     chosen = options.model_copy(update={"views": "sliding", "keep_views": True})
     experiment = with_options(run, chosen, workers)
+    if experiment.data.source == "shards":  # they contain clips, not whole recordings
+        source = "frames" if run.record.videos is None else "videos"
+        note(f"shards contain only the clips of the lists, so the recordings are read from {source}")
+        data = experiment.data.model_copy(update={"source": source})
+        experiment = experiment.model_copy(update={"data": data})
     lines = _score(run, experiment, {name: recordings[name] for name in (*names["val"], *names[part])})
     actions = [name for name in run.class_names if name != BACKGROUND]
     rule = choose_rule([lines[name] for name in names["val"]], actions)
