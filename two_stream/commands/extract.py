@@ -93,7 +93,8 @@ def main(args: list[str]) -> int:
         raise SettingsError("--size and --short-side cannot be combined; use only one")
     if (options.source is None) == (options.dataset is None):
         raise SettingsError("extract needs either a SOURCE of videos or --dataset NAME, and not both")
-    ignored, usual, out = 0, 256, options.out
+    ignored, out = 0, options.out
+    usual: int | None = 256
     if options.dataset is None:
         if options.source is None or out is None:
             raise SettingsError("extract needs an output folder; add --out FOLDER")

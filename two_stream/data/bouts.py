@@ -39,7 +39,7 @@ class Bout:
     """of an annotated bout: its place in the annotation files"""
 
 
-class Recording(Options):
+class LabelledRecording(Options):
     """A recording with dense labels. Every time without a bout is background."""
 
     frames: PositiveInt
@@ -62,7 +62,7 @@ class Recording(Options):
 
 
 class _Recordings(Options):
-    recordings: dict[str, Recording]
+    recordings: dict[str, LabelledRecording]
 
 
 def merge_bouts(bouts: Sequence[Bout], gap: float = TOUCHING) -> list[Bout]:
@@ -79,7 +79,7 @@ def merge_bouts(bouts: Sequence[Bout], gap: float = TOUCHING) -> list[Bout]:
     return made
 
 
-def read_recordings(record: Record) -> dict[str, Recording]:
+def read_recordings(record: Record) -> dict[str, LabelledRecording]:
     """Read the dense labels of a data set, by id of the recording.
 
     Raises:
@@ -114,7 +114,7 @@ def read_recordings(record: Record) -> dict[str, Recording]:
     return found
 
 
-def write_recordings(path: Path, recordings: Mapping[str, Recording]) -> None:
+def write_recordings(path: Path, recordings: Mapping[str, LabelledRecording]) -> None:
     """Write the file that `read_recordings` reads."""
     write_json(
         path, {"recordings": {name: one.model_dump() for name, one in recordings.items()}}, indent=None

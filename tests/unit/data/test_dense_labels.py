@@ -284,5 +284,7 @@ def test_the_command_leaves_out_recordings_without_a_video(
     assert prepare.main(args) == 1
     assert "left out: missing: no frame folder with this name" in capsys.readouterr().out
     assert sorted(read_recordings(load_record(tmp_path / "s" / "l"))) == ["v1", "v2"]
+    with pytest.raises(DataError, match="gone: no such file or folder"):
+        prepare.main(["timeline", "--annotations", "gone", "--frames", str(root)])
     with pytest.raises(SettingsError, match="--shortest is 20 and --longest is 10"):
         prepare.main([*args, "--shortest", "20"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -334,6 +335,7 @@ def test_thumbnails_show_the_segment(
         assert (
             main(["extract", "--dataset", str(untrimmed.folder), "--flow", "none", "--quality", "100"]) == 0
         )
+        shutil.rmtree(tmp_path / "videos")  # otherwise videos would be read instead of missing frames
     shown: list[np.ndarray] = []
     monkeypatch.setattr(thumbnails, "encode", lambda frames: shown.append(frames) or "")
     settings = Experiment(data=DataOptions(dataset=str(untrimmed.folder), source=source))

@@ -13,7 +13,7 @@ from tests.helpers.videos import write_video
 from two_stream.commands import evaluate
 from two_stream.commands import prepare as prepare_command
 from two_stream.config.schema import Experiment
-from two_stream.data.bouts import Bout, Recording, read_recordings
+from two_stream.data.bouts import Bout, LabelledRecording, read_recordings
 from two_stream.data.sources.segments import frames_between
 from two_stream.errors import DataError, ScoreError, SettingsError
 from two_stream.evaluation.pictures.timeline import score_windows
@@ -36,14 +36,14 @@ def line(
 ) -> TimeLine:
     """Return a recording with one window per frame."""
     count = len(chances)
-    recording = Recording(frames=count, flow=count - 1, seconds=count / fps, bouts=tuple(bouts))
+    recording = LabelledRecording(frames=count, flow=count - 1, seconds=count / fps, bouts=tuple(bouts))
     return TimeLine("v", recording, np.asarray(chances), np.arange(count))
 
 
 def test_frames_of_bouts_are_those_of_segments() -> None:
     generator = np.random.default_rng(0)
     for fps in (10, 25, 30000 / 1001):
-        edges = Recording(frames=60, flow=59, seconds=60 / fps, bouts=()).edges
+        edges = LabelledRecording(frames=60, flow=59, seconds=60 / fps, bouts=()).edges
         for _ in range(100):
             start, end = sorted(generator.integers(0, 240, 2) / (4 * fps))
             labels = frame_labels([Bout(start, end, "pour")], edges, ACTIONS)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.bouts import BACKGROUND, Bout, Recording, read_recordings
+from two_stream.data.bouts import BACKGROUND, Bout, LabelledRecording, read_recordings
 from two_stream.data.catalog import mirror_of
 from two_stream.data.sources.segments import segments_of
 from two_stream.errors import DataError, ScoreError, SettingsError
@@ -49,7 +49,7 @@ class TimeLine:
 
     name: str
     """id of the recording"""
-    recording: Recording
+    recording: LabelledRecording
     chances: NDArray[np.float64]
     """probabilities of the actions, without background, `(W, K)` for W windows"""
     owner: NDArray[np.int64]
@@ -208,15 +208,7 @@ def evaluate_timeline(
         ScoreError: The holdout has no bouts.
         SettingsError: There is no holdout, or several processes.
     """
-    selection = run.experiment.train.selection
-    if selection != "holdout" or part == "val":
-        found = "the part is val" if part == "val" else f"`train.selection` is {selection}"
-        raise SettingsError(
-            f"--timeline: {found}, but the thresholds are chosen on the holdout; use a run with selection holdout, and "
-            "the part test or train"
-        )
-    if distributed.world_size() > 1:
-        raise SettingsError("--timeline runs in one process; start it without torchrun")
+    _check_protocol(run, part)
     path = out or run.paths.scores / f"timeline_{part}{run.score_suffix}.json"
     check_writable(path)
     recordings = read_recordings(run.record)
@@ -255,7 +247,7 @@ def evaluate_timeline(
             "dataset": run.record.name,
             "split": experiment.data.split,
             "part": part,
-            "selection": selection,
+            "selection": "holdout",
             "criteria": CRITERIA,
             "holdout_recordings": names["val"],
             "holdout": timeline_values([counts[name] for name in names["val"]]),
@@ -275,7 +267,19 @@ def evaluate_timeline(
     return result
 
 
-def _recordings_of(run: AnyRun[Any], recordings: dict[str, Recording], part: Part) -> list[str]:
+def _check_protocol(run: AnyRun[Any], part: Part) -> None:
+    selection = run.experiment.train.selection
+    if selection != "holdout" or part == "val":
+        found = "the part is val" if part == "val" else f"`train.selection` is {selection}"
+        raise SettingsError(
+            f"--timeline: {found}, but the thresholds are chosen on the holdout; use a run with selection holdout, and "
+            "the part test or train"
+        )
+    if distributed.world_size() > 1:
+        raise SettingsError("--timeline runs in one process; start it without torchrun")
+
+
+def _recordings_of(run: AnyRun[Any], recordings: dict[str, LabelledRecording], part: Part) -> list[str]:
     """Return the ids of the recordings that the clips of a part belong to."""
     segments = segments_of(run.record)
     clips = [video.id for video in run.videos(part)]
@@ -289,7 +293,9 @@ def _recordings_of(run: AnyRun[Any], recordings: dict[str, Recording], part: Par
     return names
 
 
-def _score(run: AnyRun[Any], experiment: Any, recordings: dict[str, Recording]) -> dict[str, TimeLine]:
+def _score(
+    run: AnyRun[Any], experiment: Any, recordings: dict[str, LabelledRecording]
+) -> dict[str, TimeLine]:
     """Return the predictions for whole recordings. Only one chunk of frames is in memory at a time."""
     spec, evaluate = run.model.spec, experiment.evaluate
     flow = spec.modality == "flow"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
@@ -232,6 +232,7 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
         height, width = frame_size(video.height, video.width, options)
         frames = flows = 0
         parts = job.source.parts
+        spans: Sequence[tuple[int, int | None]] = parts or [(1, None)]
         wanted = (number - 1 for first, last in parts for number in range(first, last + 1))
         decoded = video.pick(wanted) if parts else enumerate(video.frames())
 
@@ -246,7 +247,8 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
                 beat()
                 yield picture
 
-        for first, count in [(first, last - first + 1) for first, last in parts] or [(1, None)]:
+        for first, last in spans:
+            count = None if last is None else last - first + 1
             if maker is None:
                 deque(pictures(count), maxlen=0)
                 continue

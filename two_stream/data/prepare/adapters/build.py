@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from two_stream.config.load import read_yaml
-from two_stream.data.bouts import Recording, write_recordings
+from two_stream.data.bouts import LabelledRecording, write_recordings
 from two_stream.data.catalog import MODALITIES, RECORD_FILE, Record, make_record, packaged_record
 from two_stream.data.options import AnnotationOptions, TimelineOptions
 from two_stream.data.prepare.adapters import read_annotations
@@ -109,7 +109,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     found = [place for place in where.values() if isinstance(place, LocatedVideo)]
     mapping = _mapping(kind, annotations, options, folder, kept=kept)
     counted = _counted(mapping, folder, found, options, kept=kept)
-    recordings: dict[str, Recording] = {}
+    recordings: dict[str, LabelledRecording] = {}
     if isinstance(options, TimelineOptions):
         annotations.entries, recordings = _cut(annotations, where, counted.counts, options)
     listed = _listed(annotations, where, counted, options, make_record(mapping, folder))
@@ -320,10 +320,10 @@ def _cut(
     where: dict[tuple[str, ...], LocatedVideo | str],
     counts: Counts,
     options: TimelineOptions,
-) -> tuple[list[AnnotatedVideo], dict[str, Recording]]:
+) -> tuple[list[AnnotatedVideo], dict[str, LabelledRecording]]:
     """Return the clips of recordings with dense labels, and the recordings by id of the video."""
     videos = VideoIndex(options.videos, frames=False) if options.videos and options.frames else None
-    by_entry: dict[str, Recording] = {}
+    by_entry: dict[str, LabelledRecording] = {}
     places: dict[str, AnnotatedVideo] = {}
     for entry in annotations.entries:
         place = where[entry.names]
@@ -339,7 +339,7 @@ def _cut(
         clock = _clock(entry, place, frames, options, videos)
         edges = np.asarray([*clock.times, clock.end] if clock.times else np.arange(frames + 1) * clock.step)
         assert annotations.marks is not None
-        by_entry[entry.id] = Recording(
+        by_entry[entry.id] = LabelledRecording(
             frames=frames,
             flow=flow,
             seconds=round(float(edges[-1]), 6),

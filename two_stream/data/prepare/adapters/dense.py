@@ -46,6 +46,8 @@ def read_timeline(path: Path) -> Annotations:
     The result has one entry for each recording. Its `marks` are the labels of each entry.
     """
     files = [path]
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
         if not files:

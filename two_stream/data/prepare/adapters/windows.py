@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.load import nearest
-from two_stream.data.bouts import BACKGROUND, Bout, Recording, merge_bouts
+from two_stream.data.bouts import BACKGROUND, Bout, LabelledRecording, merge_bouts
 from two_stream.data.options import TimelineOptions
 from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations, Mark
 from two_stream.errors import DataError, SettingsError
@@ -87,7 +87,7 @@ def bouts_of(marks: Sequence[Mark], edges: NDArray[np.float64]) -> list[Bout]:
 
 
 def cut_recordings(
-    annotations: Annotations, recordings: Mapping[str, Recording], options: TimelineOptions
+    annotations: Annotations, recordings: Mapping[str, LabelledRecording], options: TimelineOptions
 ) -> list[AnnotatedVideo]:
     """Return the clips of all recordings, as entries for the split lists.
 
