@@ -249,7 +249,7 @@ class DataOptions(Options):
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm when `source` is videos"""
     cache: Path | None = None
-    """folder that keeps the decoded frames and the flow of videos, for later epochs and for other runs, when `source` is
+    """folder that keeps the decoded frames and the flow of videos for later epochs and other runs, when `source` is
     videos"""
     cache_gigabytes: Annotated[float, Field(gt=0.0)] = 50.0
     """size in GB at which the cache stops growing"""
@@ -288,8 +288,8 @@ class DataOptions(Options):
             )
         if self.cache is not None and self.source != "videos":
             raise ValueError(
-                f"`cache` keeps what is computed from video files, but `source` is {self.source}; set `source: videos`, or "
-                "remove `cache`"
+                f"`cache` keeps what is computed from video files, but `source` is {self.source}; set `source: videos`, "
+                "or remove `cache`"
             )
         paper = self.sampling == "paper" or self.augment.protocol == "paper"
         for name in ("scaled_decoding", "resize_once"):
