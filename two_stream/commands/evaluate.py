@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,12 +20,17 @@ from two_stream.runtime.files import check_writable, write_json
 from two_stream.runtime.text import plural
 
 if TYPE_CHECKING:
+    from two_stream.evaluation.runs.timeline import TimelineResult
     from two_stream.types import ScoreTable
 
 SUMMARY = "Score the videos of a split with a run or an exported file, and print the accuracies."
 RESULTS = "Evaluate a result file of Efficient-3DCNNs or 3D-ResNets (val.json) against a list of videos."
 PROG = "two-stream evaluate RUN_OR_EXPORT"
-EXAMPLES = ("evaluate demo/runs/rgb", "evaluate demo/runs/rgb --part val --views uniform --num-clips 5")
+EXAMPLES = (
+    "evaluate demo/runs/rgb",
+    "evaluate demo/runs/rgb --part val --views uniform --num-clips 5",
+    "evaluate runs/mine --timeline --step 8 --crops center",
+)
 RESULT_EXAMPLES = (
     "evaluate --from-json val.json --truth ucf101_01.json",
     "evaluate --from-json val.json --truth hmdb51 --split 2",
@@ -60,6 +65,10 @@ class _EvaluateFlags(EvaluateOptions):
     false_alarms: float | None = None
     """with `--part val`: store a threshold in the run, below which `predict` and `stream` answer "none of these"; a
     wrong class is then shown for at most this fraction of videos, such as 0.1"""
+    timeline: bool = False
+    """score whole recordings with dense labels (`two-stream prepare timeline`) with sliding views: frame F1, segmental
+    F1, edit score and mAP; thresholds and shortest bout are chosen on the holdout; `--out` is a JSON file, and the
+    bouts are written to the CSV file of the same name"""
     csv: Path | None = None
     """also write the logits of each video as a table (.csv)"""
     results: Path | None = None
@@ -94,12 +103,21 @@ def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
         raise SettingsError(
             "--false-alarms needs a run folder and --part val: the threshold is chosen on the holdout part"
         )
+    if flags.timeline:
+        _check_timeline(flags)
     distributed.init(cpu_only=flags.device == "cpu")
     with distributed.raise_on_all_ranks():
         run = load_network(folder, flags.checkpoint, flags.device, flags.trust, flags.data_root)
         set_threads(run.experiment.threads)
         set_deterministic(run.experiment.deterministic, run.model.device)
     options = EvaluateOptions(**{key: getattr(flags, key) for key in EvaluateOptions.model_fields})
+    if flags.timeline:
+        from two_stream.evaluation.runs.timeline import evaluate_timeline
+
+        _show_timeline(
+            evaluate_timeline(run, options, flags.part, workers=flags.workers, out=flags.out), flags
+        )
+        return 0
     table, path = evaluate_run(
         run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached
     )
@@ -123,6 +141,51 @@ def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
         print_scores(table, path, as_json=flags.as_json)
     distributed.shutdown()
     return 0
+
+
+def _check_timeline(flags: _EvaluateFlags) -> None:
+    for name in ("csv", "results", "false_alarms"):
+        if getattr(flags, name) is not None:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} and --timeline cannot be combined; omit one of them"
+            )
+    if flags.out is not None and flags.out.suffix != ".json":
+        raise SettingsError(
+            f"--out is {flags.out}: expected a file name that ends in .json (the bouts go to .csv)"
+        )
+
+
+def _show_timeline(found: TimelineResult, flags: _EvaluateFlags) -> None:
+    from two_stream.evaluation.scores.words import DASH, few_sources, interval_words, percent
+
+    meta, rule = found.meta, found.rule
+    if flags.as_json:
+        shown = {key: value for key, value in asdict(found).items() if key != "path"}
+        print_json({"scores": str(found.path), **shown})
+        return
+    metrics = [[key, percent(value)] for key, value in found.metrics.items()]
+    print_table(f"{meta['name']}: time line in %", ["metric", "value [95 % CI]"], metrics)
+    rows = []
+    for name, one in found.classes.items():
+        shares = [
+            DASH if one[key] is None else percent(one[key]) for key in ("frame_f1", "constant_f1", "ap@0.5")
+        ]
+        rows.append([name, *shares, one["true_bouts"], one["found_bouts"], f"{rule.thresholds[name]:.3f}"])
+    print_table("", ["class", "frame F1", "constant", "AP@0.5", "true bouts", "found", "threshold"], rows)
+    sources, value = meta["sources"], found.metrics["frame_f1"]
+    counted = f"{plural(len(meta['recordings']), 'recording')} of {plural(sources, 'source')}"
+    chosen = (
+        f"thresholds and shortest bout from {plural(len(meta['holdout_recordings']), 'holdout recording')}"
+    )
+    parts = [f"{meta['dataset']} split {meta['split']}, {meta['part']} part", counted, meta["protocol"]]
+    parts += [f"shortest bout {rule.shortest:g} s", chosen, interval_words(sources, value)]
+    say(" · ".join(parts))
+    for text in few_sources(len(meta["recordings"]), sources):
+        say(f"note: {text}")
+    if rule.undetermined:
+        names = ", ".join(rule.undetermined)
+        warn(f"not in the holdout or never recognised there, so without a threshold of their own: {names}")
+    say(f"scores: {found.path} and {found.path.with_suffix('.csv').name}")
 
 
 def print_scores(scores: ScoreTable, path: Path, *, as_json: bool = False) -> None:

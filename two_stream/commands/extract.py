@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,19 +14,29 @@ from two_stream.runtime.text import duration, plural
 if TYPE_CHECKING:
     from two_stream.video.extraction.many_videos import ExtractSummary
     from two_stream.video.flow import FlowNetwork
+    from two_stream.video.sources import Source
 
 SUMMARY = "Write folders of frames and optical flow from videos."
-EXAMPLES = ("extract videos --out frames", "extract videos --out frames --flow dis --processes 4")
+EXAMPLES = (
+    "extract videos --out frames",
+    "extract videos --out frames --flow dis --processes 4",
+    "extract --dataset mine --flow dis",
+)
 
 
 @dataclass(frozen=True)
 class Options:
     """Flags of `two-stream extract`."""
 
-    source: tyro.conf.Positional[Path]
+    source: tyro.conf.Positional[Path | None] = None
     """folder of videos (searched recursively), a video, or a text file with one video per line (`path` or `path id`)"""
-    out: Path
-    """output folder; each video gets a sub-folder"""
+    dataset: str | None = None
+    """instead of SOURCE: data set (a folder under --settings-root, or the path of a dataset.yaml); only the frames that
+    its lists and segments need are written, with the patterns and the short side of its record"""
+    settings_root: Path = Path("settings")
+    """folder of the named data sets"""
+    out: Path | None = None
+    """output folder; each video gets a sub-folder; with --dataset, by default `frames.rgb` of its record"""
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
     """optical flow. `tvl1` is used in the paper and is slow (1 to 2 frames/s per process). `dis` is about 90 times as
     fast. `raft` is a network that requires --flow-weights, and a GPU to be fast"""
@@ -84,13 +94,27 @@ def main(args: list[str]) -> int:
 
     if options.size is not None and options.short_side is not None:
         raise SettingsError("--size and --short-side cannot be combined; use only one")
-    sources, ignored = find_sources(options.source)
+    if (options.source is None) == (options.dataset is None):
+        raise SettingsError("extract needs either a SOURCE of videos or --dataset NAME, and not both")
+    if options.dataset is not None and options.fps is not None:
+        raise SettingsError(
+            "--dataset extracts the frames that the lists count, so it cannot be combined with --fps; extract the folder "
+            "of videos with --fps and prepare again, or set `model.input.fps`"
+        )
+    ignored, out = 0, options.out
+    usual: int | None = 256
+    if options.dataset is None:
+        if options.source is None or out is None:
+            raise SettingsError("extract needs an output folder; add --out FOLDER")
+        sources, ignored = find_sources(options.source)
+    else:
+        sources, usual, out, options = _of_dataset(options.dataset, options)
     summary = extract(
         sources,
-        options.out,
+        out,
         ExtractOptions(
             flow=options.flow,
-            short_side=256 if options.short_side is None else options.short_side or None,
+            short_side=usual if options.short_side is None else options.short_side or None,
             size=options.size,
             fps=options.fps,
             backend=options.backend,
@@ -103,10 +127,33 @@ def main(args: list[str]) -> int:
         ),
         ray=options.ray,
     )
-    _print_summary(summary, options.out, ignored)
+    _print_summary(summary, out, ignored)
     if options.json is not None:
-        write_json(options.json, {"source": str(options.source), "ignored": ignored, **summary.as_dict()})
+        source = str(options.source or options.dataset)
+        write_json(options.json, {"source": source, "ignored": ignored, **summary.as_dict()})
     return 1 if summary.failed else 0
+
+
+def _of_dataset(name: str, options: Options) -> tuple[list[Source], int | None, Path, Options]:
+    """Return the videos of a data set, its short side, the output folder, and the flags with the record's patterns."""
+    from two_stream.data.catalog import load_record
+    from two_stream.data.needed import needed_sources
+    from two_stream.errors import SettingsError
+    from two_stream.runtime.console import note
+
+    record = load_record(name, options.settings_root)
+    sources, frames = needed_sources(record), record.frames
+    if options.out is None and (frames.rgb is None or (options.flow != "none" and frames.flow != frames.rgb)):
+        raise SettingsError(
+            f"{record.name}: `frames.rgb` and `frames.flow` are not one folder; add --out FOLDER"
+        )
+    out = options.out or record.resolve(frames.rgb or Path())
+    cut = [source for source in sources if source.parts]
+    if cut:
+        count = sum(last - first + 1 for source in cut for first, last in source.parts)
+        note(f"{plural(count, 'frame')} in parts of {plural(len(cut), 'video')} are needed")
+    patterns = {f"{key}_pattern": value for key, value in record.patterns.model_dump().items()}
+    return sources, record.short_side, out, replace(options, **patterns)
 
 
 def _network(options: Options) -> FlowNetwork | None:

@@ -205,6 +205,8 @@ def _npy_network(
     reading = VideoInput(
         **given,  # type: ignore[arg-type]
         stored_flow=flags.flow_algorithm == "auto",
+        sampling=experiment.data.sampling,
+        protocol=experiment.data.augment.protocol,
         whole_frame=experiment.data.augment.whole_frame,
     )
     init = experiment.train.init

@@ -12,7 +12,7 @@ import tyro
 from two_stream.commands.flags import parse
 from two_stream.commands.help import overview
 from two_stream.config.load import nearest
-from two_stream.data.options import AnnotationOptions, FolderOptions, ListOptions
+from two_stream.data.options import AnnotationOptions, FolderOptions, ListOptions, TimelineOptions
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ def _prepare(kind: str, args: list[str]) -> Prepared:
         return prepare_folder(flags.videos, flags.name, flags.out, flags)
     given = "--train train.txt --val val.txt" if kind == "list" else "--annotations official"
     examples = [f"prepare {kind} {given} --{source} {source}" for source in ("videos", "frames")]
-    chosen: type[Any] = ListOptions if kind == "list" else AnnotationOptions
-    options = parse(chosen, args, prog=prog, description=SUMMARY, examples=examples)
+    forms: dict[str, type[Any]] = {"list": ListOptions, "timeline": TimelineOptions}
+    options = parse(
+        forms.get(kind, AnnotationOptions), args, prog=prog, description=SUMMARY, examples=examples
+    )
 
     from two_stream.data.prepare.adapters.build import prepare_annotations
 

@@ -251,7 +251,7 @@ class DataOptions(Options):
     fps: Rate | None = None
     """frames per second of frame folders and shards that do not record their rate; used by `model.input.fps`"""
     cache: Path | None = None
-    """folder that keeps the decoded frames and the flow of videos, for later epochs and for other runs, when `source` is
+    """folder that keeps the decoded frames and the flow of videos for later epochs and other runs, when `source` is
     videos"""
     cache_gigabytes: Annotated[float, Field(gt=0.0)] = 50.0
     """size in GB at which the cache stops growing"""
@@ -295,8 +295,8 @@ class DataOptions(Options):
             )
         if self.cache is not None and self.source != "videos":
             raise ValueError(
-                f"`cache` keeps what is computed from video files, but `source` is {self.source}; set `source: videos`, or "
-                "remove `cache`"
+                f"`cache` keeps what is computed from video files, but `source` is {self.source}; set "
+                "`source: videos`, or remove `cache`"
             )
         paper = self.sampling == "paper" or self.augment.protocol == "paper"
         for name in ("scaled_decoding", "resize_once"):

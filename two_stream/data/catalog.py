@@ -129,6 +129,8 @@ class Record(Options):
     segments: Path | None = None
     """CSV file with the columns `id,video,start,end,first`, for ids that are parts of longer videos; see
     `data/sources/segments.py`"""
+    timeline: Path | None = None
+    """JSON file with the bouts of long recordings, for `evaluate --timeline`; see `data/bouts.py`"""
 
     _folder: Path = PrivateAttr(default=Path())
 

@@ -127,6 +127,29 @@ class ListOptions(PlaceOptions):
 
 
 @dataclass(frozen=True)
+class TimelineOptions(AnnotationOptions):
+    """Options for cutting recordings with dense labels into clips for training."""
+
+    track: str | None = None
+    """ELAN tier, BORIS subject or Label Studio control whose labels are used; default: all"""
+    longest: float = 10.0
+    """longest clip in seconds; longer bouts are cut into equal clips"""
+    shortest: float = 1.0
+    """shortest clip in seconds; shorter bouts are widened evenly on both sides, and shorter gaps give no background"""
+    background: float = 1.0
+    """largest number of background clips per clip of the other classes; 0: no class `background`"""
+
+    def __post_init__(self) -> None:
+        """Check the values of the options."""
+        if not 0 < self.shortest <= self.longest < float("inf"):
+            raise SettingsError(
+                f"--shortest is {self.shortest:g} and --longest is {self.longest:g}: expected 0 < shortest <= longest"
+            )
+        if not 0 <= self.background < float("inf"):
+            raise SettingsError(f"--background is {self.background:g}: expected 0 or more")
+
+
+@dataclass(frozen=True)
 class AuditOptions:
     """Options of `two-stream check`."""
 

@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from two_stream.data.catalog import Record
 from two_stream.data.options import PackOptions
 from two_stream.data.sources.files import FrameFolders, VideoFiles
+from two_stream.data.sources.segments import segments_of
 from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, is_url, key_of
 from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
@@ -59,6 +60,8 @@ class Shard:
     modality: Modality
     options: PackOptions
     settings: dict[str, Any]
+    places: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """for each part of a longer video, the id of that video and the number of frames before the part"""
     bad: tuple[tuple[str, str], ...] = ()
     """(id, reason) of each video that crashed a process in an earlier attempt"""
 
@@ -80,7 +83,7 @@ class Shard:
     @property
     def plan(self) -> str:
         """Checksum of the planned content of the shard."""
-        wanted = [(v.id, v.num_frames, v.label) for v in self.videos]
+        wanted = [(v.id, v.num_frames, v.label, *self.places.get(v.id, ())) for v in self.videos]
         return hashlib.sha256(json.dumps([self.settings, wanted]).encode()).hexdigest()
 
 
@@ -117,18 +120,15 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
             f"--out is {str(out)!r}: expected a local folder; copy the shards to the URL "
             "afterwards, for example with aws s3 sync or gsutil"
         )
-    if record.segments is not None:
-        raise DataError(
-            f"{record.name}: its videos are segments of longer videos, and segments cannot be packed; "
-            "use `data.source: frames` or `data.source: videos`"
-        )
     folder = Path(out) / modality
     source_of_frames(record, modality, options)  # a missing root is a single error, not one per video
     settings = _settings(options, record, modality)
-    shards = [
-        Shard(folder, number, videos, record, modality, options, settings)
-        for number, videos in enumerate(plan_shards(all_videos(record, modality), options.shard_frames))
-    ]
+    segments = segments_of(record)
+    shards = []
+    for number, videos in enumerate(plan_shards(all_videos(record, modality), options.shard_frames)):
+        parts = [(v.id, segments[v.id]) for v in videos if v.id in segments]
+        places = {name: (segment.video, segment.first - 1) for name, segment in parts}
+        shards.append(Shard(folder, number, videos, record, modality, options, settings, places))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -456,9 +456,11 @@ def _write_video(
     tar: Tar, shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, beat: Beat
 ) -> dict[str, Any]:
     """Write one sample; return its id, its number of frames and the positions of its entries."""
-    count = _frames(video, source)
+    at = shard.places.get(video.id, (video.id, 0))
+    count = _frames(video, source, at)
     key = key_of(video.id)
-    times = _times(video, source)
+    images = count + (shard.modality == "flow")
+    times = _times(source, at, images)
     about = {
         "id": video.id,
         "label": video.label,
@@ -468,7 +470,7 @@ def _write_video(
     }
     tar.member(f"{key}.json", json_text(about).encode())
     if shard.options.encoding == "raw":
-        frames = _resized(shard, video, source, count)
+        frames = _resized(shard, at, source, count)
         start, size, crcs = _write_raw(
             tar, f"{key}.{shard.modality}.npy", shard, count, _beating(frames, beat)
         )
@@ -481,7 +483,7 @@ def _write_video(
             "crcs": crcs,
         }
     starts, sizes, crcs = [], [], []
-    for number, pictures in enumerate(_pictures(shard, video, source, count), start=1):
+    for number, pictures in enumerate(_pictures(shard, at, source, count), start=1):
         for name, content in zip(_NAMES[shard.modality], pictures, strict=True):
             suffix = "jpg" if jpeg_size(content) else "png"
             starts.append(tar.member(f"{key}.{name}_{number:05d}.{suffix}", content))
@@ -491,38 +493,47 @@ def _write_video(
     return {"id": video.id, "frames": count, "times": times, "starts": starts, "sizes": sizes, "crcs": crcs}
 
 
-def _times(video: VideoRecord, source: FrameFolders | VideoFiles) -> FrameTimes | None:
-    """Return when the images of a video appear, as a rate if it is constant; None if its folder does not record it."""
+def _times(source: FrameFolders | VideoFiles, at: tuple[str, int], images: int) -> FrameTimes | None:
+    """Return when the packed images appear, as a rate if it is constant; None if the folder does not record it.
+
+    `at` is the id of the whole video, and the number of its frames before the packed ones.
+    """
+    video_id, before = at
     try:
-        times = source.times(video.id)
+        times = source.times(video_id)
     except SettingsError:
         return None
-    if not isinstance(times, Sequence) or len(times) < 2 or times[-1] <= 0:
+    if not isinstance(times, Sequence):
         return times
-    rate = (len(times) - 1) / times[-1]
-    even = np.allclose(np.asarray(times) * rate, np.arange(len(times)), rtol=0, atol=1e-6 * rate)
-    return rate if even else [round(time, 6) for time in times]
+    own = np.asarray(times[before : before + images])
+    own -= own[:1]
+    rate = (len(own) - 1) / own[-1] if len(own) > 1 and own[-1] > 0 else 0.0
+    even = rate and np.allclose(own * rate, np.arange(len(own)), rtol=0, atol=1e-6 * rate)
+    return float(rate) if even else own.round(6).tolist()
 
 
-def _frames(video: VideoRecord, source: FrameFolders | VideoFiles) -> int:
+def _frames(video: VideoRecord, source: FrameFolders | VideoFiles, at: tuple[str, int]) -> int:
     """Return the number of frames to pack: the number in the list, or the number in the folder if it is smaller.
+
+    `at` is the id of the whole video, and the number of its frames before the packed ones.
 
     Raises:
         VideoError: The folder is missing or has no first frame.
     """
     if isinstance(source, VideoFiles):
         return video.num_frames
-    folder = source.folder(video.id)
+    folder, before = source.folder(at[0]), at[1]
     if not folder.is_dir():
         raise VideoError(folder, "no such folder of frames")
     names = [path.name for path in folder.iterdir()]
     there = source.patterns.numbered(names, source.modality)
     count = 0
-    while count < video.num_frames and all(count + 1 in found for found in there):
+    while count < video.num_frames and all(before + count + 1 in found for found in there):
         count += 1
-    later = sum(number > count for number in there[0])
+    later = sum(number > before + count for number in there[0])
     if not count or (later and count < video.num_frames):
-        raise VideoError(folder / source.patterns.names(source.modality, count + 1)[0], "no such frame")
+        missing = source.patterns.names(source.modality, before + count + 1)[0]
+        raise VideoError(folder / missing, "no such frame")
     return count
 
 
@@ -552,31 +563,32 @@ def _write_raw(
 
 
 def _resized(
-    shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, count: int
+    shard: Shard, at: tuple[str, int], source: FrameFolders | VideoFiles, count: int
 ) -> Iterator[Frames]:
     """Yield the frames, resized as for a network but not cropped."""
-    resize = shard.options.size
+    resize, (video_id, before) = shard.options.size, at
+    numbers = range(before + 1, before + count + 1)
     if isinstance(source, FrameFolders):
-        for first in range(1, count + 1, _AT_ONCE):
-            yield from source.read(video.id, range(first, min(first + _AT_ONCE, count + 1)), resize)
+        for first in range(0, count, _AT_ONCE):
+            yield from source.read(video_id, numbers[first : first + _AT_ONCE], resize)
         return
-    with open_video(source.path(video.id), source.backend) as opened:
-        for _, frame in source.stored(opened, range(1, count + 1)):
+    with open_video(source.path(video_id), source.backend) as opened:
+        for _, frame in source.stored(opened, numbers):
             yield fit_frame(frame, resize)
 
 
 def _pictures(
-    shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, count: int
+    shard: Shard, at: tuple[str, int], source: FrameFolders | VideoFiles, count: int
 ) -> Iterator[tuple[bytes, ...]]:
     """Yield the contents of each frame's files: one file for RGB, x and y files for flow."""
     if shard.options.encoding == "original":
         assert isinstance(source, FrameFolders)  # PackOptions has checked it
-        folder = source.folder(video.id)
+        folder = source.folder(at[0])
         for number in range(1, count + 1):
-            names = source.patterns.names(source.modality, number)
+            names = source.patterns.names(source.modality, at[1] + number)
             yield tuple(read_image_bytes(folder / name) for name in names)
         return
-    for frame in _resized(shard, video, source, count):
+    for frame in _resized(shard, at, source, count):
         planes = [frame[..., ::-1]] if shard.modality == "rgb" else [frame[..., 0], frame[..., 1]]
         yield tuple(_jpeg(plane, shard.options.quality) for plane in planes)
 

@@ -225,29 +225,36 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     names = [path.name for path in job.folder.iterdir()]
     findings: list[Finding] = []
     counts: dict[str, int] = {}
+    manifest = read_extraction_manifest(job.folder)
+    parts = [(int(a), int(b)) for a, b in (manifest or {}).get("parts", [])]
     for modality in job.modalities:
         sizes: dict[Path, tuple[int, ...]] = {}
         for pattern, files in zip(job.patterns.of(modality), job.patterns.numbered(names, modality)):
             counts[pattern] = len(files)
-            findings += _check_numbers(subject, pattern, job.patterns.first(modality), files)
+            spans = [range(first, last + (modality == "rgb")) for first, last in parts]
+            findings += _check_numbers(subject, pattern, job.patterns.first(modality), files, spans)
             paths = [job.folder / files[number] for number in sorted(files)]
             findings += _check_pictures(paths, job.decode, FLAGS[modality], sizes, beat)
         findings += _check_sizes(sizes)
-    findings += _check_counts(job, counts)
-    manifest = read_extraction_manifest(job.folder)
+    if len(parts) < 2:  # a part has one flow frame fewer than images
+        findings += _check_counts(job, counts)
     if manifest and manifest.get("damage"):
         findings.append(Finding("damaged", "warning", subject, f"its video: {manifest['damage']}"))
     return findings
 
 
-def _check_numbers(subject: str, pattern: str, first: int, files: dict[int, str]) -> list[Finding]:
+def _check_numbers(
+    subject: str, pattern: str, first: int, files: dict[int, str], spans: Sequence[range]
+) -> list[Finding]:
+    """Find missing frames; `spans` are the numbers of the extracted parts, if not the whole video was extracted."""
     if min(files, default=1) < 1:
         detail = (
             f"starts with {files[min(files)]}, but the data set says {pattern.format(first)}; correct "
             "its `first`"
         )
         return [Finding("first_number", "error", subject, detail)]
-    absent = sorted(set(range(1, max(files, default=0) + 1)) - set(files))
+    expected = {number for span in spans or [range(1, max(files, default=0) + 1)] for number in span}
+    absent = sorted(expected - set(files))
     if not absent:
         return []
     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""

@@ -21,6 +21,8 @@ class Source:
 
     id: str
     path: Path
+    parts: tuple[tuple[int, int], ...] = ()
+    """first and last image (from 1) of each part to extract, in order and apart; empty for the whole video"""
 
 
 def find_sources(source: Path) -> tuple[list[Source], int]:

@@ -423,6 +423,7 @@ TESTED_ELSEWHERE = {
     "hmdb51": "test_prepare.py",
     "json": "test_the_codebases_own_json_files",
     "table": "TABLES and TABLE_DAMAGES",
+    "timeline": "test_dense_labels.py",
 }
 
 

@@ -179,12 +179,15 @@ def test_segments_begin_with_their_own_first_frame(root, record, tmp_path, monke
     write_segments(tmp_path / "segments.csv", segments)
     cut = record.model_copy(update={"segments": tmp_path / "segments.csv"})
     cut._folder = record.folder
+    pack(cut, "rgb", tmp_path / "shards", PackOptions(resize=SIZE, processes=0))
     spec = replace(SPEC, stride=2)
     for name, number in first.items():
         left = len(seconds_of(name)) - number + 1
         start = seconds_of(name)[number - 1]
-        for source in ("videos", "frames"):
-            clip = open_clips(data_of(root, source), spec, [VideoRecord(f"{name}_s", left, 0)], cut)[0]
+        for source in ("videos", "frames", "shards"):
+            data = data_of(root, source)
+            data = data.model_copy(update={"shards": str(tmp_path / "shards")} if source == "shards" else {})
+            clip = open_clips(data, spec, [VideoRecord(f"{name}_s", left, 0)], cut)[0]
             positions = int((2 - start) * 25 + 1e-6) + 1
             wanted = start + ((positions - 15) // 2 + np.arange(0, 16, 2)) / 25
             assert moments(clip.clip.permute(1, 2, 3, 0).numpy()) == pytest.approx(wanted, abs=slack(name)), (

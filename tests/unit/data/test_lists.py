@@ -206,6 +206,13 @@ def test_numbers_before_the_label_may_belong_to_the_name(tmp_path: Path) -> None
     assert not any("another number" in text for text in made.warnings)
 
 
+def test_frame_folders_may_lie_deeper_than_class_folders(tmp_path: Path) -> None:
+    root = frames(tmp_path / "frames", {f"{part}/run/v{n}": 4 for part in "ab" for n in range(2)}, flow=False)
+    files = {"train.txt": "a/run/v0 0\na/run/v1 0\n", "val.txt": "b/run/v0 0\nb/run/v1 0\n"}
+    _, record = prepared(tmp_path / "set", files, frames=root)
+    assert [video.id for video in load_part(record, "rgb", 1, "test")] == ["b/run/v0", "b/run/v1"]
+
+
 def test_other_numbers_of_frames_and_missing_videos_are_said(tmp_path: Path, capsys: Any) -> None:
     root = frames(tmp_path / "frames", {f"v{n}": 6 for n in range(4)}, flow=False)
     text = "v0 6 0\nv1 90 1\nv2 5 0\ngone 6 1\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,16 @@ import pytest
 import yaml
 
 from tests.helpers.annotations import frames, write
+from tests.helpers.clip_batches import train_batches
+from tests.helpers.videos import write_video
+from two_stream.cli import main
+from two_stream.commands import extract as extract_command
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
-from two_stream.data.catalog import Record, load_record
+from two_stream.data.catalog import Record, Roots, load_record
 from two_stream.data.clips.dataset import make_source
 from two_stream.data.clips.views import view_loader
 from two_stream.data.options import AnnotationOptions
-from two_stream.data.packing import PackOptions, pack
+from two_stream.data.packing import PackOptions, all_videos, pack
 from two_stream.data.prepare.adapters.build import clock_of, prepare_annotations
 from two_stream.data.prepare.audit import audit
 from two_stream.data.sources.files import VideoFiles
@@ -30,12 +35,13 @@ from two_stream.data.sources.segments import (
     write_segments,
 )
 from two_stream.data.splits import load_part
-from two_stream.errors import DataError, VideoError
+from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.evaluation.pictures import thumbnails
 from two_stream.types import InputSpec
 from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions
-from two_stream.video.sources import Source
+from two_stream.video.sources import Source, find_sources
 
 
 def film(path: Path, shown: list[float]) -> Path:
@@ -207,11 +213,139 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
     assert (found.severity, found.detail) == ("error", "39 rgb frames, the lists have 40")
 
 
-def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="segments of longer videos, and segments cannot be packed"):
-        pack(untrimmed, "rgb", tmp_path / "shards", PackOptions(source="videos"))
-    with pytest.raises(DataError, match="cannot read segments of longer videos"):
-        make_source(untrimmed, "rgb", DataOptions(source="shards", shards=str(tmp_path / "shards")))
+@pytest.fixture
+def textured(tmp_path: Path) -> Record:
+    """Two videos of 30 moving frames with three parts that leave frames out, and one video that is used whole."""
+    for name in ("x", "y", "z"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", 30, step=3)
+    rows = "x,a,0.3,0.9,train\nx,b,0.7,1.2,train\nx,b,1.5,2.1,test\ny,a,1.0,1.6,train\nz,b,,,test\n"
+    write(tmp_path, {"t.csv": "id,label,start,end,split\n" + rows})
+    options = AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, videos=tmp_path / "videos", processes=0)
+    assert not prepare_annotations("table", options).failures
+    path = tmp_path / "cut" / "dataset.yaml"
+    roots = {"rgb": "../frames", "flow": "../frames"}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"frames": roots, "short_side": 40}))
+    return load_record("cut", tmp_path)
+
+
+def extracted(record: Record, *more: str) -> int:
+    return main(
+        ["extract", "--dataset", str(record.folder), "--flow", "farneback", "--processes", "0", *more]
+    )
+
+
+def test_only_needed_frames_are_extracted_and_their_clips_are_equal(
+    textured: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = find_sources(tmp_path / "videos")[0]
+    extract(videos, tmp_path / "whole", ExtractOptions(flow="farneback", short_side=40, processes=0))
+    assert extracted(textured) == 0
+    # x: frames 4 to 14 (12 frames per second: 0.3 s is frame 4, 1.2 s frame 15), and 19 to 25; y: 13 to 19
+    assert "25 frames in parts of 2 videos are needed" in capsys.readouterr().err
+    images = {
+        name: sorted(int(p.stem[4:]) for p in (tmp_path / "frames" / name).glob("img_*")) for name in "xyz"
+    }
+    assert images == {"x": [*range(4, 15), *range(19, 26)], "y": [*range(13, 20)], "z": [*range(1, 31)]}
+    flows = sorted(int(p.stem[7:]) for p in (tmp_path / "frames" / "x").glob("flow_x_*"))
+    assert flows == [*range(4, 14), *range(19, 25)]
+    for path in (tmp_path / "frames").rglob("*.jpg"):
+        assert path.read_bytes() == (tmp_path / "whole" / path.relative_to(tmp_path / "frames")).read_bytes()
+    other = load_record(write(tmp_path, {"other/dataset.yaml": ""}) / "cut").model_copy(
+        update={"frames": Roots(rgb=tmp_path / "whole", flow=tmp_path / "whole")}
+    )
+    other._folder = textured.folder
+    for modality, channels in (("rgb", 3), ("flow", 2)):
+        spec = InputSpec(modality, 4, 1, (36, 40), 32, (0.0, 255.0), (0.0,) * channels, (1.0,) * channels)
+        settings = Experiment(data=DataOptions(workers=0))
+        listed = load_part(textured, modality, 1, "train", selection="paper")
+        assert [video.id for video in listed] == ["x#1", "x#2", "y#1"]
+        both = [list(train_batches(settings, spec, listed, one, epoch=1)) for one in (textured, other)]
+        assert len(both[0]) == len(both[1]) > 0
+        for one, two in zip(*both):
+            assert one.ids == two.ids
+            assert one.clips.equal(two.clips)
+
+
+def test_extracting_parts_again(textured: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert extracted(textured) == 0
+    assert not [f for f in audit(textured) if f.severity == "error" and f.kind != "leakage"]
+    capsys.readouterr()
+    assert extracted(textured) == 0
+    assert "0 written" in capsys.readouterr().out
+    (tmp_path / "frames" / "x" / "img_00020.jpg").unlink()
+    (found,) = [f for f in audit(textured) if f.kind == "missing"]
+    assert found.detail == "img_00020.jpg missing in the sequence"
+    assert extracted(textured) == 0
+    path = textured.folder / "segments.csv"
+    segments = read_segments(path)
+    write_segments(path, {**segments, "y#1": Segment("y", 0, 0.6, 1)})
+    assert extracted(textured) == 1
+    assert "other parts are needed now; use --overwrite" in " ".join(capsys.readouterr().out.split())
+    assert extracted(textured, "--overwrite") == 0
+    assert (tmp_path / "frames" / "y" / "img_00001.jpg").is_file()
+
+
+def test_extract_takes_videos_or_a_data_set(textured: Record) -> None:
+    for args in ([], ["videos", "--dataset", "cut"]):
+        with pytest.raises(SettingsError, match="either a SOURCE of videos or --dataset NAME"):
+            extract_command.main([*args, "--out", "x"])
+    with pytest.raises(SettingsError, match="add --out FOLDER"):
+        extract_command.main(["videos"])
+    path = textured.folder / "dataset.yaml"
+    path.write_text(path.read_text() + "first: {rgb: 0}\n")
+    with pytest.raises(DataError, match=r"dataset\.yaml: `first` is set"):
+        extract_command.main(["--dataset", str(textured.folder)])
+
+
+@pytest.mark.parametrize("source", ["videos", "frames"])
+@pytest.mark.parametrize("encoding", ["raw", "original"])
+def test_shards_of_segments_give_the_same_frames(
+    textured: Record,
+    tmp_path: Path,
+    source: Literal["videos", "frames"],
+    encoding: Literal["raw", "original"],
+) -> None:
+    if encoding == "original" and source == "videos":
+        return
+    assert extracted(textured) == 0
+    options = PackOptions(
+        source=source, encoding=encoding, flow="farneback", resize=(36, 40), processes=0, shard_frames=12
+    )
+    shards = str(tmp_path / "shards")
+    for modality in ("rgb", "flow"):
+        made = pack(textured, modality, shards, options)
+        assert (made.videos, made.failed, made.short) == (5, [], [])
+        usual = make_source(textured, modality, DataOptions(source=source, flow="farneback"))
+        packed = make_source(textured, modality, DataOptions(source="shards", shards=shards))
+        for video in all_videos(textured, modality):
+            numbers = [video.num_frames, 1, 2]
+            expected = usual.read(video.id, numbers, (36, 40))
+            np.testing.assert_array_equal(
+                packed.read(video.id, numbers, (36, 40)), expected, err_msg=video.id
+            )
+    path = textured.folder / "segments.csv"
+    write_segments(path, {**read_segments(path), "y#1": Segment("y", 0.9, 1.5, 12)})
+    with pytest.raises(DataError, match="contains shards packed differently: the split lists have changed"):
+        pack(textured, "rgb", shards, options)
+
+
+@pytest.mark.parametrize("source", ["videos", "frames"])
+def test_thumbnails_show_the_segment(
+    untrimmed: Record, tmp_path: Path, source: Literal["videos", "frames"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if source == "frames":
+        path = untrimmed.folder / "dataset.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"frames": {"rgb": "../frames"}}))
+        assert (
+            main(["extract", "--dataset", str(untrimmed.folder), "--flow", "none", "--quality", "100"]) == 0
+        )
+        shutil.rmtree(tmp_path / "videos")  # otherwise videos would be read instead of missing frames
+    shown: list[np.ndarray] = []
+    monkeypatch.setattr(thumbnails, "encode", lambda frames: shown.append(frames) or "")
+    settings = Experiment(data=DataOptions(dataset=str(untrimmed.folder), source=source))
+    assert thumbnails.strip(settings, "steady#2") == ("", "")
+    # frames 16 to 24 of the video, of which 1, 3, 4, 6, 7 and 9 are shown
+    assert np.abs(shown[0][:, 24, 32, 0].astype(int) - 8 * np.asarray([15, 17, 18, 20, 21, 23])).max() <= 3
 
 
 @pytest.mark.parametrize(

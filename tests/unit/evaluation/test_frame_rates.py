@@ -199,7 +199,7 @@ def test_a_folder_of_frames_is_read_at_the_rate_of_the_run(tmp_path, monkeypatch
         assert (video.numbers[:3], video.num_frames) == ([1, 6, 11], 26)
     (folder / MANIFEST).unlink()
     with pytest.raises(
-        VideoError, match="all: has neither time stamps nor a frame rate.*to a file `fps` in the folder"
+        VideoError, match=r"all: has neither time stamps nor a frame rate.*to a file `fps` in the folder"
     ):
         open_input(folder, SPEC, READING)
 

@@ -179,3 +179,21 @@ def test_confident_mistakes_come_surest_first():
     table = make(logits, np.asarray([0, 0, 1, 0]))
     assert metrics.confident_mistakes(table, 2) == [2, 3]
     assert metrics.confident_mistakes(table, 9) == [2, 3, 1]
+
+
+def test_the_class_table_is_that_of_the_confusion_matrix() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 19, 90)
+    logits = np.eye(20)[random.integers(0, 20, 90)]
+    table = ScoreTable([f"v{n}" for n in range(90)], labels, [f"c{n}" for n in range(20)], logits, {})
+    counts = metrics.confusion_matrix(logits, labels)
+    for index, row in enumerate(metrics.per_class(table)):
+        wrong = counts[index] * (np.arange(20) != index)
+        assert (row.videos, row.correct) == (counts[index].sum(), counts[index, index])
+        assert (row.confusion, row.confusion_count) == (
+            f"c{wrong.argmax()}" if wrong.any() else "",
+            wrong.max(),
+        )
+        assert row.precision == (
+            counts[index, index] / counts[:, index].sum() if counts[:, index].any() else 0.0
+        )

@@ -12,9 +12,10 @@ import torch
 from tests.helpers.runs import SMALL, write_run
 from two_stream.api import load_run as load_api_run
 from two_stream.cli import main as cli
-from two_stream.errors import TwoStreamError, VideoError
+from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.evaluation.runs.run import evaluate_run, load_run, score_each, score_with_runs
 from two_stream.evaluation.scoring.score import Canvas
+from two_stream.evaluation.scoring.video import VideoInput, score_sources
 from two_stream.video.decoding.memory import FlowFolder, open_any
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions
@@ -134,6 +135,13 @@ def test_loader_processes_give_the_same_results_in_the_order_of_the_videos(world
             np.testing.assert_allclose(one[0].logits, other[0].logits, rtol=0, atol=1e-6)
             assert one[0].frames == other[0].frames
             np.testing.assert_array_equal(one[0].times, other[0].times)
+
+
+def test_an_error_of_the_settings_in_a_loader_process_is_raised_as_it_is(world):
+    run = load_run(world / "rgb")
+    videos = [(name, world / "videos" / "left" / f"{name}.mp4") for name in ("v_g1", "v_g2")]
+    with pytest.raises(SettingsError, match=r"^unknown video backend 'none'; known: [^\n]*$"):
+        list(score_sources(run.model, videos, CENTER, VideoInput("none"), workers=1))
 
 
 def test_a_part_is_written_with_a_number_sign_and_a_real_file_wins(world, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_score_file_of_a_run_says_how_it_was_made(world):
 
 def test_a_file_that_cannot_be_written_is_said_before_scoring(world, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("two_stream.evaluation.runs.run._read_and_score", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("two_stream.evaluation.runs.run.read_and_score", lambda *_: pytest.fail("scored"))
     with pytest.raises(SettingsError, match="cannot be written"):
         evaluate_run(world / "rgb", device="cpu", out=tmp_path / "file" / "a.npz")
     assert cli(["evaluate", str(world / "rgb"), "--results", str(tmp_path)]) == 2

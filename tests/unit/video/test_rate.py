@@ -128,6 +128,8 @@ def test_an_extraction_is_continued_only_at_its_own_rate(tmp_path, capsys):
     assert "fps 12.5 -> None" in capsys.readouterr().out
     assert main([*command, "--overwrite"]) == 0
     assert len(list((tmp_path / "out" / "30").glob("img_*.jpg"))) == 61
+    assert main(["extract", "--dataset", "x", "--fps", "25"]) == 2
+    assert "--dataset extracts the frames that the lists count" in capsys.readouterr().err
     assert main([*command, "--fps", "0"]) == 2
     assert "--fps is 0: expected more than 0" in capsys.readouterr().err
 

@@ -70,11 +70,6 @@ def make_source(
 
 def _make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSource:
     if data.source == "shards":
-        if record.segments is not None:
-            raise DataError(
-                f"{record.name}: `data.source: shards` cannot read segments of longer videos; "
-                "use `data.source: frames` or `data.source: videos`"
-            )
         assert data.shards is not None  # DataOptions has checked it
         source = ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding, fps=data.fps)
         packed = source.index.settings.get("dataset", record.name)

@@ -16,7 +16,7 @@ from two_stream.errors import DataError, VideoError
 from two_stream.runtime.text import plural
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.doctor import Finding, Listed, Severity, examine_frame_folders, examine_videos
-from two_stream.video.frames import count_frames
+from two_stream.video.frames import frame_numbers, read_extraction_manifest
 
 PARTS: tuple[Part, ...] = ("train", "test")
 IMBALANCE = 3.0
@@ -298,7 +298,10 @@ def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bo
     for r in records:
         try:
             folder = folders.folder(r.id)
-            found = count_frames(folder, folders.modality, folders.patterns)
+            numbers = frame_numbers(folder, folders.modality, folders.patterns)
+            # of an extracted part, `_folder_health` finds missing frames
+            partly = parts and "parts" in (read_extraction_manifest(folder) or {})
+            found = max(numbers, default=0) if partly else len(numbers)
         except VideoError:
             continue  # reported by `_folder_health`
         if found and found != r.num_frames and not (parts and found > r.num_frames):

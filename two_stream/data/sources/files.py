@@ -100,7 +100,11 @@ class SeenSource(ClipSource):
         self._last: tuple[str, list[int]] = ("", [])
 
     def count(self, record: VideoRecord) -> int:
-        """Return the number of positions.
+        """Return the number of positions, for flow without the last one; see `images` for the errors."""
+        return len(self.images(record)) - (self.modality == "flow")
+
+    def images(self, record: VideoRecord) -> list[int]:
+        """Return the number (from 1) of the image that each position shows.
 
         Raises:
             VideoError: The video has fewer images than the split list says, or is too short for flow.
@@ -121,7 +125,7 @@ class SeenSource(ClipSource):
                 f"`two-stream extract --fps {self.fps:g}` and prepare again, or set `data.source: videos`"
             )
         self._last = record.id, numbers
-        return len(numbers) - flow
+        return numbers
 
     def read(
         self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None

@@ -119,6 +119,7 @@ def write_video_features(
         SettingsError: The folder contains features of another network or with other settings.
         ScoreError: The features are not finite.
     """
+    features.grid(features.model.spec.clip_length)  # wrong views are reported before anything is written
     shape, facts = features.shape(), features.facts()
     _check_facts(out / FACTS, facts)
     share = sources[distributed.rank() :: distributed.world_size()]
@@ -268,8 +269,9 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
         SettingsError: They differ.
     """
     plain = parse_json(json_text(facts))
-    if not path.is_file():
-        if path.parent.is_dir() and any(path.parent.glob("*.np[yz]")):
+    stored = path.parent.is_dir() and next(path.parent.rglob("*.npy"), None) is not None
+    if not path.is_file() or not stored:
+        if stored:
             raise SettingsError(f"{path.parent}: contains other .npy files; choose another --npy")
         write_json(path, plain)
         return

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import dataset_record
+from two_stream.data.catalog import Record, dataset_record
 from two_stream.data.sources.files import FrameFolders, VideoFiles
 from two_stream.data.sources.segments import segments_of
+from two_stream.data.splits import numbered_records
 from two_stream.errors import TwoStreamError
-from two_stream.types import Modality
+from two_stream.types import Modality, Part
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.frames import count_frames, read_frames
 
@@ -23,6 +24,7 @@ FRAMES = 6
 HEIGHT = 72
 _QUALITY = 80
 _GAP = 2
+_PARTS: tuple[Part, ...] = ("test", "train")
 
 
 def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -> tuple[str, str]:
@@ -84,18 +86,32 @@ def _sources(experiment: Experiment, modality: str) -> list[tuple[str, Modality]
 
 def _frames(experiment: Experiment, video_id: str, source: str, modality: Modality) -> NDArray[np.uint8]:
     record = dataset_record(experiment.data)
-    segment = segments_of(record).get(video_id) if record.segments is not None else None
+    segment, length = segments_of(record).get(video_id), 0
     if segment is not None:
-        video_id = segment.video  # show the video that contains the segment
+        length = _listed_frames(record, video_id, experiment.data.split, experiment.model.modality)
+        video_id = segment.video
+    before = segment.first - 1 if segment else 0
     if source == "videos":
         files = VideoFiles(record, "rgb", experiment.data.backend, experiment.data.flow)
         with open_video(files.path(video_id), experiment.data.backend) as video:
-            return video.read([number - 1 for number in _spread(video.num_frames)])
+            return video.read([before + number - 1 for number in _spread(length or video.num_frames)])
     folder: Path = FrameFolders(record, modality).folder(video_id)
     patterns = record.frame_patterns
-    numbers = _spread(count_frames(folder, modality, patterns))
+    numbers = [before + number for number in _spread(length or count_frames(folder, modality, patterns))]
     frames = read_frames(folder, numbers, modality, patterns)
     return flow_picture(frames) if modality == "flow" else frames
+
+
+def _listed_frames(record: Record, video_id: str, split: int, modality: Modality) -> int:
+    """Return the number of frames of a segment in the split lists; 0 if it is not listed."""
+    paths = [record.list_path(part, modality, split) for part in _PARTS] + [
+        record.holdout_path(modality, split)
+    ]
+    for path in filter(Path.is_file, paths):
+        for _, listed in numbered_records(path, multi_label=record.multi_label):
+            if listed.id == video_id:
+                return listed.num_frames
+    return 0
 
 
 def _spread(count: int) -> list[int]:

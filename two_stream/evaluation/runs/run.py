@@ -226,13 +226,8 @@ def evaluate_run(
         # an exported network computes from pixels
         cached = not uncached and isinstance(loaded.model, Recognizer)
         check_data(loaded.paths, loaded.experiment, features=cached)
-        experiment = _with_options(loaded, options, workers)
-        if loaded.record.classes != loaded.class_names:
-            raise DataError(
-                f"{loaded.record.name}: the data set's {loaded.record.num_classes} classes differ from the "
-                f"{len(loaded.class_names)} classes of the model in {loaded.source}; use the data set that the "
-                "model was trained on"
-            )
+        experiment = with_options(loaded, options, workers)
+        check_classes(loaded)
         records = loaded.videos(part)
         stored = None
         if experiment.data.features is not None and cached:
@@ -249,6 +244,20 @@ def evaluate_run(
         write_scores(path, table)
     table.meta["file"] = str(path)
     return table, path
+
+
+def check_classes(run: AnyRun[Any]) -> None:
+    """Check that the data set of a run has the network's classes.
+
+    Raises:
+        DataError: The classes differ.
+    """
+    if run.record.classes != run.class_names:
+        raise DataError(
+            f"{run.record.name}: the data set's {run.record.num_classes} classes differ from the "
+            f"{len(run.class_names)} classes of the model in {run.source}; use the data set that the model was "
+            "trained on"
+        )
 
 
 def score_part(
@@ -270,7 +279,7 @@ def score_part(
         TwoStreamError: A video cannot be read, or no video can be read.
     """
     if stored is None:
-        scores, skipped = _read_and_score(run, experiment, records)
+        scores, skipped = read_and_score(run, experiment, records)
     else:
         aggregate = _aggregate(experiment.evaluate, run.record.multi_label)
         scores, skipped = stored.score(records, aggregate)
@@ -290,7 +299,7 @@ def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
     return read_scores(path), path
 
 
-def _read_and_score(
+def read_and_score(
     run: AnyRun[Any], experiment: Experiment, records: Sequence[VideoRecord]
 ) -> tuple[VideoScores, Skipped]:
     """Score this process's share of the videos, and return the scores and the videos that could not be read."""
@@ -454,7 +463,7 @@ def _aggregate(options: EvaluateOptions, multi_label: bool) -> str:
     return "sigmoids" if multi_label and options.aggregate == "probabilities" else options.aggregate
 
 
-def _with_options(run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None) -> Experiment:
+def with_options(run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None) -> Experiment:
     """Return the settings of a run with the given evaluation options, resolved for the run's device."""
     experiment = run.experiment
     chosen = options or experiment.evaluate

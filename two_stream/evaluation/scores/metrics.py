@@ -295,30 +295,39 @@ def own_metrics(table: ScoreTable) -> dict[str, Interval]:
         ScoreError: A metric raises an exception or returns something other than a finite number.
     """
     truth = table.labels if table.targets is None else table.targets
-    found = {}
+    unit, found = video_sources(table)[0], {}
     for entry in entry_points(group="two_stream.metrics"):
-        unit = video_sources(table)[0] % _OWN_BLOCKS
-        size = int(unit.max()) + 1
+        name = f"metric {entry.name!r} ({entry.value})"
         try:
             measure = entry.load()
-            value = float(measure(table.logits, truth))
-            left = [
-                float(measure(table.logits[unit != one], truth[unit != one]))
-                for one in range(size)
-                if size > 1
-            ]
+
+            def value(rows: NDArray[np.bool_]) -> float:
+                one = float(measure(table.logits[rows], truth[rows]))  # noqa: B023 - called in this iteration
+                if not np.isfinite(one):
+                    raise ScoreError(f"{name} returned {one}; expected a finite number")  # noqa: B023
+                return one
+
+            found[entry.name] = jackknife_interval(value, unit)
+        except ScoreError:
+            raise
         except Exception as error:
-            raise ScoreError(
-                f"metric {entry.name!r} ({entry.value}) failed: {type(error).__name__}: {error}"
-            ) from error
-        if not np.isfinite([value, *left]).all():
-            raise ScoreError(
-                f"metric {entry.name!r} ({entry.value}) returned {value}; expected a finite number"
-            )
-        pseudo = _shifted(value, np.array(left)) if left else np.array([value])
-        share = np.bincount(unit) / len(unit)
-        found[entry.name] = estimate_units(pseudo[:, None], share, MAP_UNITS).share_interval()
+            raise ScoreError(f"{name} failed: {type(error).__name__}: {error}") from error
     return found
+
+
+def jackknife_interval(measure: Callable[[NDArray[np.bool_]], float], unit: NDArray[np.int64]) -> Interval:
+    """Return a metric with its jackknife interval over sources.
+
+    `measure` returns the metric, a fraction, of the rows in a mask `(N,)`. `unit` `(N,)` is the source index of each
+    row. With more than a hundred sources, groups of sources are left out.
+    """
+    unit = unit % _OWN_BLOCKS
+    size = int(unit.max()) + 1
+    value = measure(np.ones(len(unit), np.bool_))
+    left = [measure(unit != one) for one in range(size) if size > 1]
+    pseudo = _shifted(value, np.array(left)) if left else np.array([value])
+    share = np.bincount(unit) / len(unit)
+    return estimate_units(pseudo[:, None], share, MAP_UNITS).share_interval()
 
 
 def chance(table: ScoreTable) -> float:

@@ -209,8 +209,10 @@ def score_sources(
                     yield item
                 elif isinstance(item, VideoFacts):
                     read[item.id] = item
-                else:
+                elif isinstance(item.error, (VideoError, DataError)):
                     failed.append((item.id, item.error))
+                else:
+                    raise item.error
 
     def finished() -> Iterator[tuple[str, VideoResult | VideoError | DataError]]:
         yield from failed
@@ -248,7 +250,7 @@ class VideoFailure:
     """A video that cannot be read."""
 
     id: str
-    error: VideoError | DataError
+    error: TwoStreamError
 
 
 class VideoStream(IterableDataset[VideoViews | VideoFacts | VideoFailure]):
@@ -276,7 +278,7 @@ class VideoStream(IterableDataset[VideoViews | VideoFacts | VideoFailure]):
         for name, source in self.sources[share]:
             try:
                 yield from self._read(name, source)
-            except (VideoError, DataError) as error:
+            except TwoStreamError as error:  # raised by the main process if the video is not the cause
                 yield VideoFailure(name, error)
             except (OSError, cv2.error) as error:
                 yield VideoFailure(name, VideoError(name, " ".join(str(error).split())))

@@ -273,11 +273,15 @@ class Clock:
         return np.asarray([*self._seconds, end if end is not None else self._seconds[-1]], np.float64)
 
 
-def uneven_times(edges: NDArray[np.float64] | None, fps: float | None) -> list[float]:
-    """Return the times of a video's frames and of its end, or an empty list if `fps` alone gives the frames' times."""
+def uneven_times(edges: NDArray[np.float64] | None, fps: float | None = None) -> list[float]:
+    """Return the frame times of a video with a variable rate, or an empty list if the rate is nearly constant.
+
+    With `fps` (0 if unknown), the list is empty only if this rate gives the time of every frame.
+    """
     if edges is None:
         return []
-    even = fps is not None and np.allclose(
-        edges[:-1] * fps, np.arange(len(edges) - 1), rtol=0, atol=1e-6 * fps
-    )
-    return [] if even else edges.round(6).tolist()
+    apart = edges[-1] / (len(edges) - 1)
+    even = np.abs(edges - apart * np.arange(len(edges))) <= apart / 2
+    if fps is not None:
+        even = np.abs(edges[:-1] * fps - np.arange(len(edges) - 1)) <= 1e-6 * fps
+    return [] if even.all() else edges.round(6).tolist()

@@ -11,8 +11,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -226,6 +228,11 @@ def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
         status = job.source.path.stat()
         if (manifest["size"], manifest["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
             changes.append("the video file has changed")
+    made = manifest.get("parts") or [(1, inf)]
+    if any(
+        not any(a <= first and last <= b for a, b in made) for first, last in job.source.parts or [(1, inf)]
+    ):
+        changes.append("only parts of the video were extracted, and other parts are needed now")
     return ", ".join(changes)
 
 
@@ -237,29 +244,38 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
         status = path.stat()
         height, width = frame_size(video.height, video.width, options)
         frames = flows = 0
+        parts = job.source.parts
+        spans: Sequence[tuple[int, int | None]] = parts or [(1, None)]
+        wanted = (number - 1 for first, last in parts for number in range(first, last + 1))
+        whole = video.frames() if options.fps is None else _seen(video, options.fps)
+        decoded = video.pick(wanted) if parts else enumerate(whole)
 
-        def pictures() -> Iterator[NDArray[np.uint8]]:
+        def pictures(count: int | None) -> Iterator[NDArray[np.uint8]]:
             """Write each RGB frame before it is used to compute flow."""
             nonlocal frames
-            for frame in video.frames() if options.fps is None else _seen(video, options.fps):
+            for index, frame in islice(decoded, count):
                 frames += 1
                 picture = resize_frame(frame, height, width)
                 bgr = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
-                _write_jpeg(part / options.patterns.rgb.format(frames), bgr, options.quality)
+                _write_jpeg(part / options.patterns.rgb.format(index + 1), bgr, options.quality)
                 beat()
                 yield picture
 
-        if maker is None:
-            deque(pictures(), maxlen=0)
-        else:
-            for flows, flow in enumerate(maker.flows(pictures()), start=1):
-                _write_jpeg(part / options.patterns.flow_x.format(flows), flow[..., 0], options.quality)
-                _write_jpeg(part / options.patterns.flow_y.format(flows), flow[..., 1], options.quality)
+        for first, last in spans:
+            count = None if last is None else last - first + 1
+            if maker is None:
+                deque(pictures(count), maxlen=0)
+                continue
+            for number, flow in enumerate(maker.flows(pictures(count)), start=first):
+                flows += 1
+                _write_jpeg(part / options.patterns.flow_x.format(number), flow[..., 0], options.quality)
+                _write_jpeg(part / options.patterns.flow_y.format(number), flow[..., 1], options.quality)
                 beat()
         outcome.frames, outcome.flow_frames = frames, flows
+        times = video.times
         if video.damage:
             outcome.warnings.append(f"damaged: {video.damage}")
-        elif (video.header_frames or 0) - video.num_frames > 1:
+        elif not parts and (video.header_frames or 0) - video.num_frames > 1:
             outcome.warnings.append(
                 f"{plural(video.num_frames, 'frame', 'decodes', 'decode')}, the header states {video.header_frames}"
             )
@@ -278,8 +294,9 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
                 "width": video.width,
                 "fps": options.fps or video.fps,
                 "codec": video.codec,
-                "times": [] if options.fps else uneven_times(video.times, video.fps),
+                "times": [] if options.fps else uneven_times(times, video.fps or 0.0),
             },
+            **({"parts": parts} if parts else {}),
             "damage": video.damage,
             "warnings": outcome.warnings,
             "backend_version": backend_version(options.backend),

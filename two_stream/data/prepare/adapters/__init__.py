@@ -14,6 +14,7 @@ from two_stream.config.load import nearest
 from two_stream.data.catalog import packaged_record
 from two_stream.data.prepare.adapters import official
 from two_stream.data.prepare.adapters.annotations import Annotations
+from two_stream.data.prepare.adapters.dense import read_timeline
 from two_stream.data.prepare.adapters.table import read_table
 from two_stream.errors import SettingsError
 from two_stream.runtime.text import plural
@@ -67,6 +68,10 @@ ADAPTERS = {
     ),
     "table": Adapter(
         read_table, "CSV, TSV, JSON or JSON lines: path, label or labels, split, start, end, group, fps"
+    ),
+    "timeline": Adapter(
+        read_timeline,
+        "CSV file (video,start,end,class), or export of BORIS, ELAN, CVAT or Label Studio; or their folder",
     ),
 }
 """kind -> what it reads"""

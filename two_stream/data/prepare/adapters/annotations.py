@@ -52,6 +52,30 @@ class AnnotatedVideo:
     """number of frames, if the files state it; only compared with the counted frames"""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A labelled part of a recording; without times, a point event, or (without `name`) a recording without labels."""
+
+    video: str
+    """name of the video in the file, which may be a path or an address"""
+    name: str
+    """class"""
+    where: str
+    """place in the file"""
+    seconds: tuple[float, float] | None = None
+    frames: tuple[int, int | None] | None = None
+    """instead of `seconds`: first frame (1-based), and the frame after the last one; None for the end of the video"""
+    track: str = ""
+    """ELAN tier, BORIS subject or Label Studio control"""
+    group: str = ""
+    """source of the recording"""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the mark has a start and an end."""
+        return self.seconds is not None or self.frames is not None
+
+
 @dataclass
 class Annotations:
     """The content of the annotation files of a data set."""
@@ -67,6 +91,8 @@ class Annotations:
     """regular expression for ids of whole videos, whose first group is the name of the source"""
     notes: list[str] = field(default_factory=list)
     """one-line notes for the user"""
+    marks: dict[str, list[Mark]] | None = None
+    """dense labels of each entry, by its id; None if the files describe clips"""
 
     def source(self, video_id: str) -> str:
         """Return the name of a whole video's source; a video that `group` does not match is its own source."""
@@ -213,13 +239,14 @@ def read_fields(path: Path, delimiter: str, least: int, form: str) -> Iterator[t
 
 
 def read_table_rows(
-    path: Path, needed: Sequence[str], delimiter: str = ",", filled: Sequence[str] = ()
+    path: Path, needed: Sequence[str], delimiter: str = ",", filled: Sequence[str] = (), skip: int = 0
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (`file:line`, values by column) for each line of a file whose first line contains the column names.
 
-    The columns `needed` must exist, and the columns `filled` must have a value in every row.
+    The columns `needed` must exist, and the columns `filled` must have a value in every row. `skip` is the number of
+    lines before the column names.
     """
-    lines = read_lines(path)
+    lines = read_lines(path)[skip:]
     if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
         delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
     reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter)
@@ -229,7 +256,7 @@ def read_table_rows(
         line = lines[0] if lines else ""
         line = line if len(line) <= 80 else f"{line[:77]}…"
         raise DataError(
-            f"{path}:1: column {lacking[0]!r} is missing in {line!r}: expected `{delimiter.join(needed)}`"
+            f"{path}:{skip + 1}: column {lacking[0]!r} is missing in {line!r}: expected `{delimiter.join(needed)}`"
         )
     end = reader.line_num
     for fields in reader:
@@ -238,14 +265,14 @@ def read_table_rows(
             continue
         if len(fields) != len(header):
             raise DataError(
-                f"{path}:{begin}: found {len(fields)} fields, expected {len(header)} as in the first line; "
+                f"{path}:{skip + begin}: found {len(fields)} fields, expected {len(header)} as in the first line; "
                 "check that the file is complete"
             )
         row = dict(zip(header, (field.strip() for field in fields), strict=True))
         for column in filled:
             if not row[column]:
-                raise DataError(f"{path}:{begin}: `{column}` is empty; expected a value")
-        yield f"{path}:{begin}", row
+                raise DataError(f"{path}:{skip + begin}: `{column}` is empty; expected a value")
+        yield f"{path}:{skip + begin}", row
 
 
 def read_json(path: Path) -> Any:

@@ -11,12 +11,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from two_stream.config.load import read_yaml
+from two_stream.data.bouts import LabelledRecording, write_recordings
 from two_stream.data.catalog import MODALITIES, RECORD_FILE, Record, make_record, packaged_record
-from two_stream.data.options import AnnotationOptions, ListOptions, PlaceOptions
+from two_stream.data.options import AnnotationOptions, ListOptions, PlaceOptions, TimelineOptions
 from two_stream.data.prepare.adapters import read_annotations
 from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
 from two_stream.data.prepare.adapters.lists import locate, read_lists
+from two_stream.data.prepare.adapters.windows import bouts_of, choose_marks, cut_recordings
 from two_stream.data.prepare.counting import (
     Counts,
     FolderCounts,
@@ -41,11 +45,13 @@ from two_stream.runtime.files import write_text
 from two_stream.runtime.text import plural
 from two_stream.types import VideoRecord
 from two_stream.video.decoding.backend_pyav import frame_times
+from two_stream.video.decoding.base import uneven_times
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.frames import recorded_rate, recorded_times
 from two_stream.video.sources import Source, folder_ids, video_files
 
 SEGMENTS_FILE = "segments.csv"
+TIMELINE_FILE = "timeline.json"
 _TEST_FRACTION = 0.3
 
 
@@ -107,12 +113,18 @@ def prepare_annotations(kind: str, options: AnnotationOptions | ListOptions) -> 
     found = [place for place in where.values() if isinstance(place, LocatedVideo)]
     mapping = _mapping(kind, annotations, options, folder, kept=kept)
     counted = _counted(mapping, folder, found, options, kept=kept)
+    recordings: dict[str, LabelledRecording] = {}
+    if isinstance(options, TimelineOptions):
+        annotations.entries, recordings = _cut(annotations, where, counted.counts, options)
     listed = _listed(annotations, where, counted, options, make_record(mapping, folder))
     unit: Literal["video", "clip"] = (
         "clip" if listed.segments or any(entry.seconds for entry in annotations.entries) else "video"
     )
     if not listed.videos:
         raise DataError(_none_here(places, listed, counted, unit))
+    if recordings:
+        mapping["timeline"] = TIMELINE_FILE
+        write_recordings(folder / TIMELINE_FILE, recordings)
     _write_groups_and_segments(mapping, listed, folder)
     record = make_record(mapping, folder)
     splits, validation, notes = _splits(annotations, listed, record.num_splits)
@@ -144,8 +156,9 @@ def prepare_annotations(kind: str, options: AnnotationOptions | ListOptions) -> 
 def _annotations(kind: str, options: AnnotationOptions | ListOptions) -> tuple[Annotations, str]:
     """Read the annotation files or lists; return their content and the name of the data set."""
     if isinstance(options, AnnotationOptions):
-        name = options.name or (options.annotations.stem if kind in ("json", "table") else kind)
-        return read_annotations(kind, options.annotations), name
+        name = options.name or (options.annotations.stem if kind in ("json", "table", "timeline") else kind)
+        found = read_annotations(kind, options.annotations)
+        return (choose_marks(found, options) if isinstance(options, TimelineOptions) else found), name
     found = read_lists({"train": options.train, "val": options.val, "test": options.test}, options.classes)
     return found, options.name or options.train.resolve().parent.name
 
@@ -301,17 +314,66 @@ def _span(
         return range(first, min(stop, count + 1)), late
     if entry.seconds is None:
         return range(1, count + 1), ""
-    file = place.path if options.frames is None else None
-    if videos is not None:
-        other = videos.find(entry.names)
-        file = other.path if isinstance(other, LocatedVideo) else None
-    folder = place.path if options.frames is not None else None
-    clock = clock_of(file, folder, count, entry.fps, options.fps)
+    clock = _clock(entry, place, count, options, videos)
     (start, end), span = entry.seconds, clock.between(*entry.seconds)
     if span.start > count:
         raise VideoError(place.path, f"the part starts at {start:g} s, but the video ends at {clock.end:g} s")
     lost = end - clock.end >= clock.step * (1 - 1e-6)
     return span, f"to {end:g} s, but the video ends at {clock.end:g} s" if lost else ""
+
+
+def _clock(
+    entry: AnnotatedVideo,
+    place: LocatedVideo,
+    count: int,
+    options: AnnotationOptions,
+    videos: VideoIndex | None,
+) -> VideoClock:
+    file = place.path if options.frames is None else None
+    if videos is not None:
+        other = videos.find(entry.names)
+        file = other.path if isinstance(other, LocatedVideo) else None
+    folder = place.path if options.frames is not None else None
+    return clock_of(file, folder, count, entry.fps, options.fps)
+
+
+def _cut(
+    annotations: Annotations,
+    where: dict[tuple[str, ...], LocatedVideo | str],
+    counts: Counts,
+    options: TimelineOptions,
+) -> tuple[list[AnnotatedVideo], dict[str, LabelledRecording]]:
+    """Return the clips of recordings with dense labels, and the recordings by id of the video."""
+    videos = VideoIndex(options.videos, frames=False) if options.videos and options.frames else None
+    by_entry: dict[str, LabelledRecording] = {}
+    places: dict[str, AnnotatedVideo] = {}
+    for entry in annotations.entries:
+        place = where[entry.names]
+        if isinstance(place, str) or place.id not in counts:
+            continue  # reported as left out
+        if place.id in places:
+            first = places[place.id].where
+            raise DataError(
+                f"{entry.where}: the labels of {place.path} are also at {first}; keep one of the two"
+            )
+        places[place.id] = entry
+        frames, flow = counts[place.id]
+        clock = _clock(entry, place, frames, options, videos)
+        edges = np.asarray([*clock.times, clock.end] if clock.times else np.arange(frames + 1) * clock.step)
+        assert annotations.marks is not None
+        by_entry[entry.id] = LabelledRecording(
+            frames=frames,
+            flow=flow,
+            seconds=round(float(edges[-1]), 6),
+            times=tuple(uneven_times(edges)),
+            group=entry.group or annotations.source(place.id),
+            bouts=tuple(
+                (round(bout.start, 6), round(bout.end, 6), bout.name)
+                for bout in bouts_of(annotations.marks[entry.id], edges)
+            ),
+        )
+    recordings = {name: by_entry[entry.id] for name, entry in places.items()}
+    return cut_recordings(annotations, by_entry, options), recordings
 
 
 def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
