@@ -177,8 +177,15 @@ def test_segments_begin_with_their_own_first_frame(root, record, tmp_path, monke
     first = {name: int(np.searchsorted(seconds_of(name), 0.4 - 1e-6)) + 1 for name in FILMS}
     segments = {f"{name}_s": Segment(name, 0.4, 2.1, number) for name, number in first.items()}
     write_segments(tmp_path / "segments.csv", segments)
-    cut = record.model_copy(update={"segments": tmp_path / "segments.csv"})
-    cut._folder = record.folder
+    places = {
+        "frames": {"rgb": str(root / "frames"), "flow": str(root / "frames")},
+        "videos": str(root / "videos"),
+    }
+    known = {"name": "cut", "classes": ["moves"], "short_side": 32, "segments": "segments.csv", **places}
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(known))
+    lines = [f"{name}_s {len(seconds_of(name)) - number + 1} 0\n" for name, number in first.items()]
+    (tmp_path / "train_rgb_split1.txt").write_text("".join(lines))
+    cut = load_record(tmp_path)
     pack(cut, "rgb", tmp_path / "shards", PackOptions(resize=SIZE, processes=0))
     spec = replace(SPEC, stride=2)
     for name, number in first.items():

@@ -14,10 +14,14 @@ from tests.helpers.runs import made_run
 from two_stream.api import load_run
 from two_stream.cli import main
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.bouts import LabelledRecording
+from two_stream.data.catalog import load_record
 from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.pictures.attention import read_attention
 from two_stream.evaluation.pictures.timeline import score_windows
+from two_stream.evaluation.runs import timeline
 from two_stream.evaluation.runs.run import extraction_of, reading_of, score_with_runs
+from two_stream.evaluation.scoring.score import VideoScores
 from two_stream.evaluation.scoring.video import VideoInput, clip_spans, open_input, score_file
 from two_stream.export import load
 from two_stream.streaming.live.networks import NetworkTrack, Prepare, SlidingRecognizer
@@ -224,3 +228,25 @@ def test_stored_features_of_videos_have_the_times_of_the_video(tmp_path):
         25.0,
         50,
     )
+
+
+def test_a_dense_time_line_assigns_frames_of_the_video_to_windows(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    film(tmp_path / "videos", "60")
+    (tmp_path / "dataset.yaml").write_text("name: films\nclasses: [a, b, c]\nvideos: videos\n")
+    run = load_run(made_run(tmp_path / "run", input={"clip_length": 8, "crop": 32, "stride": 2, "fps": 25}))
+    run.__dict__["record"] = load_record(tmp_path)
+    experiment = run.experiment.model_copy(update={"evaluate": WINDOWS})
+    logits = np.eye(5, 3, dtype=np.float32)
+    scores = VideoScores(["60"], np.zeros(1, np.int64), logits[:1], logits, np.array([5]))
+    monkeypatch.setattr(timeline, "read_and_score", lambda *_: (scores, []))
+    recording = LabelledRecording(frames=121, flow=120, seconds=121 / 60, bouts=())
+    owner = timeline._score(run, experiment, {"60": recording})["60"].owner
+    middles = [
+        (1 + 35) / 2,
+        (25 + 59) / 2,
+        (49 + 83) / 2,
+        (73 + 107) / 2,
+        (87 + 121) / 2,
+    ]  # frames of 60 per second
+    assert owner.tolist() == [int(np.abs(np.array(middles) - number).argmin()) for number in range(1, 122)]
