@@ -288,8 +288,8 @@ class DataOptions(Options):
             )
         if self.cache is not None and self.source != "videos":
             raise ValueError(
-                f"`cache` keeps what is computed from video files, but `source` is {self.source}; set `source: videos`, "
-                "or remove `cache`"
+                f"`cache` keeps what is computed from video files, but `source` is {self.source}; set "
+                "`source: videos`, or remove `cache`"
             )
         paper = self.sampling == "paper" or self.augment.protocol == "paper"
         for name in ("scaled_decoding", "resize_once"):
