@@ -98,8 +98,8 @@ def main(args: list[str]) -> int:
         raise SettingsError("extract needs either a SOURCE of videos or --dataset NAME, and not both")
     if options.dataset is not None and options.fps is not None:
         raise SettingsError(
-            "--dataset extracts the frames that the lists count, so it cannot be combined with --fps; extract the folder "
-            "of videos with --fps and prepare again, or set `model.input.fps`"
+            "--dataset extracts the frames that the lists count, so it cannot be combined with --fps; extract the "
+            "folder of videos with --fps and prepare again, or set `model.input.fps`"
         )
     ignored, out = 0, options.out
     usual: int | None = 256

@@ -64,14 +64,14 @@ def record_data(run: RunPaths, experiment: Experiment, record: Record) -> None:
 
 
 def place_of(path: Path, start: Path) -> dict[str, str | None]:
-    """Return a path relative to a folder (None on another drive of Windows) and absolute; see `candidates`."""
+    """Return a path relative to a folder (None on another drive of Windows) and absolute; see `recorded_paths`."""
     relative = None
     with suppress(ValueError):
         relative = Path(os.path.relpath(path.resolve(), start.resolve())).as_posix()
     return {"relative": relative, "absolute": path.resolve().as_posix()}
 
 
-def candidates(start: Path, place: Mapping[str, Any]) -> list[Path]:
+def recorded_paths(start: Path, place: Mapping[str, Any]) -> list[Path]:
     """Return the recorded places of something, in the order in which they are tried."""
     relative = [Path(os.path.normpath(start / str(place["relative"])))] if place["relative"] else []
     return [*relative, Path(str(place["absolute"]))]
@@ -153,7 +153,7 @@ def _places(run: RunPaths, experiment: Experiment) -> tuple[str, dict[str, list[
     try:
         facts = parse_json(run.data.read_bytes())
         name = str(facts["name"])
-        recorded = {str(key): candidates(run.root, one) for key, one in facts["paths"].items()}
+        recorded = {str(key): recorded_paths(run.root, one) for key, one in facts["paths"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         name, recorded, guessed = "", {}, _guessed(run.root, experiment)  # a run of an earlier version
     local = data.shards is not None and "://" not in data.shards

@@ -38,7 +38,7 @@ from two_stream.data.catalog import RECORD_FILE, dataset_record
 from two_stream.data.sources.shards import is_url, shard_facts
 from two_stream.data.splits import fingerprint, load_part, own_validation
 from two_stream.errors import DataError, SettingsError
-from two_stream.evaluation.runs.lookup import candidates, place_of
+from two_stream.evaluation.runs.lookup import place_of, recorded_paths
 from two_stream.runtime.device import pick_device, resolve_precision
 from two_stream.runtime.files import complete_folder, sha256, write_json, write_text
 from two_stream.runtime.provenance import source_digest
@@ -379,7 +379,7 @@ def _kept_study(path: Path, mapping: Mapping[str, Any], roots: Sequence[Path]) -
     try:
         kept = parse_json(path.with_name(PLACES).read_bytes())
         recorded = {
-            str(key): (str(one["name"]), candidates(folder, one)) for key, one in kept["places"].items()
+            str(key): (str(one["name"]), recorded_paths(folder, one)) for key, one in kept["places"].items()
         }
         cells = {str(title): str(data) for title, data in kept["cells"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
