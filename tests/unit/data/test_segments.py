@@ -220,7 +220,9 @@ def textured(tmp_path: Path) -> Record:
         write_video(tmp_path / "videos" / f"{name}.mp4", 30, step=3)
     rows = "x,a,0.3,0.9,train\nx,b,0.7,1.2,train\nx,b,1.5,2.1,test\ny,a,1.0,1.6,train\nz,b,,,test\n"
     write(tmp_path, {"t.csv": "id,label,start,end,split\n" + rows})
-    options = AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, videos=tmp_path / "videos", processes=0)
+    options = AnnotationOptions(
+        annotations=tmp_path / "t.csv", name="cut", out=tmp_path, videos=tmp_path / "videos", processes=0
+    )
     assert not prepare_annotations("table", options).failures
     path = tmp_path / "cut" / "dataset.yaml"
     roots = {"rgb": "../frames", "flow": "../frames"}

@@ -326,7 +326,7 @@ def _clock(
     entry: AnnotatedVideo,
     place: LocatedVideo,
     count: int,
-    options: AnnotationOptions,
+    options: PlaceOptions,
     videos: VideoIndex | None,
 ) -> VideoClock:
     file = place.path if options.frames is None else None
