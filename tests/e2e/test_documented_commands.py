@@ -26,6 +26,10 @@ NOT_RUN = {
     "torchrun --nproc-per-node 2 -m two_stream train settings/experiments/own_videos_rgb_gpu.yaml"
     " --data.dataset mine --name mine_gpu": "two GPUs: test_distributed.py",
     "torchrun --nproc-per-node 2 -m two_stream evaluate runs/mine_gpu": "torchrun: test_distributed.py",
+    "two-stream prepare list --train train.csv --val val.csv --videos DIR --name NAME": "unit/data/test_lists.py",
+    "two-stream train runs/mine_gpu/experiment.yaml --resume --train.epochs 60": "unit/training/test_trainer.py",
+    "two-stream ablate archive/my_heads": "a moved study: unit/studies/test_moved_study.py",
+    "two-stream ablate archive/my_heads --data-root /disk/mine": "unit/studies/test_moved_study.py",
 }
 """commands that need what the test does not have, and where they are tested"""
 FIRST = """
@@ -33,14 +37,19 @@ two-stream demo --groups 4 --epochs 1
 two-stream prepare folder VIDEOS --name mine --group-regex _(g\\d+)_
 two-stream extract VIDEOS --out data/mine --flow dis
 two-stream train small --data.dataset mine --name rgb --train.epochs 1
+two-stream train small --data.dataset mine --name average --train.epochs 1 --model.head.kind average
+two-stream evaluate runs/average
 """
-"""what the pages assume to exist: the demo, and a run `runs/rgb`"""
+"""what the pages assume to exist: the demo, and the runs `rgb` and `average`"""
 
 
 def documented(repository: Path) -> list[str]:
     """Return the commands of all pages once each, in the order of the pages; the notebook is tested elsewhere."""
     pages = [page for page in pages_of(repository, "Start", "Guides") if page.stem != "notebook"]
-    return list(dict.fromkeys(command for page in pages for command in commands_in(page)))
+    found = list(dict.fromkeys(command for page in pages for command in commands_in(page)))
+    return sorted(
+        found, key=lambda command: command.startswith("two-stream compare runs/")
+    )  # of runs made on later pages
 
 
 def write_scores(path: Path, seed: int) -> None:
@@ -55,6 +64,17 @@ def write_scores(path: Path, seed: int) -> None:
     path.write_text("\n".join(["id,label,group,a,b,c", *rows]) + "\n")
 
 
+def write_recordings(folder: Path, drawn: Path) -> None:
+    """Write recordings of 2.7 seconds, each with two labelled bouts."""
+    (folder / "recordings").mkdir()
+    rows = ["video,start,end,class"]
+    for first, second in (("rise", "fall"), ("fall", "rise")):
+        for path in sorted((drawn / first).glob("*.mp4")):
+            shutil.copy(path, folder / "recordings")
+            rows += [f"{path.stem},0.0,1.2,{first}", f"{path.stem},1.4,2.6,{second}"]
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+
+
 @pytest.mark.slow
 def test_every_command_runs_in_an_empty_folder(
     installed: Installed, repository: Path, tmp_path: Path
@@ -66,6 +86,8 @@ def test_every_command_runs_in_an_empty_folder(
         shutil.copytree(drawn / name, installed.folder / "VIDEOS" / name)
     for name in ("new", "video", "long"):
         shutil.copy(drawn / "rise" / "rise_g01_c01.mp4", installed.folder / f"{name}.mp4")
+    shutil.copytree(installed.folder / "VIDEOS", installed.folder / "videos")
+    write_recordings(installed.folder, drawn)
     for seed, name in enumerate(("rgb", "flow", "pose", "rgb_val", "flow_val", "results/rgb")):
         write_scores(installed.folder / f"{name}.csv", seed)
     for command in FIRST.strip().splitlines():

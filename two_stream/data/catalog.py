@@ -353,7 +353,7 @@ def dataset_record(data: DataOptions) -> Record:
         raise SettingsError(
             f"`data.dataset` is {given}: no such file{here}; "
             "run from the folder that the path is relative to, or pass another path with --data.dataset (for a "
-            "finished run, or `two-stream ablate` with the folder of a study, with --data-root)"
+            "finished run or the folder of a study, with --data-root)"
         )
     return load_record(data.dataset, data.settings_root)
 
