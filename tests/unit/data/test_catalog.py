@@ -96,7 +96,7 @@ def test_a_relative_path_in_another_folder_names_the_key_and_the_folder(
     assert str(caught.value) == (
         f"`data.dataset` is demo/dataset.yaml: no such file in the current folder {tmp_path / 'demo'}; "
         "run from the folder that the path is relative to, or pass another path with --data.dataset (for a "
-        "finished run with --data-root)"
+        "finished run or the folder of a study, with --data-root)"
     )
 
 
