@@ -215,9 +215,9 @@ def test_finished_and_existing_runs(
     assert complaint.count("\n") == 1
     assert "--resume" in complaint
     assert "--overwrite" in complaint
-    assert main([*command, "--resume", "--train.epochs", "9", "--data.workers", "1"]) == 2
+    assert main([*command, "--resume", "--train.epochs", "3", "--data.workers", "1"]) == 2
     complaint = capsys.readouterr().err
-    assert "train.epochs: 4 -> 9" in complaint
+    assert "train.epochs: 4 -> 3" in complaint
     assert "workers" not in complaint
 
 
