@@ -68,7 +68,7 @@ DOCUMENTED = {
     command.removeprefix("two-stream ")
     for page in pages_of(ROOT, "Start", "Guides", "Why", "Coming from")
     for command in commands_in(page)
-    if command.startswith("two-stream ") and not re.search(r"[\[…]|\bKIND\b", command)
+    if command.startswith("two-stream ") and not re.search(r"[\[…{]|\bKIND\b", command)
 }
 
 
