@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,21 @@ def test_what_is_wrong_is_one_line(
     complaint = capsys.readouterr().err.strip()
     assert said in complaint
     assert "\n" not in complaint
+
+
+def test_a_fresh_process_knows_the_compressions_before_it_trains():
+    """The command of distillation imported nothing that registers it, which tests in one process cannot notice."""
+    code = """
+import two_stream.training.train as training
+from two_stream.commands.compress import _train_and_report
+from two_stream.training.step import EXTENSIONS
+
+def train(*_, **__):
+    EXTENSIONS["distill"]
+    raise SystemExit(0)
+
+training.train = train
+_train_and_report(None, None, type("Call", (), {"resume": False, "overwrite": False}))
+raise SystemExit("train was not called")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

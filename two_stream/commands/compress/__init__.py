@@ -344,6 +344,7 @@ def _full_name(arg: str, section: type[BaseModel]) -> str:
 
 def _train_and_report(experiment: Experiment, source: Path, call: _Call) -> int:
     """Train the run, score it and its source, and write and print the report; return the exit code."""
+    from two_stream import compression  # noqa: F401 - registers the training extensions
     from two_stream.training.train import train
 
     result = train(experiment, resume=call.resume, overwrite=call.overwrite)
