@@ -611,14 +611,7 @@ def score_table(
         class_names=run.class_names,
         logits=scores.logits,
         meta={
-            "run": str(run.paths.root),
-            "name": experiment.name,
-            "checkpoint": run.checkpoint,
-            "epoch": run.meta.get("epoch"),
-            "model_sha256": run.model_sha256,
-            "dataset": run.record.name,
-            "split": experiment.data.split,
-            "part": part,
+            **run_facts(run, experiment, part),
             "selection": experiment.train.selection,
             **{key: run.meta[key] for key in ("training_videos", "training_list") if key in run.meta},
             "skipped": skipped,
@@ -641,6 +634,20 @@ def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str])
     for row, name in enumerate(ids):
         targets_NK[row, list(labels[name])] = True
     return targets_NK
+
+
+def run_facts(run: AnyRun[Any], experiment: Experiment, part: Part) -> dict[str, Any]:
+    """Return which network and which part of its data set were scored."""
+    return {
+        "run": str(run.paths.root),
+        "name": experiment.name,
+        "checkpoint": run.checkpoint,
+        "epoch": run.meta.get("epoch"),
+        "model_sha256": run.model_sha256,
+        "dataset": run.record.name,
+        "split": experiment.data.split,
+        "part": part,
+    }
 
 
 def scoring_facts(

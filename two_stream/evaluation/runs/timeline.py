@@ -17,7 +17,14 @@ from two_stream.data.clips.dataset import make_source
 from two_stream.data.sources.files import SeenSource
 from two_stream.data.sources.segments import segments_of
 from two_stream.errors import DataError, ScoreError, SettingsError
-from two_stream.evaluation.runs.run import AnyRun, check_classes, read_and_score, scoring_facts, with_options
+from two_stream.evaluation.runs.run import (
+    AnyRun,
+    check_classes,
+    read_and_score,
+    run_facts,
+    scoring_facts,
+    with_options,
+)
 from two_stream.evaluation.scores.metrics import probabilities, source_units
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.timeline_metrics import (
@@ -241,14 +248,7 @@ def evaluate_timeline(
         _class_rows(scored, [lines[name] for name in names[part]], found_bouts, actions),
         rule,
         {
-            "run": str(run.paths.root),
-            "name": experiment.name,
-            "checkpoint": run.checkpoint,
-            "epoch": run.meta.get("epoch"),
-            "model_sha256": run.model_sha256,
-            "dataset": run.record.name,
-            "split": experiment.data.split,
-            "part": part,
+            **run_facts(run, experiment, part),
             "selection": "holdout",
             "criteria": CRITERIA,
             "holdout_recordings": names["val"],
