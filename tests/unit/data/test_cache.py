@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,6 +143,46 @@ def test_many_writers_of_one_file(filmed, tmp_path):
         assert all(pool.map(work, range(4)))
     (file,) = (tmp_path / "cache").glob("*/*")
     assert len(FrameCache(file.parent, 1).read(file.name, range(1, 26))) > 15
+
+
+FILL = """
+import sys
+from pathlib import Path
+import numpy as np
+from two_stream.data.sources.cache import FrameCache
+
+cache = FrameCache(Path(sys.argv[1]), 10**12)
+print("ready", flush=True)
+while True:
+    for number in np.random.permutation(40) + 1:
+        cache.write("how/video", {int(number): np.full((900, 900, 3), number, np.uint8)})
+"""
+
+
+@pytest.mark.integration
+def test_writers_killed_at_any_moment_leave_only_whole_frames(tmp_path):
+    draw, file = np.random.default_rng(0), tmp_path / "how" / "video"
+    for _ in range(4):
+        file.unlink(missing_ok=True)
+        writers = [
+            subprocess.Popen([sys.executable, "-c", FILL, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            time.sleep(draw.uniform(0.005, 0.03))
+            writer.kill()
+            writer.communicate()
+        found = FrameCache(tmp_path, 1).read("how/video", range(1, 41))
+        assert found
+        for number, frame in found.items():
+            assert frame.shape == (900, 900, 3)
+            assert (frame == number).all()
+        missing = {n: np.full((900, 900, 3), n, np.uint8) for n in range(1, 41) if n not in found}
+        FrameCache(tmp_path, 10**12).write("how/video", missing)
+        assert len(FrameCache(tmp_path, 1).read("how/video", range(1, 41))) == 40
 
 
 def test_settings_choose_the_cache(filmed, tmp_path):
