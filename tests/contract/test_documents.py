@@ -72,6 +72,17 @@ def test_links_and_anchors_resolve(pages: list[Path]) -> None:
     assert not broken, broken
 
 
+def test_every_condition_of_data_has_a_test_that_exists(repository: Path) -> None:
+    page = (repository / "docs" / "conditions.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "report | test" not in line]
+    assert len(rows) >= 42
+    for row in rows:
+        named = re.findall(r"`(tests/[^`]+)::(\w+)`", row)
+        assert named, row
+        for path, name in named:
+            assert f"def {name}(" in (repository / path).read_text(), row
+
+
 def test_pictures_exist_and_are_described(pages: list[Path]) -> None:
     shown = {page: re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", prose(page)) for page in pages}
     bad = [

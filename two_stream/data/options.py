@@ -130,6 +130,8 @@ class ListOptions(PlaceOptions):
 class TimelineOptions(AnnotationOptions):
     """Options for cutting recordings with dense labels into clips for training."""
 
+    annotations: Path
+    """file of labels (CSV, or an export of BORIS, ELAN, CVAT or Label Studio), or folder of such files"""
     track: str | None = None
     """ELAN tier, BORIS subject or Label Studio control whose labels are used; default: all"""
     longest: float = 10.0

@@ -36,7 +36,13 @@ from two_stream.runtime.text import json_text, parse_json
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality, Part, VideoRecord
 from two_stream.video.decoding.reader import backend_version, open_video
-from two_stream.video.frames import extraction_settings, fit_frame, jpeg_size, read_image_bytes
+from two_stream.video.frames import (
+    extraction_settings,
+    fit_frame,
+    jpeg_size,
+    list_file_names,
+    read_image_bytes,
+)
 from two_stream.video.rate import FrameTimes
 
 _BLOCK = 512
@@ -525,7 +531,7 @@ def _frames(video: VideoRecord, source: FrameFolders | VideoFiles, at: tuple[str
     folder, before = source.folder(at[0]), at[1]
     if not folder.is_dir():
         raise VideoError(folder, "no such folder of frames")
-    names = [path.name for path in folder.iterdir()]
+    names = list_file_names(folder)
     there = source.patterns.numbered(names, source.modality)
     count = 0
     while count < video.num_frames and all(before + count + 1 in found for found in there):

@@ -26,6 +26,7 @@ from two_stream.video.frames import (
     FramePatterns,
     check_complete,
     decode_with_damage,
+    list_file_names,
     read_extraction_manifest,
     read_file_bytes,
 )
@@ -222,7 +223,7 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     subject = str(job.folder)
     if not job.folder.is_dir():
         return [Finding("missing", "error", subject, "no such folder of frames")]
-    names = [path.name for path in job.folder.iterdir()]
+    names = list_file_names(job.folder)
     findings: list[Finding] = []
     counts: dict[str, int] = {}
     manifest = read_extraction_manifest(job.folder)

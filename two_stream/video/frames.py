@@ -130,9 +130,15 @@ _REDUCED = {
 _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 
 
+FLOW_FOLDERS = ("u", "v", "x", "y", "flow_x", "flow_y")
+"""sub-folders of a frame folder that may contain its flow, such as `u` and `v` of EPIC-Kitchens"""
+
+
 @dataclass(frozen=True)
 class FramePatterns:
     """Patterns for the names of files in a frame folder, each with one field for the frame number.
+
+    A pattern of flow may begin with one of `FLOW_FOLDERS`, as in `u/frame_{:010d}.jpg`.
 
     Frames are counted from 1 everywhere, even if the numbers in file names start at another value. In the published
     HMDB51 data, flow files have no suffix: `flow_x="flow_x_{:05d}"`.
@@ -146,15 +152,17 @@ class FramePatterns:
     first_flow: int = 1
 
     def __post_init__(self) -> None:
-        """Check that each pattern has one field for the number, and that it contains no folder."""
+        """Check that each pattern has one field for the number, and no folder but those of `FLOW_FOLDERS`."""
         for name, pattern in (("rgb", self.rgb), ("flow_x", self.flow_x), ("flow_y", self.flow_y)):
             if len(_FIELD.findall(pattern)) != 1 or pattern.count("{") != 1 or pattern.count("}") != 1:
                 expected = "one field for the number, with a width below 100, as in 'img_{:05d}.jpg'"
                 raise SettingsError(f"frame pattern {name} is {pattern!r}: expected {expected}")
-            if Path(pattern).name != pattern or pattern.startswith("."):
+            inside, slash, file = pattern.partition("/")
+            file = file if slash and name != "rgb" and inside in FLOW_FOLDERS else pattern
+            if Path(file).name != file or file.startswith("."):
                 raise SettingsError(
-                    f"frame pattern {name} is {pattern!r}: expected a file name without a folder and without a "
-                    "leading dot"
+                    f"frame pattern {name} is {pattern!r}: expected a file name without a leading dot and without a "
+                    f"folder (for flow, also in {', '.join(FLOW_FOLDERS)})"
                 )
         if len({self.rgb, self.flow_x, self.flow_y}) < 3:
             raise SettingsError(
@@ -221,10 +229,16 @@ def frame_numbers(folder: Path, modality: Modality, patterns: FramePatterns | No
 
 
 def list_file_names(folder: Path) -> list[str]:
-    """Return the names of the files and folders in a folder; raise the same errors as `frame_numbers`."""
+    """Return the names of the files and folders in a folder, and of the files in its `FLOW_FOLDERS`.
+
+    Raises:
+        VideoError: No such folder.
+    """
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries]
+            found = [entry.name for entry in entries]
+        inside = [name for name in FLOW_FOLDERS if name in found and (folder / name).is_dir()]
+        return found + [f"{name}/{path.name}" for name in inside for path in (folder / name).iterdir()]
     except NotADirectoryError:
         raise VideoError(folder, "expected a folder of frames, found a file") from None
     except OSError as error:

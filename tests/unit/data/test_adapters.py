@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import re
@@ -101,6 +102,17 @@ def test_activitynet_segments_are_parts_of_videos(tmp_path: Path, fixtures: dict
     assert "1 video of the testing subset has no class and is left out" in made.warnings
     (reference,) = fixtures["3dresnets"]["dataset"]["runs"]["ActivityNet default formatter"]
     assert reference["segment"] == [6, 6 + 25]
+
+
+def test_segments_of_activitynet_without_duration_are_left_out(tmp_path: Path) -> None:
+    content = copy.deepcopy(files.ACTIVITYNET)
+    content["database"]["x"]["annotations"].insert(0, {"label": "Surfing", "segment": [0, 0]})
+    official = write(tmp_path / "official", {"activity_net.v1-3.min.json": content})
+    made, record = prepared("activitynet", official, frames(tmp_path / "frames", {"v_x": 40, "y": 30}))
+    assert lines(record, "train") == ["v_x#1 25 1", "v_x#2 10 0"]
+    (said,) = (text for text in made.warnings if "without duration" in text)
+    assert said.startswith("1 segment without duration left out (first: ")
+    assert said.endswith("database.x.annotations[0])")
 
 
 def test_a_rule_for_sources_holds_for_parts_of_videos(

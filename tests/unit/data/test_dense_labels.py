@@ -263,6 +263,30 @@ def test_labels_of_another_video_are_named(tmp_path: Path) -> None:
         prepared(tmp_path / "2", {"l.csv": "video,start,end,class\nv1,1,2,a\nsub/v1.mp4,1,2,a\n"})
 
 
+def test_a_column_names_the_recordings_of_each_part(tmp_path: Path) -> None:
+    rows = [(n, s, "groom", split) for n, split in enumerate(("train", "Test", "train")) for s in (1, 3)]
+    text = "".join(f"v{n}.mp4,{s},{s + 1},{name},{split}\n" for n, s, name, split in rows)
+    root = frames(tmp_path / "frames", {f"v{n}": 50 for n in range(3)})
+    write(tmp_path, {"l.csv": "video,start,end,class,split\n" + text})
+    options = TimelineOptions(annotations=tmp_path / "l.csv", out=tmp_path, name="bouts", frames=root, fps=10)
+    prepare_annotations("timeline", options)
+    record = load_record("bouts", tmp_path)
+    sides = {part: load_part(record, "rgb", 1, part, selection="paper") for part in ("train", "test")}
+    assert {part: {clip.id.split("#")[0] for clip in clips} for part, clips in sides.items()} == {
+        "train": {"v0", "v2"},
+        "test": {"v1"},
+    }
+    for old, new, said in (
+        ("4,groom,train\n", "4,groom,\n", ":3: 'v0.mp4' has another `group` or `split` than at .*:2"),
+        (",train\n", ",\n", ":2: `split` is empty, but not in other rows"),
+        ("Test", "exam", ":4: `split` is 'exam': expected train, val or test"),
+    ):
+        changed = text.replace(old, new, 1 if "4" in old else -1)
+        write(tmp_path, {"l.csv": "video,start,end,class,split\n" + changed})
+        with pytest.raises(DataError, match=said):
+            read_timeline(tmp_path / "l.csv")
+
+
 def test_the_command_leaves_out_recordings_without_a_video(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from two_stream.data.prepare.counting import find_patterns
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.sources.shards import ShardSource
 from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.video.extraction.one_video import ExtractOptions
 
 IDS = [f"v{number}" for number in range(8)]
 
@@ -129,6 +130,41 @@ def test_prepare_leaves_out_by_name_what_begins_elsewhere(
     assert (
         "expected img_00003.jpg or flow_x_00001.jpg; its files are ['notes.txt']" in capsys.readouterr().out
     )
+
+
+def test_folders_with_the_names_of_few_are_left_out(
+    prepare: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for names, pattern in ((IDS[:2], "frame{:03d}.jpeg"), (IDS[2:], "img_{:05d}.jpg")):
+        frames(tmp_path / "f", dict.fromkeys(names, 6), pattern, flow=False)
+    code, record = prepare()
+    assert (code, record.patterns.rgb) == (1, "img_{:05d}.jpg")
+    said = capsys.readouterr().out
+    assert "v0: 0 RGB and 0 flow frames in its folder, expected img_00001.jpg" in said
+    assert "its files are ['frame001.jpeg', 'frame002.jpeg']" in said
+    assert "v2" not in said
+
+
+def test_flow_in_folders_u_and_v_is_the_flow_of_one_folder(
+    prepare: Any, tiny: Record, tmp_path: Path
+) -> None:
+    source = sorted(tiny.frames_root("flow").iterdir())[: len(IDS)]
+    for name, folder in zip(IDS, source, strict=True):
+        for axis, inside in zip("xy", "uv"):
+            (tmp_path / "f" / name / inside).mkdir(parents=True)
+            for number in range(1, 6):
+                content = (folder / f"flow_{axis}_{number:05d}.jpg").read_bytes()
+                (tmp_path / "f" / name / inside / f"frame_{number:010d}.jpg").write_bytes(content)
+    code, record = prepare()
+    assert (code, record.patterns.flow_x) == (0, "u/frame_{:010d}.jpg")
+    assert record.list_path("train", "flow", 1).read_text().splitlines()[0] == "v0 5 0"
+    wanted = FrameFolders(tiny, "flow").read(source[0].name, [1, 4], (12, 16))
+    assert np.array_equal(FrameFolders(record, "flow").read("v0", [1, 4], (12, 16)), wanted)
+    pack(record, "flow", tmp_path / "packed", PackOptions(encoding="original", processes=0))
+    assert np.array_equal(ShardSource(str(tmp_path / "packed"), "flow").read("v0", [1, 4], (12, 16)), wanted)
+    assert check.main([str(record.folder), "--processes", "0"]) == 0
+    with pytest.raises(SettingsError, match="expected a file name without a folder"):
+        ExtractOptions(patterns=record.frame_patterns)
 
 
 def test_no_lists_of_flow_without_flow(

@@ -205,6 +205,17 @@ def test_numbers_before_the_label_may_belong_to_the_name(tmp_path: Path) -> None
     assert not any("another number" in text for text in made.warnings)
 
 
+def test_names_of_videos_without_their_suffix(tmp_path: Path) -> None:
+    for name in ("a/-3B32lodo2M.mp4", "x.webm", "b/y.avi"):
+        (tmp_path / "v" / name).parent.mkdir(parents=True, exist_ok=True)
+        encode(tmp_path / "v" / name, render("rise", 1, 1, DemoOptions(min_frames=5, max_frames=5)), "mpeg4")
+    files = {"train.txt": "-3B32lodo2M 0\nx 1\n", "val.txt": "b/y 0\n"}
+    made, record = prepared(tmp_path / "set", files, videos=tmp_path / "v")
+    assert not made.failures
+    found = load_part(record, "rgb", 1, "train", selection="paper") + load_part(record, "rgb", 1, "test")
+    assert [(video.id, video.num_frames) for video in found] == [("a/-3B32lodo2M", 5), ("x", 5), ("b/y", 5)]
+
+
 def test_frame_folders_may_lie_deeper_than_class_folders(tmp_path: Path) -> None:
     root = frames(tmp_path / "frames", {f"{part}/run/v{n}": 4 for part in "ab" for n in range(2)}, flow=False)
     files = {"train.txt": "a/run/v0 0\na/run/v1 0\n", "val.txt": "b/run/v0 0\nb/run/v1 0\n"}
@@ -247,6 +258,9 @@ def test_other_numbers_of_frames_and_missing_videos_are_said(tmp_path: Path, cap
         ({"train.txt": "a 0\n", "classes.txt": "x\nx\n"}, r"classes\.txt: class 'x' is listed twice"),
         ({"train.txt": "a 0\n", "val.txt": "b 1\na 0\n"}, r"val\.txt:2: 'a' is also at .*train\.txt:1, with"),
         ({"train.txt": "a 0\nb 1\na 1\n"}, r"train\.txt:3: 'a' is also at .*train\.txt:1"),
+        ({"train.txt": "a 3 0\nb 3\n"}, r"train\.txt:2: found one number or name after 'b', but a number of frames"),
+        ({"train.txt": "a 3 0 1\nb 3 1\n"}, r"train\.txt:1: found more than two numbers after 'a': expected one label"),
+        ({"train.txt": "a.mp4 3 0 1\nb.mp4 3 1\n"}, r"train\.txt:1: 'a\.mp4 3 0 1': expected one label; use `pre"),
         ({"train.txt": "x/c 0\nx/d 1\n", "val.txt": "x/e 0\n"}, "none of the 3 listed videos is here; x/c: no frame"),
     ],
 )  # fmt: skip

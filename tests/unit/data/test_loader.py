@@ -394,6 +394,37 @@ def test_loader_reads_videos_of_both_streams(filmed: Record) -> None:
         assert [video for video, _ in loader.skipped] == ["rise/broken"]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_starts_without_opening_the_videos(
+    filmed: Record, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise VideoError("video", "was opened")
+
+    monkeypatch.setattr("two_stream.data.sources.files.open_video", fail)
+    given = experiment(workers, source="videos", backend="pyav")
+    videos = [VideoRecord("rise/rise_g01", 25, 0), VideoRecord("fall/fall_g01", 25, 1)]
+    batches = train_batches(given, spec(), videos, filmed, epoch=1)
+    with pytest.raises(DataError, match="was opened"):
+        next(iter(batches))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_with_the_clips(filmed: Record) -> None:
+    def megabytes() -> float:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    source = VideoFiles(filmed, "rgb", "pyav", "dis")
+    used = []
+    for _ in range(3):
+        for _ in range(300):
+            source.read("rise/rise_g01", [3, 9], (12, 16))
+        used.append(megabytes())
+    assert used[2] - used[1] < 4
+
+
 def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> None:
         os._exit(3)

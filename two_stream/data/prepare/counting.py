@@ -37,12 +37,14 @@ Parts = tuple[str, str]
 def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
     """Detect the `patterns` of a record from the files in these folders; given patterns are only checked.
 
+    If the folders have different names, those of most folders are returned.
+
     Raises:
         DataError: The frames of the first folder with files cannot be identified; names what was tried and its files.
         SettingsError: A given name is wrong.
     """
     asked = given.patterns()
-    found = dict(asked)
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
     looked: list[tuple[Path, list[str]]] = []
     unclear = False
     for folder in folders:
@@ -54,14 +56,15 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
         looked.append((folder, names))
         patterns = _patterns(names)
         pair = _flow(list(patterns))
-        if pair is not None and "flow_x" not in found:
-            found |= {"flow_x": patterns[pair[0]], "flow_y": patterns[pair[1]]}
+        for key, parts in zip(("flow_x", "flow_y"), pair or ()):
+            counted[key][patterns[parts]] += 1
         rest = [parts for parts in patterns if parts not in (pair or ())]
         pictures = [parts for parts in rest if "." in parts[1] and "flow" not in parts[0].lower()]
         rgb = _rgb(pictures)
         unclear = unclear or (rgb is None and len(pictures) > 1)
-        if rgb is not None and "rgb" not in found:
-            found["rgb"] = patterns[rgb]
+        if rgb is not None:
+            counted["rgb"][patterns[rgb]] += 1
+    found = {key: patterns.most_common(1)[0][0] for key, patterns in counted.items()} | asked
     for name in asked.values():
         if looked and not any(names_by_number(names, name) for _, names in looked):
             raise DataError(

@@ -88,6 +88,12 @@ class ExtractOptions:
             raise SettingsError(
                 f"the frame size is {self.size or self.short_side}: expected sides of 8 to 16384 pixels"
             )
+        inside = next((one for one in self.patterns.written().values() if "/" in one), None)
+        if inside is not None:
+            raise SettingsError(
+                f"frame pattern {inside!r}: expected a file name without a folder, because `two-stream extract` writes "
+                "all files of a video to one folder"
+            )
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise SettingsError(
                 f"--fps is {self.fps:g}: expected more than 0 and at most 1000 frames per second"

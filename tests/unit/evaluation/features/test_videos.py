@@ -58,6 +58,21 @@ def test_files_are_the_features_of_the_run(world, videos, tmp_path, modality):
     assert said["evaluate"]["step"] == 3
 
 
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_folders_of_frames_are_read_like_videos(world, videos, tmp_path, modality):
+    frames, out = tmp_path / "frames", tmp_path / "out"
+    assert cli(["extract", str(videos), "--out", str(frames), "--flow", "dis", "--short-side", "0"]) == 0
+    assert cli(command(world / modality, frames, out)) == 0
+    run = load_run(world / modality)
+    assert len(list(out.rglob("*.npy"))) == 4
+    for name in ("left/v_g1", "v_g2"):
+        wanted, film = run.features(frames / name, step=3), run.features(videos / f"{name}.mp4", step=3)
+        found, facts = np.load(out / f"{name}.npy"), json.loads((out / f"{name}.json").read_text())
+        np.testing.assert_allclose(found, wanted.vectors, rtol=0, atol=1e-4 * found.max())
+        assert facts["start_s"] == pytest.approx(film.start, abs=1e-6)
+        assert facts["end_s"] == pytest.approx(film.end, abs=1e-6)
+
+
 def test_a_second_call_writes_only_what_is_missing_or_has_changed(world, videos, tmp_path, capsys):
     out = tmp_path / "out"
     (videos / "torn.mp4").write_text("no video")

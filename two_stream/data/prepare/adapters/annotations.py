@@ -10,14 +10,14 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import compile_group, find_source, packaged_record, read_lines
+from two_stream.data.catalog import SPLIT_WORDS, compile_group, find_source, packaged_record, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json, plural
 
@@ -69,6 +69,7 @@ class Mark:
     """ELAN tier, BORIS subject or Label Studio control"""
     group: str = ""
     """source of the recording"""
+    split: Split = ""
 
     @property
     def lasts(self) -> bool:
@@ -318,6 +319,27 @@ def check_span(start: float, end: float, where: str) -> tuple[float, float]:
     if not 0 <= start < end:
         raise DataError(f"{where}: start is {start:g} s and end is {end:g} s: expected 0 <= start < end")
     return start, end
+
+
+def parse_split(text: str, where: str) -> Split:
+    """Return the part that a table names; an empty text names none."""
+    split = SPLIT_WORDS.get(text.lower())
+    if text and split is None:
+        raise DataError(f"{where}: `split` is {text!r}: expected train, val or test")
+    return split or ""
+
+
+def check_splits(entries: Sequence[AnnotatedVideo]) -> list[AnnotatedVideo]:
+    """Check that all entries or none name a part. If the parts are not train, val and test, `val` becomes `test`."""
+    found = {entry.split for entry in entries}
+    if "" in found and len(found) > 1:
+        lone = next(entry for entry in entries if not entry.split)
+        raise DataError(
+            f"{lone.where}: `split` is empty, but not in other rows; set it in all rows or in none"
+        )
+    if found == {"train", "val", "test"}:
+        return list(entries)
+    return [replace(entry, split="test") if entry.split == "val" else entry for entry in entries]
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -47,7 +47,7 @@ from two_stream.types import VideoRecord
 from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.decoding.base import uneven_times
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.frames import recorded_rate, recorded_times
+from two_stream.video.frames import FLOW_FOLDERS, recorded_rate, recorded_times
 from two_stream.video.sources import Source, folder_ids, video_files
 
 SEGMENTS_FILE = "segments.csv"
@@ -128,7 +128,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions | ListOptions) -> 
     _write_groups_and_segments(mapping, listed, folder)
     record = make_record(mapping, folder)
     splits, validation, notes = _splits(annotations, listed, record.num_splits)
-    if kind in ("table", "list") and any(entry.split for entry, _ in listed.videos):
+    if kind in ("table", "list", "timeline") and any(entry.split for entry, _ in listed.videos):
         notes.insert(0, parts_line(splits[0], validation))
     if kept and not annotations.splits:
         notes.append(
@@ -491,7 +491,9 @@ def _frame_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
     index: dict[str, list[Path]] = {}
     ids: dict[Path, str] = {}
     for top in _folders(root):
-        for path in _folders(top) or [top]:
+        inside = _folders(top)
+        flow_only = len(inside) > 1 and all(path.name in FLOW_FOLDERS for path in inside)
+        for path in [top] if flow_only or not inside else inside:
             ids[path] = path.relative_to(root).as_posix()
             for key in {ids[path], path.name}:
                 index.setdefault(key, []).append(path)

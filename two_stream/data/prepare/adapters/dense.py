@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -20,9 +21,11 @@ from two_stream.data.prepare.adapters.annotations import (
     Annotations,
     Mark,
     check_span,
+    check_splits,
     check_type,
     json_value,
     parse_number,
+    parse_split,
     read_json,
     read_table_rows,
 )
@@ -35,6 +38,7 @@ COLUMNS = {
     "end": "end end_s end_time stop stop_s offset",
     "class": "class label action behavior behaviour annotation",
     "group": "group source",
+    "split": "split subset",
 }
 """names of the columns of a CSV file, in lower case; `start (s)` is read as `start_s`"""
 _SUFFIXES = (".csv", ".tsv", ".eaf", ".xml", ".json")
@@ -55,11 +59,21 @@ def read_timeline(path: Path) -> Annotations:
     marks = [mark for file in files for mark in _read(file)]
     found = Annotations([], [], marks={})
     assert found.marks is not None
+    first: dict[str, Mark] = {}
     for mark in marks:
         names = _video_names(mark.video, mark.where)
-        if names[0] not in found.marks:
-            found.entries.append(AnnotatedVideo(names[0], names, (0,), "", mark.where, group=mark.group))
+        if names[0] not in first:
+            first[names[0]] = mark
+            entry = AnnotatedVideo(names[0], names, (0,), mark.split, mark.where, group=mark.group)
+            found.entries.append(entry)
+        one = first[names[0]]
+        if (mark.group, mark.split) != (one.group, one.split):
+            raise DataError(
+                f"{mark.where}: {mark.video!r} has another `group` or `split` than at {one.where}; expected the same "
+                "in all rows of a recording"
+            )
         found.marks.setdefault(names[0], []).append(mark)
+    found.entries = check_splits(found.entries)
     points = Counter(mark.where.rpartition(":")[0] for mark in marks if mark.name and not mark.lasts)
     found.marks = {key: [mark for mark in one if mark.lasts] for key, one in found.marks.items()}
     found.notes += [
@@ -120,14 +134,15 @@ def _read_csv(path: Path) -> Iterator[Mark]:
                     f"{path}:1: the column `{lacking[0]}` is missing; expected `video,start,end,class`"
                 )
         cells = {key: row[name] for key, name in columns.items()}
-        mark = Mark(cells.get("video") or path.stem, cells["class"], where, group=cells.get("group", ""))
+        video, split = cells.get("video") or path.stem, parse_split(cells.get("split", ""), where)
+        mark = Mark(video, cells["class"], where, group=cells.get("group", ""), split=split)
         if not any(cells[key] for key in ("start", "end", "class")):
             yield mark  # a recording without labels
             continue
         if not mark.name:
             raise DataError(f"{where}: the class is empty; expected a class, or only a video for no labels")
         span = [parse_number(cells[key], where, f"`{columns[key]}`") for key in ("start", "end")]
-        yield Mark(mark.video, mark.name, where, check_span(span[0], span[1], where), group=mark.group)
+        yield replace(mark, seconds=check_span(span[0], span[1], where))
     if not columns:
         yield Mark(path.stem, "", f"{path}:1")  # only a header: a recording without labels
 

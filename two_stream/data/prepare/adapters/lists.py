@@ -20,6 +20,7 @@ from two_stream.runtime.text import plural
 from two_stream.video.decoding.base import VIDEO_SUFFIXES
 
 FORM = "`path label` or `path num_frames label`"
+_SEVERAL = "expected one label; use `prepare table` for several classes or for parts of videos"
 _DELIMITERS = {"\t": "tabs", ",": "commas", " ": "spaces"}
 _FILE = re.compile(rf"(.*(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))}))\s+(.*)", re.IGNORECASE)
 _LABEL_WORDS = frozenset({"label", "labels", "class", "class_name", "category", "tag", "target", "action"})
@@ -148,6 +149,8 @@ def _read_list(path: Path, known: Sequence[str] | None) -> list[_Line]:
                 "quote fields that contain the separator, and use `prepare table` for several classes or for parts of "
                 "videos"
             )
+        if len(fields[-1].split()) > 1 and fields[-1] not in names and not re.search(r"[^\d\s]", fields[-1]):
+            raise DataError(f"{where}: {text!r}: {_SEVERAL}")
         count = int(fields[1]) if len(fields) == 3 else None
         lines.append(_Line(where, fields[0].replace("\\", "/"), fields[-1], count))
     if not lines:
@@ -211,6 +214,7 @@ def locate(entries: Sequence[AnnotatedVideo], places: VideoLookup) -> tuple[list
     for file, listed in lists.items():
         removed, added = _moved(listed[:: max(1, len(listed) // _SAMPLE)], places)
         moved = [_located(entry, places, removed, added) for entry in listed]
+        _check_counts(listed, moved)
         if removed or added:
             notes.append(f"{file}: {listed[0].id!r} is read as {moved[0].id!r} in {places.root}")
         made += moved
@@ -249,9 +253,24 @@ def _located(entry: AnnotatedVideo, places: VideoLookup, removed: int, added: st
     names = _names(entry, removed, added)
     name = next((name for name in names if _exists(places, (name,))), None)
     if name is None:
+        shorter = replace(entry, id=re.sub(r"(\s\d+)+$", "", entry.id), num_frames=None)
+        if shorter.id != entry.id and _exists(places, _names(shorter, removed, added)):
+            raise DataError(f"{entry.where}: found more than two numbers after {shorter.id!r}: {_SEVERAL}")
         return replace(entry, id=names[0], names=names)
     counted = None if name.endswith(f" {entry.num_frames}") else entry.num_frames
     return replace(entry, id=name, names=(name,), num_frames=counted)
+
+
+def _check_counts(listed: Sequence[AnnotatedVideo], moved: Sequence[AnnotatedVideo]) -> None:
+    """Check that all or none of the lines have a number of frames, now that numbers that belong to names are known."""
+    found = [new for new in moved if new.names == (new.id,)]
+    counted = next((new for new in found if new.num_frames is not None), None)
+    lone = next((old for old in listed if old.num_frames is None), None)
+    if counted is not None and lone is not None:
+        raise DataError(
+            f"{lone.where}: found one number or name after {lone.id!r}, but a number of frames and a label at "
+            f"{counted.where}; expected the same form in all lines"
+        )
 
 
 def _exists(places: VideoLookup, names: Sequence[str]) -> bool:

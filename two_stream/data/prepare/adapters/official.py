@@ -328,7 +328,7 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
     41]}}}}`. The frames of a segment are counted from 1, and the end of a segment is exclusive. The Kinetics file of
     Efficient-3DCNNs contains one database for each subset, and its ids are file names. If annotations are a list, as in
     ActivityNet, segments are in seconds. Classes are in the order of `labels`, or without `labels` in the order of the
-    leaves of `taxonomy`.
+    leaves of `taxonomy`. Segments without duration, of which ActivityNet has some, are left out with a note.
 
     Args:
         path: The file.
@@ -337,7 +337,7 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
     content = check_type(read_json(path), dict, str(path))
     classes = AnnotatedClasses(_names(content, path), path)
     entries: list[AnnotatedVideo] = []
-    without = 0
+    without, empty = 0, list[str]()
     for where, video_id, item in _items(content, path):
         subset = json_value(item, "subset", str, where)
         if subset == "testing":  # published without classes
@@ -347,9 +347,11 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
             raise DataError(f"{where}.subset: {subset!r}: expected training, validation or testing")
         name = PurePosixPath(video_id)
         stem = str(name.with_suffix("")) if name.suffix.lower() in _SUFFIXES else video_id
-        entries += _entries(item, stem, prefix, _JSON_PARTS[subset], classes, where)
+        entries += _entries(item, stem, prefix, _JSON_PARTS[subset], classes, where, empty)
     one, many = "of the testing subset has no class and is", "of the testing subset have no class and are"
     notes = [f"{plural(without, 'video', one, many)} left out"] if without else []
+    if empty:
+        notes.append(f"{plural(len(empty), 'segment')} without duration left out (first: {empty[0]})")
     return Annotations(classes.names, entries, notes=notes)
 
 
@@ -387,8 +389,15 @@ def _items(content: dict[str, Any], path: Path) -> Iterator[tuple[str, str, dict
 
 
 def _entries(
-    item: dict[str, Any], name: str, prefix: str, split: Split, classes: AnnotatedClasses, where: str
+    item: dict[str, Any],
+    name: str,
+    prefix: str,
+    split: Split,
+    classes: AnnotatedClasses,
+    where: str,
+    empty: list[str],
 ) -> Iterator[AnnotatedVideo]:
+    """Yield the entries of a video; the places of segments without duration are added to `empty`."""
     annotations = item.get("annotations")
     place = f"{where}.annotations"
     names = tuple(dict.fromkeys((f"{prefix}{name}", name)))
@@ -406,6 +415,9 @@ def _entries(
         part = check_type(value, dict, inner)
         label = classes.label(json_value(part, "label", str, inner), f"{inner}.label")
         seconds = _pair(json_value(part, "segment", list, inner), f"{inner}.segment")
+        if seconds[0] == seconds[1]:
+            empty.append(inner)
+            continue
         yield AnnotatedVideo(
             name, names, (label,), split, inner, seconds=check_span(*seconds, inner), group=name, fps=fps
         )

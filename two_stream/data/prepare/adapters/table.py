@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import SPLIT_WORDS, read_lines
+from two_stream.data.catalog import read_lines
 from two_stream.data.prepare.adapters.annotations import (
     AnnotatedClasses,
     AnnotatedVideo,
     Annotations,
-    Split,
     check_span,
+    check_splits,
     check_type,
     json_objects,
     parse_number,
+    parse_split,
     read_table_rows,
 )
 from two_stream.errors import DataError
@@ -27,7 +27,6 @@ from two_stream.runtime.text import parse_json
 COLUMNS = ("path", "id", "label", "labels", "start", "end", "group", "fps", "split")
 SEPARATOR = ";"
 """between the `labels` of a video, in CSV and TSV"""
-_SPLITS: dict[str, Split] = {"": "", **SPLIT_WORDS}
 Row = dict[str, str]
 
 
@@ -52,15 +51,7 @@ def read_table(path: Path) -> Annotations:
         _entry(row, tuple(sorted(classes.label(name, where) for name in found)), where)
         for (where, row), found in zip(rows, named, strict=True)
     ]
-    split = {entry.split for entry in entries}
-    if "" in split and len(split) > 1:
-        lone = next(entry for entry in entries if not entry.split)
-        raise DataError(
-            f"{lone.where}: `split` is empty, but not in other rows; set it in all rows or in none"
-        )
-    if split != {"train", "val", "test"}:
-        entries = [replace(entry, split="test") if entry.split == "val" else entry for entry in entries]
-    return Annotations(classes.names, entries, multi_label=multi_label)
+    return Annotations(classes.names, check_splits(entries), multi_label=multi_label)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -127,9 +118,6 @@ def _entry(row: Row, labels: tuple[int, ...], where: str) -> AnnotatedVideo:
     text = (row.get("path") or row.get("id", "")).replace("\\", "/")
     if not text:
         raise DataError(f"{where}: the video is missing; set `path` or `id`")
-    split = row.get("split", "").lower()
-    if split not in _SPLITS:
-        raise DataError(f"{where}: `split` is {row['split']!r}: expected train, val or test")
     stem = PurePosixPath(text).with_suffix("") if row.get("path") else PurePosixPath(text)
     seconds = None
     if row.get("start") or row.get("end"):
@@ -142,7 +130,7 @@ def _entry(row: Row, labels: tuple[int, ...], where: str) -> AnnotatedVideo:
         str(stem),
         (str(stem),),
         labels,
-        _SPLITS[split],
+        parse_split(row.get("split", ""), where),
         where,
         seconds=seconds,
         group=row.get("group", ""),
