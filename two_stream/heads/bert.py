@@ -3,7 +3,7 @@
 Source: Kalfaoglu, Kalkan, Alatan, "Late Temporal Modeling in 3D CNN Architectures with BERT for Action Recognition"
 (arXiv 2008.01232), section 3, and its published code. The blocks are pre-norm, and their norm divides by (unbiased
 standard deviation + eps). GELU is computed by its tanh approximation, positions are learned, the class token comes
-first, and no norm follows the last block.
+first, and no norm follows the last block. The interpolation of positions is an addition of this project.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Block(nn.Module):
 class Bert(Head):
     """Transformer blocks over tokens with learned positions; returns the output of the class token, or the mean."""
 
-    fixed_length = True
+    other_lengths = "`head.interpolate: true`"
 
     def __init__(self, options: BertHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
@@ -108,6 +108,7 @@ class Bert(Head):
                 f"head bert: width {hidden} is not divisible by {options.heads} heads; "
                 "change `head.hidden` or `head.heads`"
             )
+        self.fixed_length = not options.interpolate
         self.has_class_token = options.class_token
         self.embed = nn.Linear(features, hidden) if hidden != features else nn.Identity()
         if options.class_token:
@@ -133,8 +134,23 @@ class Bert(Head):
         x_BTD = self.embed(x_BTD)
         if self.options.class_token:
             x_BTD = torch.cat((self.class_token.expand(x_BTD.shape[0], -1, -1).to(x_BTD.dtype), x_BTD), dim=1)
-        embedded: torch.Tensor = self.dropout(x_BTD + self.positions)
+        embedded: torch.Tensor = self.dropout(x_BTD + self._positions(x_BTD.shape[1]))
         return embedded
+
+    def _positions(self, count: int) -> torch.Tensor:
+        """Return the positions of a sequence of `count` tokens, `(1, count, hidden)`.
+
+        For another number than that of the weights, the positions of time tokens are resized as a picture of T columns
+        would be (bilinear, corners not aligned). The position of the class token is kept.
+        """
+        first = int(self.options.class_token)
+        if count == self.positions.shape[1]:
+            return self.positions
+        time_1DT = self.positions[:, first:].transpose(1, 2).unsqueeze(2)
+        time_1DT = F.interpolate(
+            time_1DT, size=(1, count - first), mode="bilinear", align_corners=False
+        ).squeeze(2)
+        return torch.cat((self.positions[:, :first], time_1DT.transpose(1, 2)), dim=1)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, hidden)`; in training, some time tokens are masked."""

@@ -1,0 +1,81 @@
+"""Multi-scale temporal relations.
+
+Source: Zhou, Andonian, Oliva, Torralba, "Temporal Relational Reasoning in Videos" (arXiv 1711.08496), section 3, and
+its published code (`RelationModuleMultiScale`). Each MLP is ReLU, linear, ReLU, linear as published; its output has
+`hidden` values instead of one per class, and the classifier follows the sum.
+"""
+
+from __future__ import annotations
+
+from math import comb
+
+import torch
+from torch import nn
+
+from two_stream.config.heads import TrnHead
+from two_stream.heads.base import HEADS, Head
+
+
+def combination(total: int, size: int, rank: int) -> list[int]:
+    """Return the subset of `range(total)` with `size` elements that has the index `rank` in lexicographic order."""
+    found: list[int] = []
+    for value in range(total):
+        rest = size - len(found) - 1
+        if rest < 0:
+            break
+        following = comb(total - value - 1, rest)  # number of subsets that continue with this value
+        if rank < following:
+            found.append(value)
+        else:
+            rank -= following
+    return found
+
+
+@HEADS.register(TrnHead)
+class Trn(Head):
+    """Sum of relations between 2, 3, … and all tokens; an MLP per number of tokens is applied to ordered subsets.
+
+    At most `subsets` subsets of each size are used; if there are no more, all of them. In training, they are drawn
+    independently for each batch. The published code also draws them in evaluation; here, evaluation is deterministic
+    and uses subsets that are evenly spaced in the lexicographic list of all subsets. A single token is its own subset.
+    """
+
+    fixed_length = True
+
+    def __init__(self, options: TrnHead, *, features: int, tokens: int) -> None:
+        super().__init__(options, features=features, tokens=tokens)
+        largest = min(tokens, options.largest or tokens)
+        self.chosen: dict[int, list[list[int]]] = {}
+        """the subsets that are used in evaluation, by size"""
+        for size in range(largest, min(2, largest) - 1, -1):
+            total = comb(tokens, size)
+            count = min(options.subsets, total)
+            ranks = [(2 * place + 1) * total // (2 * count) for place in range(count)]
+            self.chosen[size] = [combination(tokens, size, rank) for rank in ranks]
+        self.relations = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(),
+                nn.Linear(size * features, options.hidden),
+                nn.ReLU(),
+                nn.Linear(options.hidden, options.hidden),
+            )
+            for size in self.chosen
+        )
+        self.features = options.hidden
+
+    def _subsets(self, size: int, device: torch.device) -> torch.Tensor:
+        """Return ordered subsets of time steps, `(subsets, size)`."""
+        chosen = self.chosen[size]
+        if not self.training or comb(self.tokens, size) == len(chosen):
+            return torch.tensor(chosen, device=device)
+        order = torch.rand(len(chosen), self.tokens, device=device).argsort(dim=1)
+        return order[:, :size].sort(dim=1).values
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return `(B, hidden)`."""
+        self.check_tokens(x_BTD)
+        sums = []
+        for size, relation in zip(self.chosen, self.relations, strict=True):
+            subsets_NS = self._subsets(size, x_BTD.device)
+            sums.append(relation(x_BTD[:, subsets_NS].flatten(2)).sum(1))
+        return torch.stack(sums).sum(0)
