@@ -1,15 +1,15 @@
-"""Layers of the heads `transformer` and `attentive`: attention with optional rotary positions, and pre-norm blocks."""
+"""Layers that the attention heads share: attention with optional rotary positions, pre-norm blocks, the class token."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from two_stream.errors import SettingsError
-
-STD = 0.02
-"""standard deviation of initial weights"""
+from two_stream.heads.base import Head
 
 
 def rotate(x_BHTD: torch.Tensor) -> torch.Tensor:
@@ -21,51 +21,51 @@ def rotate(x_BHTD: torch.Tensor) -> torch.Tensor:
     half = x_BHTD.shape[-1] // 2
     dtype = torch.promote_types(x_BHTD.dtype, torch.float32)  # angles in half precision would be inexact
     steps = torch.arange(x_BHTD.shape[-2], device=x_BHTD.device, dtype=dtype)
-    speed = 10000.0 ** (torch.arange(half, device=x_BHTD.device, dtype=dtype) / -max(half, 1))
-    angle_TD = steps[:, None] * speed
-    cos, sin = angle_TD.cos().to(x_BHTD.dtype), angle_TD.sin().to(x_BHTD.dtype)
-    first, second, rest = x_BHTD[..., :half], x_BHTD[..., half : 2 * half], x_BHTD[..., 2 * half :]
+    speeds = 10000.0 ** (torch.arange(half, device=x_BHTD.device, dtype=dtype) / -max(half, 1))
+    angles_TD = steps[:, None] * speeds
+    cos, sin = angles_TD.cos().to(x_BHTD.dtype), angles_TD.sin().to(x_BHTD.dtype)
+    first, second, rest = x_BHTD.split((half, half, x_BHTD.shape[-1] - 2 * half), dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
-class MultiHeadAttention(nn.Module):
-    """Attention of queries to tokens.
-
-    Args:
-        width: Width of queries and tokens.
-        heads: Number of heads.
-        dropout: Dropout of the attention weights in training.
-        rotary: Whether queries and keys get rotary positions.
-        output: Whether a linear layer follows.
-    """
+class Attention(nn.Module):
+    """Multi-head attention, with rotary positions if `rotary`, and followed by a linear layer if `output`."""
 
     def __init__(
-        self, width: int, heads: int, dropout: float, *, rotary: bool = False, output: bool = True
+        self, hidden: int, heads: int, dropout: float, *, rotary: bool = False, output: bool = True
     ) -> None:
         super().__init__()
-        self.heads, self.dropout, self.rotary = heads, dropout, rotary
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.output = nn.Linear(width, width) if output else nn.Identity()
+        self.heads = heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.output = nn.Linear(hidden, hidden) if output else nn.Identity()
+        self.dropout = dropout
+        self.rotary = rotary
 
-    def _split(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        return x_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def _split(self, x_BTD: torch.Tensor, rotary: bool = False) -> torch.Tensor:
+        x_BHTD = x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)
+        return rotate(x_BHTD) if rotary else x_BHTD
 
-    def _compared(self, query_BQD: torch.Tensor, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the queries and keys of each head, `(B, heads, ·, D / heads)`."""
-        query, key = self._split(self.query(query_BQD)), self._split(self.key(x_BTD))
-        return (rotate(query), rotate(key)) if self.rotary else (query, key)
-
-    def forward(self, query_BQD: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return `(B, Q, D)`."""
-        query, key = self._compared(query_BQD, x_BTD)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, self._split(self.value(x_BTD)), dropout_p=dropout)
+    def forward(
+        self, x_BTD: torch.Tensor, kept_BT: torch.Tensor | None = None, query_BQD: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend to the kept tokens, or to all tokens if `kept_BT` is None; the queries are the tokens or others."""
+        query = self.query(x_BTD if query_BQD is None else query_BQD)
+        y = F.scaled_dot_product_attention(
+            self._split(query, self.rotary),
+            self._split(self.key(x_BTD), self.rotary),
+            self._split(self.value(x_BTD)),
+            attn_mask=None if kept_BT is None else kept_BT[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
         out_BQD: torch.Tensor = self.output(y.transpose(1, 2).flatten(2))
         return out_BQD
 
-    def weights(self, query_BQD: torch.Tensor, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return the attention of each query to each token, `(B, heads, Q, T)`."""
-        query, key = self._compared(query_BQD, x_BTD)
+    def weights(self, x_BTD: torch.Tensor, query_BQD: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the attention of every query to every token, `(B, heads, Q, T)`, without mask."""
+        query = self._split(self.query(x_BTD if query_BQD is None else query_BQD), self.rotary)
+        key = self._split(self.key(x_BTD), self.rotary)
         scores: torch.Tensor = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         return scores.softmax(-1)
 
@@ -73,13 +73,13 @@ class MultiHeadAttention(nn.Module):
 class AttentionBlock(nn.Module):
     """Pre-norm block: attention and a feed-forward network with GELU, each with a residual connection.
 
-    With `cross`, a query that is not normalised attends to the normalised tokens, and the attention has no output
+    With `cross`, queries that are not normalised attend to the normalised tokens, and the attention has no output
     layer, as in the pooling of V-JEPA 2.
     """
 
     def __init__(
         self,
-        width: int,
+        hidden: int,
         heads: int,
         feed_forward: int,
         dropout: float,
@@ -88,40 +88,67 @@ class AttentionBlock(nn.Module):
         cross: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = MultiHeadAttention(width, heads, dropout, rotary=rotary, output=not cross)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(hidden, eps=1e-6)
+        self.attention = Attention(hidden, heads, dropout, rotary=rotary, output=not cross)
+        self.norm2 = nn.LayerNorm(hidden, eps=1e-6)
         self.feed_forward = nn.Sequential(
-            nn.Linear(width, feed_forward), nn.GELU(), nn.Dropout(dropout), nn.Linear(feed_forward, width)
+            nn.Linear(hidden, feed_forward), nn.GELU(), nn.Dropout(dropout), nn.Linear(feed_forward, hidden)
         )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: torch.Tensor, query_BQD: torch.Tensor | None = None) -> torch.Tensor:
         """Return `(B, T, D)`, or `(B, Q, D)` for queries."""
-        normed = self.norm1(x_BTD)
-        before, query = (x_BTD, normed) if query_BQD is None else (query_BQD, query_BQD)
-        y = before + self.dropout(self.attention(query, normed))
+        y = x_BTD if query_BQD is None else query_BQD
+        y = y + self.dropout(self.attention(self.norm1(x_BTD), query_BQD=query_BQD))
         out: torch.Tensor = y + self.dropout(self.feed_forward(self.norm2(y)))
         return out
 
 
-def make_embedding(kind: str, features: int, hidden: int, heads: int) -> nn.Module:
-    """Return the layer before the attention: linear if the widths differ, otherwise the identity.
+class Encoder(Head):
+    """A head whose tokens pass a linear layer if its `hidden` is another width, and join a class token if it has one.
 
-    Raises:
-        SettingsError: The heads do not divide the hidden width.
+    `_embedded` returns the input of `blocks`, which have the parts `norm1` and `attention`.
     """
-    if hidden % heads:
-        raise SettingsError(
-            f"head {kind}: width {hidden} is not divisible by {heads} heads; change `head.hidden` or `head.heads`"
-        )
-    return nn.Linear(features, hidden) if hidden != features else nn.Identity()
 
+    blocks: nn.ModuleList
 
-def initialise(module: nn.Module) -> None:
-    """Draw weights from a normal distribution that is cut off at ±2, and set biases to zero; norms stay as they are."""
-    for name, parameter in module.named_parameters():
-        if parameter.ndim >= 2:
-            nn.init.trunc_normal_(parameter, std=STD)
-        elif name.endswith("bias"):
-            nn.init.zeros_(parameter)
+    def __init__(self, options: Any, *, features: int, tokens: int) -> None:
+        super().__init__(options, features=features, tokens=tokens)
+        hidden = self.features = options.hidden or features
+        if hidden % options.heads:
+            raise SettingsError(
+                f"head {options.kind}: width {hidden} is not divisible by {options.heads} heads; "
+                "change `head.hidden` or `head.heads`"
+            )
+        self.has_class_token = getattr(options, "class_token", False)
+        self.embed = nn.Linear(features, hidden) if hidden != features else nn.Identity()
+        if self.has_class_token:
+            self.class_token = nn.Parameter(torch.empty(1, 1, hidden))
+
+    def initialise(self) -> None:
+        """Draw all weights from a normal distribution and set biases to zero; the scales of norms stay."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def _embedded(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTD = self.embed(x_BTD)
+        if self.has_class_token:
+            x_BTD = torch.cat((self.class_token.expand(x_BTD.shape[0], -1, -1).to(x_BTD.dtype), x_BTD), dim=1)
+        return x_BTD
+
+    @torch.no_grad()
+    def attention(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return how much the last block's class token attends to each time token, `(B, heads, T)`.
+
+        The class token's attention to itself is omitted, so a row sums to less than one. Without a class token, the
+        result is the mean over the query tokens. Dropout and masks are not applied.
+        """
+        x_BTD = self._embedded(x_BTD)
+        for block in self.blocks[:-1]:
+            x_BTD = block(x_BTD, None)
+        last: Any = self.blocks[-1]
+        weights_BHTT: torch.Tensor = last.attention.weights(last.norm1(x_BTD))
+        return weights_BHTT[:, :, 0, 1:] if self.has_class_token else weights_BHTT.mean(2)

@@ -1,8 +1,8 @@
 """Dilated residual convolutions over the tokens.
 
 Source: Abu Farha and Gall, "MS-TCN: Multi-Stage Temporal Convolutional Network for Action Segmentation" (arXiv
-1903.01945), the dilated residual layers of one stage. With `causal`, the convolutions are padded only on the left, as in Bai et
-al. (arXiv 1803.01271). MS-TCN classifies every step; this head returns one vector per clip.
+1903.01945), the dilated residual layers of one stage, which classify every step; this head returns one vector per clip.
+With `causal`, the convolutions are padded only on the left, as in Bai et al. (arXiv 1803.01271).
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ from torch.nn import functional as F
 from two_stream.config.heads import TcnHead
 from two_stream.heads.base import HEADS, Head
 
-KERNEL = 3
-
 
 class DilatedResidual(nn.Module):
     """`x + dropout(W relu(dilated convolution of x))`, with a kernel of 3 steps and zeros as padding."""
 
     def __init__(self, hidden: int, dilation: int, dropout: float, causal: bool) -> None:
         super().__init__()
-        self.padding = (KERNEL - 1) * dilation, 0
-        if not causal:
-            self.padding = dilation, dilation
-        self.dilated = nn.Conv1d(hidden, hidden, KERNEL, dilation=dilation)
+        self.padding = (2 * dilation, 0) if causal else (dilation, dilation)
+        self.dilated = nn.Conv1d(hidden, hidden, 3, dilation=dilation)
         self.mix = nn.Conv1d(hidden, hidden, 1)
         self.dropout = nn.Dropout(dropout)
 

@@ -10,56 +10,26 @@ import torch
 from torch import nn
 
 from two_stream.config.heads import TransformerHead
-from two_stream.heads.attention import AttentionBlock, initialise, make_embedding
-from two_stream.heads.base import HEADS, Head
+from two_stream.heads.attention import AttentionBlock, Encoder
+from two_stream.heads.base import HEADS
 
 
 @HEADS.register(TransformerHead)
-class Transformer(Head):
+class Transformer(Encoder):
     """Transformer encoder; returns the output of the class token (at position 0), or the mean of all outputs."""
 
     def __init__(self, options: TransformerHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
-        hidden = self.features = options.hidden or features
-        self.has_class_token = options.class_token
-        self.embed = make_embedding("transformer", features, hidden, options.heads)
-        if options.class_token:
-            self.class_token = nn.Parameter(torch.empty(1, 1, hidden))
+        shape = self.features, options.heads, self.features * options.feed_forward, options.dropout
         self.dropout = nn.Dropout(options.dropout)
-        width = hidden * options.feed_forward
-        self.blocks = nn.Sequential(
-            *(
-                AttentionBlock(hidden, options.heads, width, options.dropout, rotary=True)
-                for _ in range(options.layers)
-            )
-        )
-        self.norm = nn.LayerNorm(hidden, eps=1e-6)
-        initialise(self)
-
-    def _embedded(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        x_BTD = self.embed(x_BTD)
-        if self.options.class_token:
-            x_BTD = torch.cat((self.class_token.expand(x_BTD.shape[0], -1, -1).to(x_BTD.dtype), x_BTD), dim=1)
-        embedded: torch.Tensor = self.dropout(x_BTD)
-        return embedded
+        self.blocks = nn.ModuleList(AttentionBlock(*shape, rotary=True) for _ in range(options.layers))
+        self.norm = nn.LayerNorm(self.features, eps=1e-6)
+        self.initialise()
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, hidden)`."""
-        x_BTD = self.norm(self.blocks(self._embedded(x_BTD)))
-        return x_BTD[:, 0] if self.options.class_token else x_BTD.mean(1)
-
-    @torch.no_grad()
-    def attention(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return how much the last block's class token attends to each time token, `(B, heads, T)`.
-
-        The class token's attention to itself is omitted, so a row sums to less than one. Without a class token, the
-        result is the mean over the query tokens.
-        """
-        *before, last = self.blocks
-        x_BTD = self._embedded(x_BTD)
-        for block in before:
+        x_BTD = self.dropout(self._embedded(x_BTD))
+        for block in self.blocks:
             x_BTD = block(x_BTD)
-        assert isinstance(last, AttentionBlock)
-        normed = last.norm1(x_BTD)
-        weights_BHTT = last.attention.weights(normed, normed)
-        return weights_BHTT[:, :, 0, 1:] if self.options.class_token else weights_BHTT.mean(2)
+        x_BTD = self.norm(x_BTD)
+        return x_BTD[:, 0] if self.has_class_token else x_BTD.mean(1)

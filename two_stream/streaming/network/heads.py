@@ -12,7 +12,7 @@ from two_stream.errors import SettingsError
 from two_stream.heads import Head
 from two_stream.heads.base import space_mean
 from two_stream.heads.recurrent import Recurrent
-from two_stream.heads.tcn import KERNEL, DilatedResidual, Tcn
+from two_stream.heads.tcn import DilatedResidual, Tcn
 from two_stream.recognizer import Recognizer
 from two_stream.streaming.network.cells import TIME, FrameWise, Join, Reach, Start, WindowCell
 from two_stream.streaming.network.graph import Builder, concatenate_channels
@@ -95,8 +95,7 @@ class TokenConvolution(WindowCell):
     """The dilated convolution of a causal `tcn` layer over tokens `(B, D, n)`."""
 
     def __init__(self, layer: DilatedResidual, start: Start) -> None:
-        front = (KERNEL - 1) * layer.dilated.dilation[0]
-        super().__init__(front + 1, front=front, start=start)
+        super().__init__(layer.padding[0] + 1, front=layer.padding[0], start=start)
         self.conv = layer.dilated
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
