@@ -289,7 +289,7 @@ def test_bert_interpolates_positions_where_asked(class_token):
             assert torch.equal(head(x), plain(x))
         else:
             with pytest.raises(
-                SettingsError, match="different `input.clip_length`, or set `head.interpolate: true`$"
+                SettingsError, match=r"different `input.clip_length`, or set `head.interpolate: true`$"
             ):
                 plain(x)
 
