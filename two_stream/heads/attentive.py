@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from two_stream.config.heads import AttentiveHead
-from two_stream.heads.attention import AttentionBlock, Encoder
 from two_stream.heads.base import HEADS
+from two_stream.heads.transformer import AttentionBlock, Encoder
 
 
 @HEADS.register(AttentiveHead)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from two_stream.config.heads import BertHead
-from two_stream.heads.attention import Attention, Encoder
 from two_stream.heads.base import HEADS, TokenMask
+from two_stream.heads.transformer import Attention, Encoder
 
 
 class UnbiasedNorm(nn.Module):

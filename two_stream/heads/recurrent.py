@@ -28,14 +28,9 @@ class Recurrent(Head):
         self.add_module(options.kind, network)
         self.features = options.hidden * (2 if options.bidirectional else 1)
 
-    @property
-    def network(self) -> nn.Module:
-        """The module of torch."""
-        return self.get_submodule(self.options.kind)
-
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, features)`: the forward output at the last step, and the backward output at the first step."""
-        out_BTD, _ = self.network(x_BTD)
+        out_BTD, _ = self.run(x_BTD, None)
         if not self.options.bidirectional:
             last: torch.Tensor = out_BTD[:, -1]
             return last
@@ -46,8 +41,8 @@ class Recurrent(Head):
         self, x_BTD: torch.Tensor, states: tuple[torch.Tensor, ...] | None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return the outputs of all steps `(B, T, hidden)` and the new states; without states, start with zeros."""
-        only = len(self.states) == 1  # torch's GRU has its state without a tuple
-        out_BTD, new = self.network(x_BTD, states[0] if only and states else states)
+        only = len(self.states) == 1  # the state of torch's GRU is not in a tuple
+        out_BTD, new = self.get_submodule(self.options.kind)(x_BTD, states[0] if only and states else states)
         return out_BTD, (new,) if only else new
 
 

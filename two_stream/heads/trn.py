@@ -20,10 +20,8 @@ def combination(total: int, size: int, rank: int) -> list[int]:
     """Return the subset of `range(total)` with `size` elements that has the index `rank` in lexicographic order."""
     found: list[int] = []
     for value in range(total):
-        rest = size - len(found) - 1
-        if rest < 0:
-            break
-        following = comb(total - value - 1, rest)  # number of subsets that continue with this value
+        rest = size - len(found)
+        following = comb(total - value - 1, rest - 1) if rest else 0  # subsets that continue with this value
         if rank < following:
             found.append(value)
         else:
@@ -45,13 +43,13 @@ class Trn(Head):
     def __init__(self, options: TrnHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
         largest = min(tokens, options.largest or tokens)
-        self.chosen: dict[int, list[list[int]]] = {}
-        """the subsets that are used in evaluation, by size"""
-        for size in range(largest, min(2, largest) - 1, -1):
+        self.sizes = range(largest, min(2, largest) - 1, -1)
+        for size in self.sizes:
             total = comb(tokens, size)
             count = min(options.subsets, total)
             ranks = [(2 * place + 1) * total // (2 * count) for place in range(count)]
-            self.chosen[size] = [combination(tokens, size, rank) for rank in ranks]
+            chosen = torch.tensor([combination(tokens, size, rank) for rank in ranks])
+            self.register_buffer(f"subsets_{size}", chosen, persistent=False)
         self.relations = nn.ModuleList(
             nn.Sequential(
                 nn.ReLU(),
@@ -59,23 +57,24 @@ class Trn(Head):
                 nn.ReLU(),
                 nn.Linear(options.hidden, options.hidden),
             )
-            for size in self.chosen
+            for size in self.sizes
         )
         self.features = options.hidden
 
-    def _subsets(self, size: int, device: torch.device) -> torch.Tensor:
+    def _subsets(self, size: int) -> torch.Tensor:
         """Return ordered subsets of time steps, `(subsets, size)`."""
-        chosen = self.chosen[size]
-        if not self.training or comb(self.tokens, size) == len(chosen):
-            return torch.tensor(chosen, device=device)
-        order = torch.rand(len(chosen), self.tokens, device=device).argsort(dim=1)
-        return order[:, :size].sort(dim=1).values
+        chosen_NS = self.get_buffer(f"subsets_{size}")
+        if not self.training or comb(self.tokens, size) == len(chosen_NS):
+            return chosen_NS
+        order_NT = torch.rand(len(chosen_NS), self.tokens, device=chosen_NS.device).argsort(dim=1)
+        return order_NT[:, :size].sort(dim=1).values
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, hidden)`."""
         self.check_tokens(x_BTD)
         sums = []
-        for size, relation in zip(self.chosen, self.relations, strict=True):
-            subsets_NS = self._subsets(size, x_BTD.device)
-            sums.append(relation(x_BTD[:, subsets_NS].flatten(2)).sum(1))
+        for size, relation in zip(self.sizes, self.relations, strict=True):
+            subsets_NS = self._subsets(size)
+            frames_BND = x_BTD.index_select(1, subsets_NS.flatten()).reshape(len(x_BTD), len(subsets_NS), -1)
+            sums.append(relation(frames_BND).sum(1))
         return torch.stack(sums).sum(0)

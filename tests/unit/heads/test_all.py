@@ -24,9 +24,9 @@ from two_stream.config.heads import (
 )
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS
-from two_stream.heads.attention import rotate
 from two_stream.heads.base import TokenMask
 from two_stream.heads.bert import UnbiasedNorm
+from two_stream.heads.transformer import rotate
 from two_stream.heads.trn import combination
 
 
@@ -194,10 +194,10 @@ def test_trn_counts_subsets_in_lexicographic_order():
 
 def test_trn_draws_ordered_subsets_in_training_and_all_of_them_when_there_are_few():
     head = make(TrnHead(hidden=6), tokens=6).train()
-    drawn = {tuple(row) for _ in range(200) for row in head._subsets(3, X.device).tolist()}
+    drawn = {tuple(row) for _ in range(200) for row in head._subsets(3).tolist()}
     assert drawn == set(combinations(range(6), 3))
-    assert head._subsets(6, X.device).tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert head._subsets(3, X.device).shape == (3, 3)
+    assert head._subsets(6).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert head._subsets(3).shape == (3, 3)
     x = torch.randn(2, 6, 8)
     assert not torch.equal(head(x), head(x))
     assert [part[1].in_features for part in make(TrnHead(largest=3), tokens=6).relations] == [24, 16]

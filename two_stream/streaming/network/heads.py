@@ -202,7 +202,9 @@ def _add_causal(head: Tcn, name: str, number: int, step: int, builder: Builder, 
         change = builder.add(f"{name}_{place}_dilated", TokenConvolution(layer, start), number)
         change = builder.add(f"{name}_{place}_change", FrameWise(layer.change), change)
         number = builder.add(f"{name}_{place}", Join(torch.add, "a sum"), number, change)
-    return builder.add(name, TokenWindow(_last_step, step, step), number) if step > 1 else number
+    return (
+        builder.add(name, TokenWindow(lambda x_BTD: x_BTD[:, -1], step, step), number) if step > 1 else number
+    )
 
 
 def _in_time(vectors: torch.Tensor, batch: int, count: int) -> torch.Tensor:
@@ -216,10 +218,6 @@ def _tokens(x_BCTHW: torch.Tensor) -> torch.Tensor:
 
 def _time_mean(x_BTD: torch.Tensor) -> torch.Tensor:
     return x_BTD.mean(1)
-
-
-def _last_step(x_BTD: torch.Tensor) -> torch.Tensor:
-    return x_BTD[:, -1]
 
 
 def _swap_time(x_BKM: torch.Tensor) -> torch.Tensor:
