@@ -18,15 +18,10 @@ class Recurrent(Head):
 
     def __init__(self, options: LstmHead | GruHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
-        network = self.layer(
-            features,
-            options.hidden,
-            num_layers=options.layers,
-            batch_first=True,
-            bidirectional=options.bidirectional,
-        )
+        both, width = options.bidirectional, options.hidden
+        network = self.layer(features, width, options.layers, batch_first=True, bidirectional=both)
         self.add_module(options.kind, network)
-        self.features = options.hidden * (2 if options.bidirectional else 1)
+        self.features = width * (2 if both else 1)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, features)`: the forward output at the last step, and the backward output at the first step."""

@@ -104,8 +104,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor, query_BQD: torch.Tensor | None = None) -> torch.Tensor:
         """Return `(B, T, D)`, or `(B, Q, D)` for queries."""
-        y = x_BTD if query_BQD is None else query_BQD
-        y = y + self.dropout(self.attention(self.norm1(x_BTD), query_BQD=query_BQD))
+        y = self.dropout(self.attention(self.norm1(x_BTD), query_BQD=query_BQD))
+        y = y + (x_BTD if query_BQD is None else query_BQD)
         out: torch.Tensor = y + self.dropout(self.feed_forward(self.norm2(y)))
         return out
 

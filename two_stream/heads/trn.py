@@ -50,16 +50,11 @@ class Trn(Head):
             ranks = [(2 * place + 1) * total // (2 * count) for place in range(count)]
             chosen = torch.tensor([combination(tokens, size, rank) for rank in ranks])
             self.register_buffer(f"subsets_{size}", chosen, persistent=False)
+        width = self.features = options.hidden
         self.relations = nn.ModuleList(
-            nn.Sequential(
-                nn.ReLU(),
-                nn.Linear(size * features, options.hidden),
-                nn.ReLU(),
-                nn.Linear(options.hidden, options.hidden),
-            )
+            nn.Sequential(nn.ReLU(), nn.Linear(size * features, width), nn.ReLU(), nn.Linear(width, width))
             for size in self.sizes
         )
-        self.features = options.hidden
 
     def _subsets(self, size: int) -> torch.Tensor:
         """Return ordered subsets of time steps, `(subsets, size)`."""
@@ -75,6 +70,6 @@ class Trn(Head):
         sums = []
         for size, relation in zip(self.sizes, self.relations, strict=True):
             subsets_NS = self._subsets(size)
-            frames_BND = x_BTD.index_select(1, subsets_NS.flatten()).reshape(len(x_BTD), len(subsets_NS), -1)
-            sums.append(relation(frames_BND).sum(1))
+            tokens_BNSD = x_BTD.index_select(1, subsets_NS.flatten()).unflatten(1, subsets_NS.shape)
+            sums.append(relation(tokens_BNSD.flatten(2)).sum(1))
         return torch.stack(sums).sum(0)
