@@ -27,8 +27,7 @@ class Recurrent(Head):
         """Return `(B, features)`: the forward output at the last step, and the backward output at the first step."""
         out_BTD, _ = self.run(x_BTD, None)
         if not self.options.bidirectional:
-            last: torch.Tensor = out_BTD[:, -1]
-            return last
+            return out_BTD[:, -1]
         hidden = self.options.hidden
         return torch.cat((out_BTD[:, -1, :hidden], out_BTD[:, 0, hidden:]), dim=1)
 

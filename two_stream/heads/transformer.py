@@ -24,8 +24,8 @@ def rotate(x_BHTD: torch.Tensor) -> torch.Tensor:
     """
     half = x_BHTD.shape[-1] // 2
     dtype = (
-        torch.float64 if x_BHTD.dtype == torch.float64 else torch.float32
-    )  # half precision would be inexact
+        torch.float32 if x_BHTD.element_size() < 4 else x_BHTD.dtype
+    )  # angles of half precision are inexact
     steps = torch.arange(x_BHTD.shape[-2], device=x_BHTD.device, dtype=dtype)
     speeds = 10000.0 ** (torch.arange(half, device=x_BHTD.device, dtype=dtype) / -max(half, 1))
     angles_TD = steps[:, None] * speeds
@@ -84,21 +84,14 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        hidden: int,
-        heads: int,
-        feed_forward: int,
-        dropout: float,
-        *,
-        rotary: bool = False,
-        cross: bool = False,
+        self, width: int, heads: int, inner: int, dropout: float, *, rotary: bool = False, cross: bool = False
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden, eps=1e-6)
-        self.attention = Attention(hidden, heads, dropout, rotary=rotary, output=not cross)
-        self.norm2 = nn.LayerNorm(hidden, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads, dropout, rotary=rotary, output=not cross)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.feed_forward = nn.Sequential(
-            nn.Linear(hidden, feed_forward), nn.GELU(), nn.Dropout(dropout), nn.Linear(feed_forward, hidden)
+            nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width)
         )
         self.dropout = nn.Dropout(dropout)
 

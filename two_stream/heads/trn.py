@@ -42,8 +42,7 @@ class Trn(Head):
 
     def __init__(self, options: TrnHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
-        largest = min(tokens, options.largest or tokens)
-        self.sizes = range(largest, min(2, largest) - 1, -1)
+        self.sizes = range(min(tokens, options.largest or tokens), min(1, tokens - 1), -1)
         for size in self.sizes:
             total = comb(tokens, size)
             count = min(options.subsets, total)
