@@ -11,11 +11,11 @@ from torch import nn
 
 from two_stream.config.heads import AttentiveHead
 from two_stream.heads.base import HEADS
-from two_stream.heads.transformer import AttentionBlock, Encoder
+from two_stream.heads.transformer import AttentionBlock, AttentionHead
 
 
 @HEADS.register(AttentiveHead)
-class Attentive(Encoder):
+class Attentive(AttentionHead):
     """Self-attention blocks and a cross-attention block, for clips of any length.
 
     There are no positions, so the output does not depend on the order of the tokens. V-JEPA pools tokens in which the
@@ -41,7 +41,7 @@ class Attentive(Encoder):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, queries * hidden)`, the outputs of the queries one after another."""
         x_BTD = self._embedded(x_BTD)
-        z_BQD: torch.Tensor = self.cross(x_BTD, self.queries.expand(x_BTD.shape[0], -1, -1).to(x_BTD.dtype))
+        z_BQD: torch.Tensor = self.cross(x_BTD, self.queries.repeat(x_BTD.shape[0], 1, 1).to(x_BTD.dtype))
         return z_BQD.flatten(1)
 
     @torch.no_grad()

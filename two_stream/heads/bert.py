@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from two_stream.config.heads import BertHead
 from two_stream.heads.base import HEADS, TokenMask
-from two_stream.heads.transformer import Attention, Encoder
+from two_stream.heads.transformer import Attention, AttentionHead
 
 
 class UnbiasedNorm(nn.Module):
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 @HEADS.register(BertHead)
-class Bert(Encoder):
+class Bert(AttentionHead):
     """Transformer blocks over tokens with learned positions; returns the output of the class token, or the mean."""
 
     other_lengths = "`head.interpolate: true`"

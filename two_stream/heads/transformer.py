@@ -103,7 +103,7 @@ class AttentionBlock(nn.Module):
         return out
 
 
-class Encoder(Head):
+class AttentionHead(Head):
     """A head whose tokens pass a linear layer if its `hidden` is another width, and join a class token if it has one.
 
     `_embedded` returns the input of `blocks`, which have the parts `norm1` and `attention`.
@@ -154,7 +154,7 @@ class Encoder(Head):
 
 
 @HEADS.register(TransformerHead)
-class Transformer(Encoder):
+class Transformer(AttentionHead):
     """Transformer encoder; returns the output of the class token (at position 0), or the mean of all outputs."""
 
     def __init__(self, options: TransformerHead, *, features: int, tokens: int) -> None:

@@ -69,6 +69,8 @@ class Trn(Head):
         sums = []
         for size, relation in zip(self.sizes, self.relations, strict=True):
             subsets_NS = self._subsets(size)
-            tokens_BNSD = x_BTD.index_select(1, subsets_NS.flatten()).unflatten(1, subsets_NS.shape)
-            sums.append(relation(tokens_BNSD.flatten(2)).sum(1))
+            joined_BND = x_BTD.index_select(1, subsets_NS.flatten()).reshape(
+                x_BTD.shape[0], len(subsets_NS), -1
+            )
+            sums.append(relation(joined_BND).sum(1))
         return torch.stack(sums).sum(0)
