@@ -22,7 +22,13 @@ from two_stream.recognizer import Recognizer
 from two_stream.zoo import records
 
 FRAMES, SIDE, CLASSES = 8, 32, 3
-SMALL_HEADS = {"concat": {"features": 24}, "nonlocal": {"features": 24}, "lstm": {"hidden": 16}}
+SMALL_HEADS = {
+    "concat": {"features": 24},
+    "nonlocal": {"features": 24},
+    "lstm": {"hidden": 16},
+    "gru": {"hidden": 16},
+    "attentive": {"blocks": 1},
+}
 
 REDUCTIONS, MODALITIES = ("none", "frab", "frmb"), ("rgb", "flow")
 

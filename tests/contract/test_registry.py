@@ -65,7 +65,7 @@ def test_a_missing_half_is_named():
 def test_a_taken_kind_and_an_unknown_kind_are_errors():
     with pytest.raises(ValueError, match="head 'bert' is already registered"):
         HEADS.register(heads.BertHead)
-    with pytest.raises(SettingsError, match="unknown head 'nope'; known: average, bert"):
+    with pytest.raises(SettingsError, match="unknown head 'nope'; known: attentive, average, bert"):
         HEADS["nope"]
 
 

@@ -65,6 +65,41 @@ class LstmHead(Options):
     bidirectional: bool = False
 
 
+class GruHead(Options):
+    """Last output of a GRU over the tokens."""
+
+    kind: Literal["gru"] = "gru"
+    hidden: PositiveInt = 450
+    layers: PositiveInt = 2
+    bidirectional: bool = False
+
+
+class TcnHead(Options):
+    """Dilated residual convolutions over the tokens, followed by the mean, or by the last step if causal."""
+
+    kind: Literal["tcn"] = "tcn"
+    hidden: PositiveInt = 256
+    """number of channels"""
+    layers: Annotated[int, Field(ge=1, le=16)] = 4
+    """number of layers; the dilation of layer i is 2^i, counted from 0"""
+    dropout: Fraction = 0.5
+    """dropout at the end of each layer"""
+    causal: bool = False
+    """each step uses only tokens up to its own; the output is that of the last step"""
+
+
+class TrnHead(Options):
+    """Multi-scale temporal relations: an MLP for each number of frames, applied to ordered subsets of the tokens."""
+
+    kind: Literal["trn"] = "trn"
+    hidden: PositiveInt = 256
+    """width of the MLPs"""
+    subsets: PositiveInt = 3
+    """largest number of subsets of each size; in training, they are drawn at random"""
+    largest: Annotated[int, Field(ge=2)] | None = None
+    """largest number of tokens in a subset; none: all tokens (published)"""
+
+
 class NonLocalHead(Options):
     """Embedded-Gaussian non-local block, followed by concatenation and a linear layer, or by the mean."""
 
@@ -97,6 +132,8 @@ class BertHead(Options):
     """use the output of a class token; false: use the mean of all outputs"""
     normalize: bool = False
     """normalise each token to unit length before the encoder, as the published I3D variants do"""
+    interpolate: bool = False
+    """accept clips of other lengths, with positions interpolated linearly between the learned ones"""
 
 
 class HfBertHead(Options):
@@ -112,7 +149,49 @@ class HfBertHead(Options):
     """probability of keeping a time token in training"""
 
 
+class TransformerHead(Options):
+    """Pre-norm transformer encoder with rotary positions, for clips of any length."""
+
+    kind: Literal["transformer"] = "transformer"
+    layers: PositiveInt = 1
+    heads: PositiveInt = 8
+    hidden: PositiveInt | None = None
+    """width of the encoder; none: the width of the tokens; another width adds a linear layer before the encoder"""
+    feed_forward: PositiveInt = 4
+    """width of the feed-forward layer, in multiples of the hidden width"""
+    dropout: Fraction = 0.1
+    class_token: bool = True
+    """use the output of a class token; false: use the mean of all outputs"""
+
+
+class AttentiveHead(Options):
+    """Attentive pooling of V-JEPA: learned queries attend to the tokens. Without positions, the order has no effect."""
+
+    kind: Literal["attentive"] = "attentive"
+    queries: PositiveInt = 1
+    """number of learned queries, whose outputs are concatenated"""
+    blocks: Annotated[int, Field(ge=0)] = 0
+    """number of self-attention blocks before the queries; V-JEPA has 0, V-JEPA 2 has 3"""
+    heads: PositiveInt = 8
+    hidden: PositiveInt | None = None
+    """width of the attention; none: the width of the tokens; another width adds a linear layer before it"""
+    feed_forward: PositiveInt = 4
+    """width of the feed-forward layers, in multiples of the hidden width"""
+    dropout: Fraction = 0.0
+
+
 HeadOptions = Annotated[
-    AverageHead | MomentsHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead,
+    AverageHead
+    | MomentsHead
+    | ConcatHead
+    | LstmHead
+    | GruHead
+    | TcnHead
+    | TrnHead
+    | NonLocalHead
+    | BertHead
+    | HfBertHead
+    | TransformerHead
+    | AttentiveHead,
     Field(discriminator="kind"),
 ]

@@ -29,6 +29,8 @@ class Head(nn.Module, ABC):
     """Width of the output vector."""
     needs_maps: bool = False
     """Whether `pool` needs feature maps, so that tokens averaged over space are not enough."""
+    other_lengths: str = ""
+    """What to set so that a head of fixed length accepts other lengths, for error messages; empty: nothing."""
     has_class_token: bool = False
     """Whether `attention` is the attention of a class token, which also attends to itself."""
 
@@ -77,6 +79,7 @@ class Head(nn.Module, ABC):
             raise SettingsError(
                 f"head {self.options.kind} is built for {self.tokens} time steps but got {x_BTD.shape[1]}; "
                 "pass clips of the model's clip length, or build the model with a different `input.clip_length`"
+                + (f", or set {self.other_lengths}" if self.other_lengths else "")
             )
 
 

@@ -65,6 +65,24 @@ def test_lstm_is_counted():
     assert costs["head"].multiply_adds == 4 * 5 * (64 + 5)
 
 
+ATTENTION = 4 * 64 * 64 * 5 + 2 * 64 * 5 * 5 + 2 * 64 * 256 * 5  # a block over a class token and four tokens
+HEADS = {
+    "gru": 3 * 450 * (64 + 450) * 4 + 3 * 450 * (450 + 450) * 4,
+    "tcn": 4 * (64 * 256 + 4 * (3 + 1) * 256 * 256),
+    "trn": sum(count * 256 * (size * 64 + 256) for size, count in {4: 1, 3: 3, 2: 3}.items()),
+    "transformer": ATTENTION,
+    "bert": ATTENTION,
+    "attentive": 64 * 64 + 2 * 64 * 64 * 4 + 2 * 64 * 4 + 2 * 64 * 256,  # one query to four tokens
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_are_counted(kind):
+    options = {**TINY.model_dump(), "head": {"kind": kind}, "input": {"clip_length": 64, "crop": 32}}
+    costs = {cost.name: cost for cost in stage_costs(meta_model(ModelOptions.model_validate(options), 3))}
+    assert costs["head"].multiply_adds == HEADS[kind]
+
+
 def test_measuring_times_every_stage():
     model = Recognizer(TINY, 3)
     speed = measure_speed(model, batch_size=2, device=torch.device("cpu"), precision="fp32", seconds=0.05)

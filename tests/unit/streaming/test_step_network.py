@@ -17,6 +17,8 @@ NETS: dict[str, dict[str, Any]] = {
     "average": {},
     "bert": {"head": {"kind": "bert", "hidden": 16, "heads": 2}},
     "lstm": {"head": {"kind": "lstm", "hidden": 8}},
+    "gru": {"head": {"kind": "gru", "hidden": 8}},
+    "causal": {"head": {"kind": "tcn", "hidden": 8, "layers": 2, "causal": True}},
     "places": {"head": {"kind": "nonlocal", "features": 8}},
     "shortcut A": {
         "backbone": {"kind": "resnet3d", "depth": 10, "width": 0.125, "temporal_stride": 8, "shortcut": "A"}
@@ -29,12 +31,16 @@ NETS: dict[str, dict[str, Any]] = {
         "backbone": {"kind": "slowfast", "width": 0.125},
         "head": {"kind": "lstm", "hidden": 8},
     },
+    "two rates, causal": {
+        "backbone": {"kind": "slowfast", "width": 0.125},
+        "head": {"kind": "tcn", "hidden": 8, "layers": 2, "causal": True},
+    },
     "joined early": {"backbone": {"kind": "slowfast", "width": 0.125, "fusion": "early"}},
     "squeezed": {"backbone": {"kind": "x3d", "depth": 1.0, "width": 1.0}},
 }
 VARIANTS = [
     *((name, "zeros", "frame") for name in NETS),
-    *((name, "replicate", "frame") for name in ("average", "shortcut A", "two rates")),
+    *((name, "replicate", "frame") for name in ("average", "causal", "shortcut A", "two rates")),
     ("squeezed", "zeros", "clip"),
 ]
 
@@ -69,7 +75,7 @@ def batch_is_free(net: StepNetwork) -> tuple[Any, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["average", "lstm"])
+@pytest.mark.parametrize("name", ["average", "lstm", "gru", "causal"])
 def test_exported_by_torch(name: str) -> None:
     model, net = network(name)
     frames, states = frames_of(model, net.frames_per_step, batch=2), net.initial_states(2, 32, 32)

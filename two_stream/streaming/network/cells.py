@@ -35,7 +35,7 @@ class Reach:
     after: int = 0
     """number of later frames that a step depends on, and therefore waits for"""
     endless: bool = False
-    """whether a step depends on all frames since the first one (an LSTM with its own state)"""
+    """whether a step depends on all frames since the first one (an LSTM or GRU with its own state)"""
 
     @property
     def receptive_field(self) -> int | None:

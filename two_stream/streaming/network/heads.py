@@ -1,4 +1,4 @@
-"""Temporal heads for a stream: on a sliding window of tokens, or as an LSTM over all tokens so far."""
+"""Temporal heads for a stream: on a sliding window of tokens, or with a state, over all tokens so far."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import nn
 from two_stream.errors import SettingsError
 from two_stream.heads import Head
 from two_stream.heads.base import space_mean
-from two_stream.heads.lstm import Lstm
+from two_stream.heads.recurrent import Recurrent
+from two_stream.heads.tcn import DilatedResidual, Tcn
 from two_stream.recognizer import Recognizer
-from two_stream.streaming.network.cells import TIME, FrameWise, Join, Reach, WindowCell
+from two_stream.streaming.network.cells import TIME, FrameWise, Join, Reach, Start, WindowCell
 from two_stream.streaming.network.graph import Builder, concatenate_channels
 
-States = tuple[torch.Tensor, torch.Tensor]
-"""Hidden state and cell state of an LSTM, each `(layers, B, hidden)`."""
+States = tuple[torch.Tensor, ...]
+"""States of an LSTM (hidden state and cell state) or a GRU (hidden state), each `(layers, B, hidden)`."""
 
 
 class TokenWindow(WindowCell):
@@ -54,10 +55,10 @@ class MapWindow(WindowCell):
         return _in_time(self.head(self.head.pool(maps)), batch, count)
 
 
-class RunningLstm(WindowCell):
-    """An LSTM over all tokens so far, with an output after every `step` tokens."""
+class RunningRecurrent(WindowCell):
+    """An LSTM or GRU over all tokens so far, with an output after every `step` tokens."""
 
-    def __init__(self, head: Lstm, step: int) -> None:
+    def __init__(self, head: Recurrent, step: int) -> None:
         super().__init__(step, step)
         self.head = head
         self._states: States | None = None
@@ -68,8 +69,8 @@ class RunningLstm(WindowCell):
 
     def run(self, x: torch.Tensor, states: States | None) -> tuple[torch.Tensor, States]:
         """Return the outputs `(B, hidden, m)` for the next `m * step` tokens, and the new states."""
-        out_BTD, states = self.head.lstm(x.transpose(1, 2), states)
-        return out_BTD[:, self.step - 1 :: self.step].transpose(1, 2), states
+        out_BTD, new = self.head.run(x.transpose(1, 2), states)
+        return out_BTD[:, self.step - 1 :: self.step].transpose(1, 2), new
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the outputs, starting with the first token."""
@@ -88,6 +89,19 @@ class RunningLstm(WindowCell):
     def state_size(self) -> int:
         """Return the number of values that are kept between calls."""
         return super().state_size() + sum(state.numel() for state in self._states or ())
+
+
+class TokenConvolution(WindowCell):
+    """The dilated convolution of a causal `tcn` layer over tokens `(B, D, n)`."""
+
+    def __init__(self, layer: DilatedResidual, start: Start) -> None:
+        super().__init__(layer.padding[0] + 1, front=layer.padding[0], start=start)
+        self.conv = layer.dilated
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        y_BDN: torch.Tensor = self.conv(x)
+        return y_BDN
 
 
 class Classified(nn.Module):
@@ -113,14 +127,18 @@ class DenselyClassified(Classified):
         return logits_BTK.transpose(1, 2)
 
 
-def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: Builder) -> None:
+def add_heads(
+    model: Recognizer, maps: list[int], window: int | None, builder: Builder, start: Start = "zeros"
+) -> None:
     """Add the nodes after the backbone. The last node returns logits `(B, m, K)`.
 
     Args:
         model: The clip network.
         maps: Numbers of the backbone's maps, one for each pathway.
-        window: Number of frames per prediction. None means the model's clip length or, for an LSTM, all frames so far.
+        window: Number of frames per prediction. None means the model's clip length or, for a recurrent or causal head,
+            all frames so far.
         builder: Builder that the nodes are added to.
+        start: What replaces the tokens before the first one in a causal `tcn`.
 
     Raises:
         SettingsError: The head does not support a stream or the window.
@@ -145,12 +163,17 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
             raise SettingsError(
                 f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens but would get "
                 f"{count}; omit `window`, or set it to {model.spec.clip_length}"
+                + (f", or set {head.other_lengths}" if head.other_lengths else "")
             )
         if len(model.standards):  # standardises the map: its spatial mean is then the standardised token
             number = builder.add(f"{name}_standard", FrameWise(model.standards[place]), number)
         if not head.needs_maps:
             number = builder.add(f"{name}_tokens", FrameWise(_tokens), number)
-        cell = _head_cell(head, count, max(strides) // strides[place], running=window is None)
+        step = max(strides) // strides[place]
+        if isinstance(head, Tcn) and head.options.causal and window is None:
+            vectors.append(_add_causal(head, name, number, step, builder, start))
+            continue
+        cell = _head_cell(head, count, step, running=window is None)
         vectors.append(builder.add(name, cell, number))
     joined = vectors[0]
     if len(vectors) > 1:
@@ -161,14 +184,27 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
 def _head_cell(head: Head, count: int, step: int, *, running: bool) -> WindowCell:
     if head.needs_maps:
         return MapWindow(head, count, step)
-    if not running or not isinstance(head, Lstm):
+    if not running or not isinstance(head, Recurrent):
         return TokenWindow(head, count, step)
     if head.options.bidirectional:
         raise SettingsError(
-            "head lstm cannot stream with `bidirectional: true`, because it also reads from the end of the video; "
-            "set `window`, so that the head reads the newest frames again for each prediction"
+            f"head {head.options.kind} cannot stream with `bidirectional: true`, because it also reads from the end of "
+            "the video; set `window`, so that the head reads the newest frames again for each prediction"
         )
-    return RunningLstm(head, step)
+    return RunningRecurrent(head, step)
+
+
+def _add_causal(head: Tcn, name: str, number: int, step: int, builder: Builder, start: Start) -> int:
+    """Add the layers of a causal `tcn`, which compute each token once, and return the number of the last node."""
+    number = builder.add(f"{name}_embed", FrameWise(head.embed), number)
+    for place, layer in enumerate(head.layers):
+        assert isinstance(layer, DilatedResidual)
+        change = builder.add(f"{name}_{place}_dilated", TokenConvolution(layer, start), number)
+        change = builder.add(f"{name}_{place}_change", FrameWise(layer.change), change)
+        number = builder.add(f"{name}_{place}", Join(torch.add, "a sum"), number, change)
+    return (
+        builder.add(name, TokenWindow(lambda x_BTD: x_BTD[:, -1], step, step), number) if step > 1 else number
+    )
 
 
 def _in_time(vectors: torch.Tensor, batch: int, count: int) -> torch.Tensor:

@@ -134,7 +134,7 @@ def convert(
 
     Args:
         model: A trained clip network.
-        window: Frames per prediction; None is the model's clip length, and for an LSTM all frames so far.
+        window: Frames per prediction; None is the model's clip length, and for an LSTM or GRU all frames so far.
         squeeze: What squeeze-and-excitation (in X3D) averages over. With `frame`, it averages each frame separately,
             without delay; the result differs from that of the clip network. With `clip`, it averages over the window
             that starts with the frame, and each such layer waits for this window.
@@ -155,7 +155,7 @@ def convert(
     model.eval()
     builder = Builder()
     choice = CellChoice(squeeze, start, window or model.spec.clip_length)
-    add_heads(model, add_backbone(model.backbone, choice, builder), window, builder)
+    add_heads(model, add_backbone(model.backbone, choice, builder), window, builder, start)
     return StreamRecognizer(model, builder.nodes)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from two_stream.streaming.network.cells import TIME, FrameWise, Join, WindowCell
 from two_stream.streaming.network.graph import LayerNode
-from two_stream.streaming.network.heads import RunningLstm
+from two_stream.streaming.network.heads import RunningRecurrent
 from two_stream.streaming.network.recognizer import StreamRecognizer
 
 FRAMES = "frames"
@@ -175,20 +175,20 @@ def _windowed(
     else:
         full = x.narrow(TIME, -kept, x.shape[TIME] + kept)
     full = full.narrow(TIME, 0, (outside.count - 1) * cell.step + cell.span)
-    if isinstance(cell, RunningLstm):
+    if isinstance(cell, RunningRecurrent):
         return _run_on(cell, name, full, outside, calls, ledger)
     return cell.compute(full)
 
 
 def _run_on(
-    cell: RunningLstm, name: str, x: torch.Tensor, pace: Pace, calls: torch.Tensor, ledger: Ledger
+    cell: RunningRecurrent, name: str, x: torch.Tensor, pace: Pace, calls: torch.Tensor, ledger: Ledger
 ) -> torch.Tensor:
-    """Return the output of an LSTM for one call; its states do not change before the first token."""
-    lstm = cell.head.lstm
-    shape = (lstm.num_layers, x.shape[0], lstm.hidden_size)
+    """Return the output of an LSTM or GRU for one call; its states do not change before the first token."""
+    options = cell.head.options
+    shape = (options.layers, x.shape[0], options.hidden)
     begun = pace.numbers(calls)[:1] >= 0
-    old = [ledger.take(f"{name}_{what}", lambda: x.new_zeros(shape)) for what in ("hidden", "cell")]
-    out, new = cell.run(x, (old[0], old[1]))
+    old = [ledger.take(f"{name}_{what}", lambda: x.new_zeros(shape)) for what in cell.head.states]
+    out, new = cell.run(x, tuple(old))
     for before, after in zip(old, new, strict=True):
         ledger.put(torch.where(begun, after, before))
     return out
