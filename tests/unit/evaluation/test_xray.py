@@ -3,13 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.runs import make_world
+from two_stream import create_model
 from two_stream.cli import main as cli
+from two_stream.config.model import ModelOptions
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.sampling import reorder_frames
 from two_stream.evaluation.runs.run import evaluate_run, load_run
@@ -101,10 +104,8 @@ def test_a_stack_of_flow_is_rewound_as_a_whole() -> None:
 
 
 def test_the_flow_of_another_video_is_of_another_class_and_follows_its_clips() -> None:
-    items = [
-        views(name, label, 2, clips)
-        for name, label, clips in (("a", 0, 1), ("bb", 0, 2), ("ccc", 1, 1), ("dddd", 1, 2))
-    ]
+    videos = (("a", 0, 1), ("bb", 0, 2), ("ccc", 1, 1), ("dddd", 1, 2))
+    items = [views(name, label, 2, clips) for name, label, clips in videos]
     found = {
         split_name(one.id)[1]: one
         for one in changed_views(items, clip_changes(spec("flow"), [0, 1]))
@@ -137,6 +138,23 @@ def test_natural_and_shuffled_scores_are_those_of_evaluate(
         np.testing.assert_allclose(found[change].logits[rows], wanted.logits, rtol=0, atol=1e-5)
     assert found["shuffled"].meta["change"] == "shuffled"
     assert found["held"].meta["model_sha256"] == run.model_sha256
+
+
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_a_network_that_averages_single_frames_ignores_their_order(world: Path, modality: str) -> None:
+    run = load_run(world / modality)
+    given = run.model.spec
+    size = {"clip_length": given.clip_length, "resize": given.resize, "crop": given.crop}
+    backbone = {"kind": "timm", "name": "test_resnet"}
+    torch.manual_seed(0)
+    model = create_model(ModelOptions(modality=modality, backbone=backbone, input=size), 3)
+    (found,) = score_changes([replace(run, model=model.eval())], [PLAIN])
+    natural = found[NATURAL].logits
+    for change in ("shuffled", "reversed"):
+        np.testing.assert_allclose(found[change].logits, natural, rtol=0, atol=1e-5)
+        assert (found[change].logits.argmax(1) == natural.argmax(1)).all()
+    for change in ("middle frame", "median", "held"):
+        assert np.abs(found[change].logits - natural).max() > 1e-4
 
 
 def test_runs_together_score_as_alone_and_share_a_backbone(
@@ -174,9 +192,7 @@ def test_two_streams_are_fused_with_one_of_them_changed(world: Path) -> None:
     assert known_change("flow zero").removes == "all motion in flow"
 
 
-def test_the_command_writes_a_page_and_its_data(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_writes_a_page_and_its_data(world: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "x.html"
     assert cli(["xray", str(world / "rgb"), str(world / "flow"), "--out", str(out), "--crops", "center"]) == 0
     assert "rgb + flow · flow other video" in capsys.readouterr().out
