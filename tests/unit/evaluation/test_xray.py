@@ -147,7 +147,8 @@ def test_a_network_that_averages_single_frames_ignores_their_order(world: Path, 
     size = {"clip_length": given.clip_length, "resize": given.resize, "crop": given.crop}
     backbone = {"kind": "timm", "name": "test_resnet"}
     torch.manual_seed(0)
-    model = create_model(ModelOptions(modality=modality, backbone=backbone, input=size), 3)
+    head = {"kind": "average"}
+    model = create_model(ModelOptions(modality=modality, backbone=backbone, head=head, input=size), 3)
     (found,) = score_changes([replace(run, model=model.eval())], [PLAIN])
     natural = found[NATURAL].logits
     for change in ("shuffled", "reversed"):
