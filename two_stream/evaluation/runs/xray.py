@@ -128,21 +128,23 @@ def _score_group(
     names = [NATURAL, *(change.name for change in changes)]
     kept = [record for record in records if len(means.get(record.id, ())) == len(names)]
 
-    def table(place: int, change: str) -> ScoreTable:
+    found: list[Changed] = []
+    for place, run in enumerate(runs):
         scores = VideoScores(
             [record.id for record in kept],
             np.asarray([record.label for record in kept], np.int64),
-            np.asarray([means[record.id][change][place] for record in kept]).reshape(-1, count),
+            np.zeros((len(kept), count)),
             None,
             np.asarray([views[record.id] for record in kept], np.int64),
         )
         experiment = experiments[place].model_copy(update={"evaluate": evaluate})
-        facts = {"change": change}
-        return score_table(
-            runs[place], experiment, part, records, scores, reasons=dict(loader.skipped), facts=facts
-        )
-
-    return [{change: table(place, change) for change in names} for place in range(len(runs))]
+        reasons = dict(loader.skipped)
+        plain = score_table(run, experiment, part, records, scores, reasons=reasons, facts={})
+        found.append({})
+        for change in names:
+            logits = np.asarray([means[record.id][change][place] for record in kept])
+            found[-1][change] = replace(plain, logits=logits, meta=plain.meta | {"change": change})
+    return found
 
 
 def _joined(
