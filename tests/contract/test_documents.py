@@ -77,7 +77,7 @@ def test_every_condition_of_data_has_a_test_that_exists(repository: Path) -> Non
     rows = [line for line in page.splitlines() if line.startswith("| ") and "report | test" not in line]
     assert len(rows) >= 42
     for row in rows:
-        named = re.findall(r"`(tests/[^`]+)::(\w+)`", row)
+        named = re.findall(r"`(tests/[^`]+)` `(\w+)`", row)
         assert named, row
         for path, name in named:
             assert f"def {name}(" in (repository / path).read_text(), row
