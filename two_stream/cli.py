@@ -27,6 +27,7 @@ COMMANDS = {
     "fuse": "combine the score files of two or more streams",
     "ablate": "run the missing parts of a study and report its statistics",
     "compare": "compare runs or score files on the same videos, with statistics",
+    "xray": "score runs on shuffled, reversed and otherwise changed clips, to see what they use",
     "leaderboard": "rank all score files below a folder, with significance tests",
     "board": "write a page that lists all runs below a folder, to filter, sort and compare them",
     "compress": "make a smaller or faster run by pruning, quantization or distillation",
@@ -45,7 +46,7 @@ GROUPS = {
     "Data": "demo prepare extract pack check",
     "Train": "settings auto baseline train features compress",
     "Measure": "evaluate scores fuse report profile",
-    "Compare": "ablate compare leaderboard board",
+    "Compare": "ablate compare xray leaderboard board",
     "Use": "predict stream export models weights doctor",
 }
 """The commands of each heading of the overview."""

@@ -145,6 +145,10 @@ class Recognizer(nn.Module):
             return self._classified_places(x_BCTHW)
         return self._classified(self.features_of_normalised(x_BCTHW))
 
+    def logits_of_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Return the logits `(B, K)` for the backbone's feature maps `(B, C, T, H, W)` of each pathway."""
+        return self._classified(self._pooled(maps))
+
     def _aggregated(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         vectors = [head(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)

@@ -96,6 +96,10 @@ def main(args: list[str]) -> int:
         }
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
+            if study.xray:
+                from two_stream.studies.xray import score_cells
+
+                score_cells(ran)
         except KeyboardInterrupt as stop:
             note(f"the study is stopped and saved; continue with: {command}")
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
@@ -134,6 +138,10 @@ def _report(ran: Ran, source: Path, command: str) -> None:
     for line in failures(ran):
         warn(line)
     result = summarize_study(ran, source=source, command=command)
+    if ran.study.xray:
+        from two_stream.studies.xray import add_xray
+
+        result = add_xray(ran, result)
     files = write_study_report(result, folder_of(ran.study) / "report.html")
     print_study(result)
     say(f"open {files[0]} (also {', '.join(path.name for path in files[1:])})")

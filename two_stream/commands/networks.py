@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from two_stream.config.load import load_experiment
+from two_stream.config.load import load_experiment, validate_settings
+from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -79,3 +80,20 @@ def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
     found = run.model.spec.modality
     if found != modality:
         raise SettingsError(f"--{modality} {path}: this run uses {found}; pass it with --{found}")
+
+
+def evaluation_options(run: AnyRun[Any], given: Mapping[str, Any], command: str) -> EvaluateOptions:
+    """Return the evaluation options of a run with changes by flags.
+
+    Raises:
+        SettingsError: A value is wrong, or a flag belongs to other views.
+    """
+    settings = run.experiment.evaluate.model_dump() | dict(given)
+    for key, views in (("num_clips", "uniform"), ("step", "sliding")):
+        if key in given and settings["views"] != views:
+            flag = "--" + key.replace("_", "-")
+            raise SettingsError(
+                f"{flag} applies only to {views} views, but {run.source} is scored with {settings['views']} views;"
+                f" add --views {views} or omit {flag}"
+            )
+    return validate_settings(EvaluateOptions, settings, command)

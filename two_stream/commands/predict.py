@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from two_stream.commands.flags import parse
-from two_stream.commands.networks import check_modality, load_network
+from two_stream.commands.networks import check_modality, evaluation_options, load_network
 from two_stream.commands.output import print_table, write_or_print_json
-from two_stream.config.load import validate_settings
-from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.pretrained.kinds import refuse_checkpoint
 from two_stream.runtime.console import bar, note, say, warn
@@ -366,15 +364,7 @@ def _views(flags: _PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
     given = {key: getattr(flags, key) for key in keys if getattr(flags, key) is not None}
     if flags.timeline is not None:
         given.setdefault("views", "sliding")
-    settings = run.experiment.evaluate.model_dump() | given
-    for key, views in (("num_clips", "uniform"), ("step", "sliding")):
-        if key in given and settings["views"] != views:
-            flag = "--" + key.replace("_", "-")
-            raise SettingsError(
-                f"{flag} applies only to {views} views, but {run.source} is scored with {settings['views']} views;"
-                f" add --views {views} or omit {flag}"
-            )
-    return validate_settings(EvaluateOptions, settings, "two-stream predict")
+    return evaluation_options(run, given, "two-stream predict")
 
 
 def _reading(flags: _PredictFlags, run: AnyRun[Any], videos: Sequence[Path]) -> VideoInput:

@@ -21,8 +21,9 @@ class DemoData(Options):
 
     out: Path = Path("demo/study")
     """folder of the data set"""
-    theme: Literal["motion", "order"] = "motion"
-    """motion: the classes of `two-stream demo`; order: classes that differ only in the order of frames"""
+    theme: Literal["motion", "order", "appearance"] = "motion"
+    """motion: the classes of `two-stream demo`; order: classes that differ only in the order of frames; appearance:
+    classes that every single frame shows"""
     seed: int = 1
     """seed of the videos"""
     groups: Annotated[int, Field(ge=3)] = 15
@@ -113,6 +114,8 @@ class Study(Options):
     """write the generated demo data set first and use it"""
     published: dict[str, Reference] = Field(default_factory=dict)
     """variant -> published accuracy, shown next to the measured accuracy"""
+    xray: bool = False
+    """score all cells again with shuffled, reversed and otherwise changed frames, as `two-stream xray` does"""
     measure_cost: bool = True
     """measure parameters, multiply-adds, latency and memory of each variant"""
     out: Path = Path("runs/studies")

@@ -1,9 +1,9 @@
 """The demo data set: small MP4 videos of two discs with handwritten digits on a drifting texture.
 
 A source `gNN` is a pair of discs and a background that appear in `takes` videos of every class. There are three splits;
-in each, all videos of a source are on the same side. The classes depend on the theme. In both themes, a video played
-backwards belongs to another class, classes cannot be told apart if the frames are shuffled, and mirroring never changes
-the class.
+in each, all videos of a source are on the same side. The classes depend on the theme. In the themes `motion` and
+`order`, a video played backwards belongs to another class, and classes cannot be told apart if the frames are shuffled.
+Mirroring never changes the class.
 
 In theme `motion`, which `two-stream demo` uses, classes differ only in the motion and its direction in time. The state
 of a disc consists of its height in the frame, its size and its angle. In every frame of every class, these three values
@@ -19,13 +19,16 @@ In theme `order`, which shows whether a model uses time, classes differ only in 
 still and show three colours one after another, each for about a third of the video. The class is the order of the
 colours and is named by their first letters (`rgb`, `rbg`, …). Every colour is equally likely in every class, so a model
 that averages single frames reaches only chance level.
+
+In theme `appearance`, one frame suffices: the class is the colour of both discs (`red`, `green`, …), which move as in a
+class of theme `motion` that is drawn at random.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -242,7 +245,9 @@ def _draw_order(name: str, look: Look, draw: np.random.Generator, shape: tuple[i
         for side, (y, size, angle) in enumerate(where):
             x = width * (0.25 + 0.5 * side)
             diameter = (0.34 + 0.24 * size) * height
-            stamp(picture, _tinted(look.discs[side], shining), x, y * height, diameter, 360.0 * angle)
+            stamp(
+                picture, _tinted(look.discs[side], COLOURS[shining]), x, y * height, diameter, 360.0 * angle
+            )
         made.append(np.asarray(np.rint(picture), np.uint8))
     return made
 
@@ -258,14 +263,34 @@ def colour_at(name: str, time: float, changes: NDArray[np.float64]) -> str:
     return name[int(np.searchsorted(changes, time, side="right"))]
 
 
-def _tinted(disc: Image, colour: str) -> Image:
+def _tinted(disc: Image, colour: tuple[int, int, int]) -> Image:
     tinted = disc.astype(np.float64)
-    tinted[..., :3] = (1.0 - _TINT) * tinted[..., :3] + _TINT * np.asarray(COLOURS[colour])
+    tinted[..., :3] = (1.0 - _TINT) * tinted[..., :3] + _TINT * np.asarray(colour)
     return tinted.astype(np.uint8)
 
 
-_CLASSES = {"motion": MOTION_CLASSES, "order": ORDER_CLASSES}
-_PICTURES = {"motion": _draw_motion, "order": _draw_order}
+APPEARANCE_CLASSES = {
+    "red": (225, 45, 45),
+    "green": (45, 190, 60),
+    "blue": (50, 80, 225),
+    "yellow": (225, 210, 50),
+    "purple": (170, 60, 200),
+    "cyan": (60, 205, 215),
+}
+"""classes and their colours"""
+
+
+def _draw_appearance(
+    name: str, look: Look, draw: np.random.Generator, shape: tuple[int, int, int]
+) -> list[Image]:
+    """Draw the frames of one video; see `_draw_motion`."""
+    motion = MOTION_CLASSES[int(draw.integers(len(MOTION_CLASSES)))]
+    left, right = (_tinted(disc, APPEARANCE_CLASSES[name]) for disc in look.discs)
+    return _draw_motion(motion, replace(look, discs=(left, right)), draw, shape)
+
+
+_CLASSES = {"motion": MOTION_CLASSES, "order": ORDER_CLASSES, "appearance": tuple(APPEARANCE_CLASSES)}
+_PICTURES = {"motion": _draw_motion, "order": _draw_order, "appearance": _draw_appearance}
 
 
 @dataclass(frozen=True)
@@ -274,7 +299,7 @@ class DemoOptions:
 
     seed: int = 0
     theme: str = "motion"
-    """motion or order"""
+    """motion, order or appearance"""
     groups: int = 15
     """number of sources; each source has `takes` videos of every class"""
     takes: int = 1

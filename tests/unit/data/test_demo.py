@@ -16,10 +16,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from two_stream.data.catalog import load_record
+from two_stream.data.demo import (
+    APPEARANCE_CLASSES,
+    DemoOptions,
+    colour_at,
+    disc_state,
+    encode,
+    render,
+    write_demo,
+)
 from two_stream.data.demo import MOTION_CLASSES as CLASSES
 from two_stream.data.demo import MOTION_PAIRS as PAIRS
 from two_stream.data.demo import ORDER_CLASSES as ORDERS
-from two_stream.data.demo import DemoOptions, colour_at, disc_state, encode, render, write_demo
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
 from two_stream.video.decoding.reader import open_video
@@ -273,6 +281,20 @@ def test_the_order_theme_paints_the_colours_in_the_order_of_the_class():
         strongest = (colour - colour.mean(0)).argmax(1)
         seen = [str("rgb"[strongest[len(frames) * third // 6]]) for third in (1, 3, 5)]
         assert "".join(seen) == name
+
+
+def test_the_appearance_theme_shows_the_class_in_every_frame_and_moves_at_random():
+    options = DemoOptions(theme="appearance", seed=3)
+    colours = np.array(list(APPEARANCE_CLASSES.values()), float)
+    for group in (4, 5):
+        films = [np.stack(render(name, group, 1, options))[:25].astype(float) for name in APPEARANCE_CLASSES]
+        shown_KTC = np.stack([film.reshape(25, -1, 3).mean(1) for film in films])
+        shown_KTC -= shown_KTC.mean(0)  # the background and the discs of a source are the same in all classes
+        wanted_KC = colours - colours.mean(0)
+        likeness_KTK = shown_KTC @ wanted_KC.T / np.linalg.norm(wanted_KC, axis=1)
+        assert (likeness_KTK.argmax(2) == np.arange(len(colours))[:, None]).all()
+        motion = [round(float(np.abs(np.diff(film, axis=0)).mean()), 3) for film in films]
+        assert len(set(motion)) == len(films)
 
 
 def test_an_unknown_theme_is_refused():

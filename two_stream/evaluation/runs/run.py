@@ -281,7 +281,7 @@ def score_part(
     if stored is None:
         scores, skipped = read_and_score(run, experiment, records)
     else:
-        aggregate = _aggregate(experiment.evaluate, run.record.multi_label)
+        aggregate = aggregation_of(experiment.evaluate, run.record.multi_label)
         scores, skipped = stored.score(records, aggregate)
     scores, skipped = gather_scores(scores, skipped, [record.id for record in records])
     facts = run.facts if stored is None else stored.facts
@@ -328,7 +328,7 @@ def read_and_score(
         device=run.model.device,
         precision=evaluate.precision,
         batch_views=evaluate.batch_views or 1,
-        aggregate=_aggregate(evaluate, run.record.multi_label),
+        aggregate=aggregation_of(evaluate, run.record.multi_label),
         keep_views=evaluate.keep_views,
         total=len(records),
     )
@@ -454,11 +454,11 @@ def score_each(
 def _for_multi_label(run: AnyRun[Any], result: VideoResult, options: EvaluateOptions) -> VideoResult:
     if not run.multi_label:
         return result
-    logits = aggregate_views(result.view_logits, _aggregate(options, multi_label=True))
+    logits = aggregate_views(result.view_logits, aggregation_of(options, multi_label=True))
     return replace(result, logits=logits, multi_label=True)
 
 
-def _aggregate(options: EvaluateOptions, multi_label: bool) -> str:
+def aggregation_of(options: EvaluateOptions, multi_label: bool) -> str:
     """Return how views are aggregated; for multi-label data sets, `probabilities` becomes `sigmoids`."""
     return "sigmoids" if multi_label and options.aggregate == "probabilities" else options.aggregate
 

@@ -42,7 +42,7 @@ from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, shorten
 from two_stream.runtime.text import signed_number
 from two_stream.studies.report import tables
 from two_stream.studies.report.tables import number
-from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult
+from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult, Xray
 
 MORE, LESS, SAME = SERIES[2], SERIES[1], MUTED
 """Colours of a gain, a loss, and no difference."""
@@ -78,6 +78,24 @@ def _colour(comparison: Comparison) -> str:
     if not comparison.significant:
         return SAME
     return MORE if comparison.difference.value > 0 else LESS
+
+
+def xray_rows(xray: Xray) -> list[IntervalRow]:
+    """Return the rows of the figure of an X-ray: the changes below the name of each network."""
+    rows: list[IntervalRow] = []
+    for place, name in enumerate(xray.findings):
+        rows.append(IntervalRow(name))
+        rows += [
+            IntervalRow(
+                one.change,
+                one.accuracy,
+                SERIES[place % len(SERIES)],
+                is_filled=one.significant or one.difference is None,
+            )
+            for one in xray.rows
+            if one.network == name
+        ]
+    return rows
 
 
 def variant_rows(result: StudyResult) -> list[IntervalRow]:
@@ -322,7 +340,7 @@ def study_files(out: Path) -> list[Path]:
             "files are written to the same folder)"
         )
     others = [out.with_suffix(suffix) for suffix in (".md", ".csv", ".json", ".tex")]
-    return [out, *others, out.with_name(f"{out.stem}-comparisons.csv")]
+    return [out, *others, *(out.with_name(f"{out.stem}-{name}.csv") for name in ("comparisons", "xray"))]
 
 
 def write_study_report(result: StudyResult, out: Path) -> list[Path]:
@@ -331,8 +349,8 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
     Args:
         result: The study's result.
         out: Path of the HTML page. Files with the same stem are written to the same folder: `.md`, `.csv` (variants),
-            `-comparisons.csv` (if there are comparisons), `.json` (the complete result, see `read_result`) and `.tex`
-            (a booktabs table).
+            `-comparisons.csv` (if there are comparisons), `-xray.csv` (if there is an X-ray), `.json` (the complete
+            result, see `read_result`) and `.tex` (booktabs tables).
 
     Returns:
         The paths of the written files, the page first.
@@ -377,6 +395,9 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
     if result.comparisons:
         written.append(out.with_name(f"{out.stem}-comparisons.csv"))
         write_text(written[-1], tables.comparisons_csv(result))
+    if result.xray is not None:
+        written.append(out.with_name(f"{out.stem}-xray.csv"))
+        write_text(written[-1], tables.xray_csv(result.xray))
     return written
 
 
@@ -433,6 +454,7 @@ def _tables(result: StudyResult) -> dict[str, Any]:
         "contributions": tables.contributions_table(result) if fusion and fusion.contributions else None,
         "agreement": tables.agreement_table(fusion) if fusion and fusion.agreement else None,
         "settings": tables.settings_tables(result),
+        "xray": tables.xray_table(result) if result.xray else None,
     }
 
 
@@ -444,6 +466,14 @@ def _figures(result: StudyResult) -> dict[str, str | None]:
         "forest": forest(result.comparisons, result.level) if result.comparisons else None,
         "pareto": pareto(variants, metric),
         "learning": learning(histories),
+        "xray": None
+        if result.xray is None
+        else accuracy_rows(
+            xray_rows(result.xray),
+            metric,
+            (result.chance, "guessing") if metric == "top-1" else None,
+            "X-ray",
+        ),
     }
 
 

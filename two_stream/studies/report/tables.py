@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from two_stream.config.load import departures, parse_yaml, validate_settings
 from two_stream.config.schema import Experiment
+from two_stream.config.study import SEPARATOR
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import DASH, Table, TableCell, difference_in_points, percent
@@ -22,6 +23,8 @@ from two_stream.studies.statistics.results import (
     StudyResult,
     VariantCost,
     VariantResult,
+    Xray,
+    XrayRow,
 )
 
 Form = Literal["page", "paper", "terminal"]
@@ -469,6 +472,59 @@ def variants_csv(result: StudyResult) -> str:
     return csv_text(header, rows)
 
 
+def xray_table(result: StudyResult, form: Form = "page") -> Table:
+    """Return a table of the scores under each change of the clips; significant differences are bold."""
+    assert result.xray is not None
+    several = len(result.xray.findings) > 1
+
+    def name(one: XrayRow) -> TableCell:
+        return _text(f"{one.network}{SEPARATOR}{one.change}" if several else one.change, one.significant)
+
+    columns: list[Column] = [
+        ("clips", False, name),
+        (f"{result.metric} (%) [{100 * result.level:g} %]", True, lambda one: _text(percent(one.accuracy))),
+        (
+            "points",
+            True,
+            lambda one: _points(one.difference, one.significant) if one.difference else TableCell(""),
+        ),
+        (
+            "p (Holm)",
+            True,
+            lambda one: TableCell("") if one.p_holm is None else _p(one.p_holm, one.significant),
+        ),
+        ("same prediction (%)", True, lambda one: number(one.same, 1, 100)),
+    ]
+    caption = (
+        "Points: the difference from the natural clips of the same videos. Same prediction: the share of videos whose "
+        "prediction is that of the natural clips."
+    )
+    table = _table(caption, result.xray.rows, columns)
+    return table if form == "page" else table.only(table.columns[:4])
+
+
+def xray_csv(xray: Xray) -> str:
+    """Return the scores under each change as CSV. Accuracies and differences are fractions."""
+    header = [
+        "network",
+        "change",
+        "accuracy",
+        "low",
+        "high",
+        "difference",
+        "difference_low",
+        "difference_high",
+    ]
+    header += ["p_holm", "significant", "same_prediction"]
+    rows: list[list[object]] = []
+    for one in xray.rows:
+        gap = one.difference
+        row: list[object] = [one.network, one.change, one.accuracy.value, one.accuracy.low, one.accuracy.high]
+        row += [gap.value, gap.low, gap.high] if gap else [None] * 3
+        rows.append([*row, one.p_holm, int(one.significant), one.same])
+    return csv_text(header, rows)
+
+
 def comparisons_csv(result: StudyResult) -> str:
     """Return the comparisons as CSV. Differences are fractions (-1 to 1), first minus second."""
     header = ["first", "second", "family", "difference", "low", "high", "clips", "p", "p_holm", "test"]
@@ -491,13 +547,16 @@ _NAMES = 8
 
 def print_study(result: StudyResult) -> None:
     """Print the tables, protocol, notes and answer of a study."""
-    _print(f"{result.metric} in %", variants_table(result, "terminal"))
+    if result.xray is None or len(result.variants) > 1:
+        _print(f"{result.metric} in %", variants_table(result, "terminal"))
     if result.comparisons:
         _print("differences in points", comparisons_table(result, "terminal"))
     if result.fusion is not None:
         _print(f"fusion ({result.fusion.rule})", pairs_table(result.fusion))
         for line in _fusion_lines(result.fusion):
             say(line)
+    if result.xray is not None:
+        _print("under changes of the clips", xray_table(result, "terminal"))
     say(result.protocol)
     for text in result.notes:
         say(f"note: {text}")

@@ -190,6 +190,31 @@ class FusionResult:
 
 
 @dataclass(frozen=True)
+class XrayRow:
+    """Scores of a network under one change of its clips."""
+
+    network: str
+    change: str
+    accuracy: Interval
+    difference: Interval | None
+    """accuracy minus that of the natural clips, on the same videos; None for the natural clips"""
+    p_holm: float | None
+    """p value after Holm's correction over all changes of the network"""
+    significant: bool
+    same: float
+    """fraction of videos whose prediction is that of the natural clips"""
+
+
+@dataclass(frozen=True)
+class Xray:
+    """What networks use: their scores under controlled changes of the clips; see `evaluation/scoring/changes.py`."""
+
+    rows: list[XrayRow]
+    findings: dict[str, list[str]]
+    """for each network, what is shown and what is not, in sentences"""
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """The content of a report."""
 
@@ -225,3 +250,5 @@ class StudyResult:
     created: str = ""
     outlook: str = ""
     """what more data would show, in one sentence; empty if unknown"""
+    xray: Xray | None = None
+    """scores under controlled changes of the clips (`two-stream xray`, `xray: true`)"""
