@@ -123,7 +123,7 @@ def _result(flags: _XrayFlags, runs: Sequence[AnyRun[Any]], command: str) -> Stu
         for name, members in groups.items()
     }
     streams = {name: members[0].table.meta["modality"] for name, members in groups.items()}
-    networks |= fused_networks(networks, streams, flags.rule)
+    fused = fused_networks(networks, streams, flags.rule)
     question = Question(
         name="xray",
         question=f"What {'does' if len(groups) == 1 else 'do'} {' and '.join(groups)} use?",
@@ -131,4 +131,4 @@ def _result(flags: _XrayFlags, runs: Sequence[AnyRun[Any]], command: str) -> Stu
         command=command,
     )
     result = study_result(question, runs_of_variants(groups), (), runs=run_rows(groups))
-    return with_xray(result, xray_of(networks, flags.level))
+    return with_xray(result, xray_of({**networks, **fused}, flags.level))

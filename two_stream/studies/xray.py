@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from two_stream.backbones import Backbone
 from two_stream.errors import ScoreError
 from two_stream.evaluation.features.cache import weights_sha256
 from two_stream.evaluation.runs.run import load_run
@@ -40,7 +41,7 @@ def score_cells(ran: Ran) -> None:
 
 def _score(ran: Ran, members: Sequence[tuple[Cell, StudyOutcome]]) -> None:
     runs = [load_run(outcome.run, "best", cell.experiment.device) for cell, outcome in members]
-    backbones: dict[str, object] = {}
+    backbones: dict[str, Backbone] = {}
     for run in runs:  # equal backbones are kept in memory once
         key = f"{run.model.memory_format} {weights_sha256(run.model.backbone)}"
         run.model.backbone = backbones.setdefault(key, run.model.backbone)
