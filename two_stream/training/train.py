@@ -89,7 +89,7 @@ def train_steps(
     shared: SharedFeatures | None = None,
     stop: StopRequest | None = None,
 ) -> Generator[None, None, TrainResult]:
-    """Train like `train`, as a generator that yields after each optimizer step and returns the result.
+    """Train like `train`, as a generator that yields before each optimizer step and returns the result.
 
     Several runs of a process can thus take turns. The result of a run does not depend on the others, as long as all
     of them have the same `device`, `threads` and `deterministic`.

@@ -634,7 +634,7 @@ class Trainer:
         return completed(self.fit_steps())
 
     def fit_steps(self, stop: StopRequest | None = None) -> Generator[None, None, TrainResult]:
-        """Train like `fit`, as a generator that yields after each optimizer step and returns the result.
+        """Train like `fit`, as a generator that yields before each optimizer step and returns the result.
 
         `stop` is an active request that several trainers of a process share. By default, the trainer sets its own
         signal handlers.
@@ -688,7 +688,7 @@ class Trainer:
         return True
 
     def _train(self, stop: StopRequest, tracker: Tracker) -> Generator[None]:
-        """Make the remaining steps of the epoch, unless a stop is requested. Yields after each step."""
+        """Make the remaining steps of the epoch, unless a stop is requested. Yields before each step."""
         at = self.progress
         share = {} if distributed.world_size() == 1 else {"group": self.group}
         with distributed.raise_on_all_ranks():
@@ -704,6 +704,7 @@ class Trainer:
             with progress(title, self.batches) as advance:
                 advance(at.batch)
                 while at.batch < self.batches and not stop:
+                    yield
                     begin = time.perf_counter()
                     count = min(self.group, self.batches - at.batch)
                     result = self.stepper.run(
@@ -728,7 +729,6 @@ class Trainer:
                     every = self.options.checkpoint_every
                     if every and at.step % every == 0 and at.batch < self.batches and not stop:
                         self._save_last()
-                    yield
         finally:
             feed.close()
         self._report_skipped(loader.skipped)
@@ -826,7 +826,9 @@ class Trainer:
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
         best = (self.evaluated, *self._state("averaged" if averaged else "trained", other))
-        if self._least_seconds:  # the backbone and other frozen parameters never change, so they are not copied
+        if (
+            self._least_seconds
+        ):  # the backbone and other frozen parameters never change, so they are not copied
             modules = cast(Any, self.model).backbone.modules()
             parameters = (p for p in self.model.parameters() if not p.requires_grad)
             self._best = copy.deepcopy(best, {id(part): part for part in (*modules, *parameters)})
