@@ -30,7 +30,7 @@ from two_stream.evaluation.scores.words import expected_words
 from two_stream.evaluation.scoring.network import missing_compiler
 from two_stream.heads.base import Standard
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
-from two_stream.recognizer import Recognizer, create_model, resolve_options
+from two_stream.recognizer import Recognizer, resolve_options
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import autocast, pick_device, seed_everything, set_deterministic, set_threads
@@ -145,7 +145,8 @@ def _train(
         device = pick_device(experiment.device)
         set_deterministic(experiment.deterministic, device)
         record = dataset_record(experiment.data)
-        model = _built(experiment, record.num_classes)
+        # a resumed run gets the backbone of its checkpoint
+        model = _built(experiment, record.num_classes, None if continues else shared)
         extension = build_extension(experiment)
         pin = device.type == "cuda"
         data = extension.data(training_data(experiment, record, model.spec, pin=pin, shared=shared))
@@ -155,8 +156,6 @@ def _train(
             _load_start(model, experiment.train)
             if data.features is not None:
                 data.features.check_backbone(backbone_sha256(model), _OTHER_BACKBONE)
-                if shared is not None:
-                    model.backbone = shared.same_backbone(model.backbone)
         extension.start(model, resumed=continues)
         _prepare(model, experiment.train, device, data.features)
         _check(experiment, model, data)
@@ -260,9 +259,10 @@ def start_model(experiment: Experiment, classes: int | None = None) -> Recognize
     return model
 
 
-def _built(experiment: Experiment, classes: int) -> Recognizer:
+def _built(experiment: Experiment, classes: int, shared: SharedFeatures | None = None) -> Recognizer:
     seed_everything(experiment.seed)
-    model = create_model(experiment.model, classes)
+    backbone = None if shared is None else shared.backbone(experiment.model)
+    model = Recognizer(experiment.model, classes, backbone)
     return model.channels_last() if experiment.channels_last else model
 
 
@@ -393,4 +393,4 @@ def _facts(experiment: Experiment, device: torch.device) -> dict[str, str]:
 
 
 def _write_model(folder: Path, model: nn.Module, meta: dict[str, Any]) -> None:
-    write_model(folder, cast(Recognizer, model), meta)
+    write_model(folder, cast(Recognizer, model), meta, checksums=False)  # `replaced_folder` writes them

@@ -38,7 +38,7 @@ from two_stream.data.clips.loader import batches_of, epoch_plan
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.scoring.network import evaluation_mode
 from two_stream.evaluation.scoring.score import Skipped, VideoProgress, VideoScores, collect_scores
-from two_stream.recognizer import Recognizer
+from two_stream.recognizer import Recognizer, build_backbone
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
 from two_stream.runtime.files import CHECKSUMS, complete_folder, map_array, verify_checksums
@@ -411,20 +411,27 @@ class StoredClips:
 
 
 class SharedFeatures:
-    """The frozen backbone and the batches of stored features that several runs of a process share.
+    """The frozen backbones and the batches of stored features that several runs of a process share.
 
     The runs must have equal settings of the data, the backbone, its initial weights, the batch size, the precision and
     the device, and the same seed, because the seed determines the holdout and the order of the clips.
+
+    Attributes:
+        scored: Backbone of a network that was scored, to be used by the next network.
     """
 
     def __init__(self) -> None:
-        self._backbone: Backbone | None = None
+        self.scored: Backbone | None = None
+        self._built: tuple[Backbone, torch.Tensor] | None = None
         self._clips: dict[tuple[str, ...], StoredClips] = {}
 
-    def same_backbone(self, backbone: Backbone) -> Backbone:
-        """Return the backbone of the first run, which has the same weights as `backbone`."""
-        self._backbone = self._backbone or backbone
-        return self._backbone
+    def backbone(self, options: ModelOptions) -> Backbone:
+        """Return the backbone, which the first call builds. Every call leaves torch's generator in the same state."""
+        if self._built is None:
+            self._built = build_backbone(options), torch.get_rng_state()
+        backbone, state = self._built
+        torch.set_rng_state(state)
+        return backbone
 
     def clips(
         self, cache: FeatureCache, experiment: Experiment, records: Sequence[VideoRecord], record: Record

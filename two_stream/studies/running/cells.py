@@ -321,7 +321,9 @@ def _trained(
         return StudyOutcome("interrupted", job.key)
     scores: dict[str, list[str]] = {}
     accuracy = model = None
-    run = load_run(paths.root, "best", experiment.device)
+    run = load_run(paths.root, "best", experiment.device, backbone=None if shared is None else shared.scored)
+    if shared is not None:
+        shared.scored = run.model.backbone
     data = run.experiment.data.model_copy(update={"features": experiment.data.features})
     run = replace(run, experiment=run.experiment.model_copy(update={"data": data}))
     for part in job.parts:
