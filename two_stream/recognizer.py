@@ -36,7 +36,12 @@ class Recognizer(nn.Module):
     input_scale: torch.Tensor
     input_shift: torch.Tensor
 
-    def __init__(self, options: ModelOptions, num_classes: int) -> None:
+    def __init__(self, options: ModelOptions, num_classes: int, backbone: Backbone | None = None) -> None:
+        """Build the network, with a backbone from `build_backbone` or a new one.
+
+        Raises:
+            SettingsError: The options are wrong or contradict each other.
+        """
         super().__init__()
         if num_classes < 1:
             raise SettingsError(f"num_classes is {num_classes}: expected 1 or more")
@@ -44,13 +49,7 @@ class Recognizer(nn.Module):
         self.options = options
         self.num_classes = num_classes
         self.spec = input_spec(options)
-        self.backbone: Backbone = BACKBONES[options.backbone.kind](
-            options.backbone, options.modality, stack=self.spec.stack
-        )
-        if options.reduction == "frab":
-            self.backbone.append_block(options.reduced_channels)
-        elif options.reduction == "frmb":
-            self.backbone.replace_last_block(options.reduced_channels)
+        self.backbone = build_backbone(options) if backbone is None else backbone
         self.backbone.check_input(self.spec)
         head = HEADS[options.head.kind]
         tokens = self.backbone.num_tokens(self.spec.clip_length)
@@ -376,6 +375,17 @@ def input_spec(options: ModelOptions) -> InputSpec:
                 f"{spec.modality}"
             )
     return spec
+
+
+def build_backbone(options: ModelOptions) -> Backbone:
+    """Return an untrained backbone with its reduction block, for resolved options."""
+    stack = input_spec(options).stack
+    backbone: Backbone = BACKBONES[options.backbone.kind](options.backbone, options.modality, stack=stack)
+    if options.reduction == "frab":
+        backbone.append_block(options.reduced_channels)
+    elif options.reduction == "frmb":
+        backbone.replace_last_block(options.reduced_channels)
+    return backbone
 
 
 def create_model(name_or_options: str | ModelOptions, num_classes: int, **options: Any) -> Recognizer:

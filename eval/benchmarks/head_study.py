@@ -5,12 +5,17 @@
 A *pass* is what one cell reads and computes from the videos: an epoch of training with its validation, and the
 multi-clip, ten-crop evaluation of the test part. Storing the features takes the place of all passes of all cells; six
 heads with three seeds then learn and are scored from them. Both sides' scores are compared.
+
+The cells of a study are then run by a worker process, as `two-stream ablate` runs them, with one thread: one after
+another, and side by side. All scores must be equal. Times include the start of the process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import resource
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +29,9 @@ from two_stream.config.schema import Experiment
 from two_stream.data.demo import DemoOptions, write_demo_frames
 from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.runs.run import evaluate_run
+from two_stream.evaluation.scores.files import read_scores
+from two_stream.studies.running.cells import group_of, job_of
+from two_stream.studies.running.pool import Slot, Workers, run_jobs
 from two_stream.training.train import start_model, train
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -35,7 +43,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "bert": {"kind": "bert", "heads": 4, "hidden": 128},
 }
 SEEDS = (1, 2, 3)
-
+RATES = (2e-3, 1e-3, 5e-4, 2e-4, 1e-4)
 
 INPUT = {"clip_length": 16, "resize": [96, 128], "crop": 80}
 SMALLEST = {"clip_length": 8, "resize": [36, 48], "crop": 32}
@@ -43,7 +51,7 @@ SMALLEST = {"clip_length": 8, "resize": [36, 48], "crop": 32}
 
 
 def settings(
-    folder: Path, head: str, size: dict[str, Any], *, seed: int, epochs: int, **data: Any
+    folder: Path, head: str, size: dict[str, Any], *, seed: int, epochs: int, lr: float = 1e-3, **data: Any
 ) -> Experiment:
     """Return a cell's settings, for an input of this size."""
     given = {
@@ -60,7 +68,7 @@ def settings(
         "train": {
             "epochs": epochs,
             "batch_size": 16,
-            "optimizer": {"kind": "adamw", "lr": 1e-3},
+            "optimizer": {"kind": "adamw", "lr": lr},
             "freeze_until": "backbone",
             "log_images": False,
             **_start(folder, data),
@@ -81,6 +89,48 @@ def cell(experiment: Experiment) -> np.ndarray:
         train(experiment, overwrite=True)
         table, _ = evaluate_run(experiment.runs / experiment.name, device="cpu")
     return table.logits
+
+
+def study(experiments: list[Experiment], folder: Path, *, side_by_side: bool) -> dict[str, np.ndarray]:
+    """Run the cells in a worker process; return the test logits by cell."""
+    jobs = {}
+    for index, experiment in enumerate(experiments):
+        given = experiment.model_copy(update={"name": f"cell{index}", "runs": folder / "runs", "threads": 1})
+        group = group_of(given) if side_by_side else ""
+        jobs[index] = job_of(given, folder, title=str(index), key=str(index), group=group)
+    with contextlib.closing(Workers()) as workers:
+        outcomes = dict(filter(None, run_jobs(jobs, [Slot()], set(), workers)))
+    found = {str(i): read_scores(Path(outcomes[i].scores["test"][0])).logits for i in jobs}
+    shutil.rmtree(folder)
+    return found
+
+
+def side_by_side_row(experiments: list[Experiment], folder: Path, rounds: int) -> Row:
+    """Return the times of the cells of a study one after another and side by side."""
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    used: dict[str, list[float]] = {"alone": [], "ours": []}
+
+    def run(name: str) -> None:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        scores[name] = study(experiments, folder / name, side_by_side=name == "ours")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+    times = interleaved({name: lambda n=name: run(n) for name in ("alone", "ours")}, rounds=rounds, warm=0)
+    differ = [
+        cell for cell, logits in scores["alone"].items() if not np.array_equal(logits, scores["ours"][cell])
+    ]
+    return Row(
+        f"{len(experiments)} cells side by side, {experiments[0].train.epochs} epochs each",
+        "the cells one after another",
+        median_of(times["alone"]),
+        median_of(times["ours"]),
+        ratio_of(times, "alone", "ours"),
+        note=f"one process with one thread; groups of up to 16 cells of a seed; all scores equal; rounds: {rounds}; "
+        f"processor time {median_of(used['alone']):.1f} s and {median_of(used['ours']):.1f} s",
+        unit="s",
+        problem=f"{len(differ)} cells have other scores" if differ else "",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,6 +163,21 @@ def main(argv: list[str] | None = None) -> int:
             rounds=1,
             warm=0,
         )
+        few = [
+            settings(folder, head, size, seed=seed, epochs=epochs, features=str(store))
+            for seed in seeds
+            for head in HEADS
+        ]
+        many = [
+            settings(folder, head, size, seed=seed, epochs=epochs, lr=lr, features=str(store))
+            for seed in SEEDS[: 1 if given.smoke else 2]
+            for lr in (RATES[:1] if given.smoke else RATES)
+            for head in HEADS
+        ]
+        sides = [
+            side_by_side_row(few, folder / "side", given.rounds),
+            side_by_side_row(many, folder / "side", max(1, given.rounds // 3)),
+        ]
     passes = 1 / ratio_of(times, "pass", "features")
     one, all_cells = median_of(times["pass"]), median_of(cells["cells"])
     cost = median_of(times["features"])
@@ -141,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             unit="s",
             at_most=True,
         ),
+        *sides,
     ]
     return finish("head_study", rows, given)
 

@@ -18,7 +18,7 @@ from two_stream.evaluation.scores.files import write_scores
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.profiling.timing import NetworkCosts
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, run_job
-from two_stream.studies.running.pool import Slot
+from two_stream.studies.running.pool import Slot, Workers
 from two_stream.studies.statistics.results import (
     Comparison,
     Contribution,
@@ -326,10 +326,10 @@ class Studio:
 
 
 def run_jobs_here(
-    jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int]
+    jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int], workers: Workers
 ) -> Iterator[tuple[int, StudyOutcome]]:
     """Replace `ablation.run_jobs`: without worker processes, which take seconds to start for each stage."""
-    del slots, running
+    del slots, running, workers
     yield from ((index, run_job(job)) for index, job in jobs.items())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from two_stream.backbones.base import LibraryBackbone
+from two_stream.backbones.base import Backbone, LibraryBackbone
 from two_stream.config.backbones import TimmNet
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
@@ -19,7 +19,7 @@ from two_stream.pretrained.files.manifest import STARTERS, install_command, inst
 from two_stream.pretrained.layouts import CARRIED
 from two_stream.pretrained.layouts.efficientnet_lite import rename_to_timm
 from two_stream.pretrained.reading import WEIGHTS, read_metadata, read_state, weights_file
-from two_stream.recognizer import Recognizer, create_model
+from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.runtime.files import CHECKSUMS, atomic_path, verify_checksums, write_checksums
 from two_stream.runtime.text import is_utf8, json_text, parse_json
@@ -70,7 +70,12 @@ ALTERED_VERSION = 2
 
 
 def write_model(
-    folder: Path, model: Recognizer, meta: dict[str, Any], carried: Mapping[str, torch.Tensor] | None = None
+    folder: Path,
+    model: Recognizer,
+    meta: dict[str, Any],
+    carried: Mapping[str, torch.Tensor] | None = None,
+    *,
+    checksums: bool = True,
 ) -> None:
     """Write `model.safetensors`, whose header contains the model's options and `meta`, and the checksums of the folder.
 
@@ -84,6 +89,7 @@ def write_model(
         model: The model, on any device.
         meta: JSON values, for example `{"class_names": [...], "epoch": 3}`.
         carried: Tensors of a published file that the model does not use; `export_checkpoint` restores them.
+        checksums: Whether to write the checksums.
     """
     state: Mapping[str, Any] = model.state_dict()
     for alteration in model.alterations:
@@ -103,11 +109,16 @@ def write_model(
         raise CheckpointError(f"{folder}: safetensors requires a path in UTF-8; choose another folder")
     with atomic_path(folder / WEIGHTS) as part:
         save_file(tensors, part, metadata=header)
-    write_checksums(folder)
+    if checksums:
+        write_checksums(folder)
 
 
-def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recognizer, dict[str, Any]]:
+def read_model(
+    folder: Path, device: str | torch.device = "cpu", backbone: Backbone | None = None
+) -> tuple[Recognizer, dict[str, Any]]:
     """Return the model and the `meta` of a model folder, or of `best` (or else `last`) in a run folder.
+
+    The weights are loaded into `backbone`, if it is given: a backbone that was built with the same options.
 
     The model is in evaluation mode on `device`; int8 models are always on the CPU.
 
@@ -128,7 +139,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
             f"expected at most {ALTERED_VERSION}); upgrade two-stream"
         )
     options = validate_settings(ModelOptions, parse_json(header["model"]), file)
-    model = create_model(options, int(header["num_classes"]))
+    model = Recognizer(options, int(header["num_classes"]), backbone)
     alterations = _alterations(header, file)
     for alteration in alterations:
         alter(model, alteration)

@@ -45,6 +45,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch for computations on a device. On a CPU, this is much faster than `torch.manual_seed`."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """Return the state of every generator as tensors and plain values, for `torch.load(…, weights_only=True)`."""
     version, words, gauss = random.getstate()

@@ -26,6 +26,7 @@ from two_stream.data.splits import fingerprint, training_lists
 from two_stream.errors import SettingsError
 from two_stream.evaluation.features.cache import (
     FeatureCache,
+    SharedFeatures,
     StoredClips,
     stored_centred,
     stored_epoch,
@@ -84,7 +85,12 @@ class TrainingData:
 
 
 def training_data(
-    experiment: Experiment, record: Record, spec: InputSpec, *, pin: bool = False
+    experiment: Experiment,
+    record: Record,
+    spec: InputSpec,
+    *,
+    pin: bool = False,
+    shared: SharedFeatures | None = None,
 ) -> TrainingData:
     """Read the split lists of an experiment and prepare the loaders. Clips are read during iteration.
 
@@ -93,6 +99,7 @@ def training_data(
         record: The data set.
         spec: Input of the network.
         pin: Whether to read clips into pinned memory.
+        shared: Stored features that several runs of this process share.
 
     Raises:
         DataError: A list or folder is missing or invalid.
@@ -123,7 +130,8 @@ def training_data(
         cache = FeatureCache(data.features)
         settings = view_settings(experiment.model, spec, data, record, training=True)
         cache.check_settings(settings, record.classes)
-        shown, centred = (StoredClips(cache, experiment, part, record) for part in (train, val))
+        open_clips_of = StoredClips if shared is None else shared.clips
+        shown, centred = (open_clips_of(cache, experiment, part, record) for part in (train, val))
         return common(
             train=lambda epoch, skip: stored_epoch(shown, experiment, epoch, skip, pin=pin),
             validation=lambda: stored_centred(centred, experiment, pin=pin),

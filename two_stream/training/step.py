@@ -20,7 +20,7 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.errors import TrainingError
 from two_stream.registry import Registry
 from two_stream.runtime import distributed
-from two_stream.runtime.device import autocast, derive, rng
+from two_stream.runtime.device import autocast, derive, rng, seed_torch
 from two_stream.training.losses import Labels, build_loss, hits
 from two_stream.training.optim import Schedule
 from two_stream.training.parallel import Parallel
@@ -301,7 +301,7 @@ class Stepper:
         Raises:
             TrainingError: The loss or the gradient is not finite. The weights are unchanged.
         """
-        torch.manual_seed(derive(self.seed, "step", at.epoch, at.step, distributed.rank()))
+        seed_torch(derive(self.seed, "step", at.epoch, at.step, distributed.rank()), self.device)
         result = StepResult(lr=self.schedule.apply(at.step))
         wide = torch.device("cpu") if self.device.type == "mps" else self.device  # MPS has no float64
         loss_sum = torch.zeros((), dtype=torch.float64, device=wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,17 @@ from two_stream.errors import (
     TwoStreamError,
     loader_killed,
 )
-from two_stream.evaluation.features.cache import FeatureCache, backbone_sha256
+from two_stream.evaluation.features.cache import FeatureCache, SharedFeatures, backbone_sha256
 from two_stream.evaluation.runs.lookup import check_data, record_data
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.evaluation.scoring.network import missing_compiler
 from two_stream.heads.base import Standard
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
-from two_stream.recognizer import Recognizer, create_model, resolve_options
+from two_stream.recognizer import Recognizer, resolve_options
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import autocast, pick_device, seed_everything, set_deterministic, set_threads
+from two_stream.runtime.distributed import StopRequest
 from two_stream.runtime.files import complete_folder, room_for
 from two_stream.training.batchnorm import synchronise_batchnorm
 from two_stream.training.data import TrainingData, training_data, with_progress
@@ -48,7 +50,7 @@ from two_stream.training.run_folder import (
     record_environment,
 )
 from two_stream.training.step import build_extension
-from two_stream.training.trainer import Trainer, TrainResult
+from two_stream.training.trainer import Trainer, TrainResult, completed
 from two_stream.types import RunPaths
 from two_stream.video.decoding.reader import backend_version
 
@@ -76,9 +78,32 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
         CheckpointError: A checkpoint or the initial weights cannot be read or do not fit the network.
         TrainingError: The loss or the gradient is not finite, or another process of the job exited.
     """
+    return completed(train_steps(experiment, resume=resume, overwrite=overwrite))
+
+
+def train_steps(
+    experiment: Experiment,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    shared: SharedFeatures | None = None,
+    stop: StopRequest | None = None,
+) -> Generator[None, None, TrainResult]:
+    """Train like `train`, as a generator that yields before each optimizer step and returns the result.
+
+    Several runs of a process can thus take turns. The result of a run does not depend on the others, as long as all
+    of them have the same `device`, `threads` and `deterministic`.
+
+    Args:
+        experiment: See `train`.
+        resume: See `train`.
+        overwrite: See `train`.
+        shared: Stored features that the runs share; see `SharedFeatures` for the settings that must be equal.
+        stop: An active request to stop that the runs share. By default, the run sets its own signal handlers.
+    """
     distributed.init(cpu_only=experiment.device == "cpu")
     try:
-        result = _train(experiment, resume=resume, overwrite=overwrite)
+        result = yield from _train(experiment, resume, overwrite, shared, stop)
     except FullDiskError as error:
         raise FullDiskError(
             error.path, f"{error.kept}; free some space, then continue with --resume"
@@ -103,7 +128,13 @@ def _note_expected_precision(experiment: Experiment, record: Record) -> None:
         note(expected_words(record, experiment.model.modality, experiment.data.split))
 
 
-def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainResult:
+def _train(
+    experiment: Experiment,
+    resume: bool,
+    overwrite: bool,
+    shared: SharedFeatures | None,
+    stop: StopRequest | None,
+) -> Generator[None, None, TrainResult]:
     with distributed.raise_on_all_ranks():
         experiment = experiment.model_copy(update={"model": resolve_options(experiment.model)})
     start = distributed.on_main(lambda: _start(experiment, resume=resume, overwrite=overwrite))
@@ -114,9 +145,11 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         device = pick_device(experiment.device)
         set_deterministic(experiment.deterministic, device)
         record = dataset_record(experiment.data)
-        model = _built(experiment, record.num_classes)
+        # a resumed run gets the backbone of its checkpoint
+        model = _built(experiment, record.num_classes, None if continues else shared)
         extension = build_extension(experiment)
-        data = extension.data(training_data(experiment, record, model.spec, pin=device.type == "cuda"))
+        pin = device.type == "cuda"
+        data = extension.data(training_data(experiment, record, model.spec, pin=pin, shared=shared))
         if continues:
             _reshape_like_run(model, paths)
         else:
@@ -154,7 +187,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         elif resume:
             note(f"--resume: no checkpoint in {paths.root}; starting from the beginning")
         with room_for(paths.root, "the last checkpoint is kept"):
-            result = trainer.fit()
+            result = (yield from trainer.fit_steps(stop)) if isinstance(trainer, Trainer) else trainer.fit()
         if result.finished:
             distributed.on_main(lambda: extension.finished(paths))
         return result
@@ -226,9 +259,10 @@ def start_model(experiment: Experiment, classes: int | None = None) -> Recognize
     return model
 
 
-def _built(experiment: Experiment, classes: int) -> Recognizer:
+def _built(experiment: Experiment, classes: int, shared: SharedFeatures | None = None) -> Recognizer:
     seed_everything(experiment.seed)
-    model = create_model(experiment.model, classes)
+    backbone = None if shared is None else shared.backbone(experiment.model)
+    model = Recognizer(experiment.model, classes, backbone)
     return model.channels_last() if experiment.channels_last else model
 
 
@@ -359,4 +393,4 @@ def _facts(experiment: Experiment, device: torch.device) -> dict[str, str]:
 
 
 def _write_model(folder: Path, model: nn.Module, meta: dict[str, Any]) -> None:
-    write_model(folder, cast(Recognizer, model), meta)
+    write_model(folder, cast(Recognizer, model), meta, checksums=False)  # `replaced_folder` writes them

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -447,6 +447,18 @@ class Feed:
         self._next = (self.loader.position - 1, batch)
 
 
+R = TypeVar("R")
+
+
+def completed(steps: Generator[None, None, R]) -> R:
+    """Run a generator to its end and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            return cast(R, ended.value)
+
+
 class Trainer:
     """Trains a model on given data and writes the run's folder."""
 
@@ -619,27 +631,36 @@ class Trainer:
             TrainingError: The loss or the gradient is not finite. The last checkpoint is kept.
             DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
         """
+        return completed(self.fit_steps())
+
+    def fit_steps(self, stop: StopRequest | None = None) -> Generator[None, None, TrainResult]:
+        """Train like `fit`, as a generator that yields before each optimizer step and returns the result.
+
+        `stop` is an active request that several trainers of a process share. By default, the trainer sets its own
+        signal handlers.
+        """
         at, selection = self.progress, self.options.selection
         if at.finished:
             return at.result(self.paths, selection, already_finished=True)
         first = at.step + 1 if at.step else 0  # recorded steps start at 1
         tracker = Tracker(self.paths, self.experiment, first_step=first, active=distributed.is_main())
-        with closing(tracker), StopRequest() as stop:
+        with closing(tracker), StopRequest() if stop is None else nullcontext(stop) as stop:
             while True:
-                if not self._epoch(stop, tracker) or (stop and at.step != self._saved_step):
+                completed = yield from self._epoch(stop, tracker)
+                if not completed or (stop and at.step != self._saved_step):
                     self._save_last()
                 if at.finished or stop:
                     interrupted = None if at.finished else stop.signal
                     return at.result(self.paths, selection, interrupted=interrupted)
 
-    def _epoch(self, stop: StopRequest, tracker: Tracker) -> bool:
+    def _epoch(self, stop: StopRequest, tracker: Tracker) -> Generator[None, None, bool]:
         """Train the rest of the epoch, and validate if a validation is due.
 
         Returns False if a stop was requested before the end of the epoch.
         """
         at = self.progress
         if at.batch < self.batches:
-            self._train(stop, tracker)
+            yield from self._train(stop, tracker)
             if stop:
                 return False
             at.batch = self.batches
@@ -666,8 +687,8 @@ class Trainer:
         self._end_epoch(validation, time.perf_counter() - begin, tracker)
         return True
 
-    def _train(self, stop: StopRequest, tracker: Tracker) -> None:
-        """Make the remaining steps of the epoch, unless a stop is requested."""
+    def _train(self, stop: StopRequest, tracker: Tracker) -> Generator[None]:
+        """Make the remaining steps of the epoch, unless a stop is requested. Yields before each step."""
         at = self.progress
         share = {} if distributed.world_size() == 1 else {"group": self.group}
         with distributed.raise_on_all_ranks():
@@ -683,6 +704,7 @@ class Trainer:
             with progress(title, self.batches) as advance:
                 advance(at.batch)
                 while at.batch < self.batches and not stop:
+                    yield
                     begin = time.perf_counter()
                     count = min(self.group, self.batches - at.batch)
                     result = self.stepper.run(
@@ -804,9 +826,12 @@ class Trainer:
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
         best = (self.evaluated, *self._state("averaged" if averaged else "trained", other))
-        if self._least_seconds:  # frozen parameters never change, so they are not copied
-            frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
-            self._best = copy.deepcopy(best, frozen)
+        if (
+            self._least_seconds
+        ):  # the backbone and other frozen parameters never change, so they are not copied
+            modules = cast(Any, self.model).backbone.modules()
+            parameters = (p for p in self.model.parameters() if not p.requires_grad)
+            self._best = copy.deepcopy(best, {id(part): part for part in (*modules, *parameters)})
         else:
             self._save(self.paths.best, *best)
 

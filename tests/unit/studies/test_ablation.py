@@ -16,7 +16,7 @@ from two_stream.studies.running import ablation, cells
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running.ablation import StudyWorkers, read_progress, run_study
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, record_outcome
-from two_stream.studies.running.pool import Event, Slot
+from two_stream.studies.running.pool import Event, Slot, Workers
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def done(monkeypatch) -> list[StudyJob]:
     """The jobs in the order in which they were done, each at once."""
     found: list[StudyJob] = []
 
-    def run(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int]) -> Generator[Event]:
+    def run(
+        jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int], workers: Workers
+    ) -> Generator[Event]:
         for index, job in jobs.items():
             found.append(job)
             scores = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def scored(job: StudyJob, monkeypatch, tmp_path: Path) -> Path:
     """A training that writes a score file at once."""
     path = tmp_path / "runs" / "a-1" / "scores" / "test.npz"
 
-    def trained(job: StudyJob) -> StudyOutcome:
+    def trained(job: StudyJob, *_: object) -> Generator[None, None, StudyOutcome]:
+        yield
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"scores")
         scores = {"test": [str(path), sha256(path)]}
@@ -49,7 +51,7 @@ def scored(job: StudyJob, monkeypatch, tmp_path: Path) -> Path:
 
 
 def test_a_job_travels(job: StudyJob):
-    assert job_from(json.loads(to_wire(job))) == job
+    assert [job_from(values) for values in json.loads(to_wire(job, job))] == [job, job]
     assert job.settings() == Experiment(name="a-1", runs=Path(job.run).parent)
     placed = replace(job, device="cuda:1", threads=3).settings()
     assert (placed.device, placed.threads) == ("cuda:1", 3)
@@ -87,7 +89,8 @@ def test_scoring_in_another_way_is_done_again_without_another_key(job: StudyJob,
     ],
 )
 def test_a_mistake_is_kept_with_its_reason_and_tried_again(job: StudyJob, monkeypatch, error, reason):
-    def failing(job: StudyJob) -> StudyOutcome:
+    def failing(job: StudyJob, *_: object) -> Generator[None, None, StudyOutcome]:
+        yield
         raise error
 
     monkeypatch.setattr(cells, "_trained", failing)
@@ -99,7 +102,11 @@ def test_a_mistake_is_kept_with_its_reason_and_tried_again(job: StudyJob, monkey
 
 
 def test_an_interrupted_job_leaves_no_outcome(job: StudyJob, monkeypatch):
-    monkeypatch.setattr(cells, "_trained", lambda job: StudyOutcome("interrupted", job.key))
+    def stopped(job: StudyJob, *_: object) -> Generator[None, None, StudyOutcome]:
+        yield
+        return StudyOutcome("interrupted", job.key)
+
+    monkeypatch.setattr(cells, "_trained", stopped)
     assert run_job(job).state == "interrupted"
     assert not Path(job.record).exists()
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,12 @@ from two_stream.errors import SettingsError
 from two_stream.runtime.files import study_lock
 from two_stream.studies.running import pool
 from two_stream.studies.running.cells import StudyJob, StudyOutcome
-from two_stream.studies.running.pool import Slot, run_jobs, slots_for
+from two_stream.studies.running.pool import Slot, Workers, run_jobs, slots_for
 
 WORKER = textwrap.dedent(
     """
     import json, os, signal, sys, time
-    for line in sys.stdin:
-        job = json.loads(line)
+    for place, job in ((place, job) for line in sys.stdin for place, job in enumerate(json.loads(line))):
         kind, _, rest = job["title"].partition(" ")
         open(job["log"], "a").write(f"{os.getpid()} {job['device']} {job['threads']}\\n")
         if kind == "die":
@@ -37,7 +38,8 @@ WORKER = textwrap.dedent(
             open(job["log"], "a").write("saved\\n")
             sys.exit(0)
         time.sleep(float(rest or 0))
-        sys.stdout.write(json.dumps({"state": "done", "key": job["key"], "accuracy": 0.5}) + "\\n")
+        outcome = {"state": "done", "key": job["key"], "accuracy": 0.5}
+        sys.stdout.write(json.dumps([place, outcome]) + "\\n")
         sys.stdout.flush()
         if kind == "last":
             sys.exit(0)
@@ -69,7 +71,8 @@ def jobs(tmp_path: Path, *titles: str) -> dict[int, StudyJob]:
 
 
 def outcomes(given: dict[int, StudyJob], slots: list[Slot]) -> list[tuple[int, StudyOutcome]]:
-    return [event for event in run_jobs(given, slots, set()) if event is not None]
+    with closing(Workers()) as workers:
+        return [event for event in run_jobs(given, slots, set(), workers) if event is not None]
 
 
 def said(tmp_path: Path, number: int) -> list[str]:
@@ -125,7 +128,7 @@ def test_a_crash_is_told_where_sigkill_has_no_name(tmp_path: Path, monkeypatch: 
 def test_a_process_that_ends_between_two_jobs_fails_none(tmp_path: Path):
     found = {}
     slot = Slot()
-    for event in run_jobs(jobs(tmp_path, "last", "ok 0.3", "ok"), [slot], set()):
+    for event in run_jobs(jobs(tmp_path, "last", "ok 0.3", "ok"), [slot], set(), Workers()):
         if event is not None:
             found[event[0]] = event[1].state
             if event[0] == 10 and slot.process is not None:
@@ -135,7 +138,7 @@ def test_a_process_that_ends_between_two_jobs_fails_none(tmp_path: Path):
 
 def test_what_runs_is_known_and_stopping_lets_it_save(tmp_path: Path):
     running: set[int] = set()
-    events = run_jobs(jobs(tmp_path, "wait", "ok", "ok"), [Slot()], running)
+    events = run_jobs(jobs(tmp_path, "wait", "ok", "ok"), [Slot()], running, Workers())
     for event in events:
         assert event is None
         if (tmp_path / "0.log").exists() and "waiting" in said(tmp_path, 0):
@@ -145,6 +148,50 @@ def test_what_runs_is_known_and_stopping_lets_it_save(tmp_path: Path):
     assert "saved" in said(tmp_path, 0)
     assert not running
     assert not (tmp_path / "1.log").exists()
+
+
+def grouped(tmp_path: Path, *titles: str) -> dict[int, StudyJob]:
+    return {index: replace(job, group="g") for index, job in jobs(tmp_path, *titles).items()}
+
+
+def processes(tmp_path: Path, count: int) -> list[str]:
+    return [said(tmp_path, number)[0] for number in range(count)]
+
+
+def test_a_group_is_given_to_one_process_at_once_and_shared_by_the_slots(tmp_path: Path):
+    given = grouped(tmp_path, "ok 0.5", "ok", "ok", "ok", "ok", "ok") | {9: jobs(tmp_path, *["ok"] * 7)[16]}
+    found = outcomes(given, [Slot(), Slot()])
+    assert sorted((index, outcome.key) for index, outcome in found) == sorted(
+        (index, job.key) for index, job in given.items()
+    )
+    first, second = processes(tmp_path, 6)[0], processes(tmp_path, 6)[4]
+    assert processes(tmp_path, 4) == [first] * 4  # of seven jobs, half
+    assert first != second
+
+
+def test_after_a_crash_the_jobs_of_a_group_run_alone(tmp_path: Path):
+    found = dict(outcomes(grouped(tmp_path, "ok", f"die {signal.SIGKILL.value}", "ok"), [Slot()]))
+    assert {index: outcome.state for index, outcome in found.items()} == {
+        10: "done",
+        11: "failed",
+        12: "done",
+    }
+    assert found[11].key == "k1"
+    assert len(said(tmp_path, 1)) == 4  # it was begun twice: two lines of process and threads
+    first, _, last = processes(tmp_path, 3)
+    assert said(tmp_path, 1)[0] == first != last
+
+
+def test_the_next_stage_uses_the_processes_again(tmp_path: Path):
+    with closing(Workers()) as workers:
+        for titles in (["ok"], ["ok", "ok"]):
+            assert all(
+                event is None or event[1].done
+                for event in run_jobs(jobs(tmp_path, *titles), [Slot()], set(), workers)
+            )
+        (process,) = workers.idle
+        assert set(said(tmp_path, 0)[::2] + said(tmp_path, 1)[::2]) == {str(process.pid)}
+    assert process.poll() is not None
 
 
 def test_slots_share_the_processor():
@@ -161,7 +208,7 @@ def slow(job):
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     Path(job.record).with_suffix(".began").write_text("x")
     time.sleep(60)
-worker.run_job = slow
+worker.run_side_by_side = lambda jobs, logged: slow(jobs[0])
 raise SystemExit(worker.main())
 """
 
@@ -175,7 +222,7 @@ def test_a_worker_ends_when_the_study_has_gone_and_the_next_study_waits_for_it(t
         [sys.executable, "-c", LIFE_LINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert worker.stdin is not None
-    worker.stdin.write(json.dumps(vars(job)).encode() + b"\n")
+    worker.stdin.write(json.dumps([vars(job)]).encode() + b"\n")
     worker.stdin.flush()
     end = time.monotonic() + 60
     while not (tmp_path / "cells" / "a.began").exists():

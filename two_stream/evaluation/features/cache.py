@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
+from two_stream.backbones import Backbone
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import flatten, validate_settings
 from two_stream.config.model import ModelOptions
@@ -36,7 +38,7 @@ from two_stream.data.clips.loader import batches_of, epoch_plan
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.scoring.network import evaluation_mode
 from two_stream.evaluation.scoring.score import Skipped, VideoProgress, VideoScores, collect_scores
-from two_stream.recognizer import Recognizer
+from two_stream.recognizer import Recognizer, build_backbone
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
 from two_stream.runtime.files import CHECKSUMS, complete_folder, map_array, verify_checksums
@@ -57,6 +59,8 @@ _ADDED = {"segments": 0, "stack": 1, "fps": None}
 FeaturePart = Literal["train", "test"]
 _BATCH = 64
 """rows per forward pass"""
+_KEPT_BYTES = 1 << 28
+"""memory for batches of stored clips that several runs share"""
 _UNCACHED = "or read the videos (`two-stream evaluate RUN --uncached`)"
 
 
@@ -360,8 +364,23 @@ class StoredClips:
         self.dtype = getattr(torch, self.part.facts.dtype) if same else torch.float32
         on_error = experiment.data.on_error
         self.videos = [stored_video(cache, self.part, video, on_error) for video in records]
+        self.kept: OrderedDict[tuple[int | None, ...], tuple[Batch, Skipped]] = OrderedDict()
+        """latest batches, for other runs of this process; see `SharedFeatures`"""
+        self.bytes_to_keep = 0
 
     def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, Skipped]:
+        """Return a batch as `_read` does; runs that share the clips get the same tensors."""
+        if not self.bytes_to_keep:
+            return self._read(numbers, epoch)
+        key = (epoch, *numbers)
+        if key not in self.kept:
+            self.kept[key] = self._read(numbers, epoch)
+            most = max(1, self.bytes_to_keep // max(1, self.kept[key][0].clips.nbytes))
+            while len(self.kept) > most:
+                self.kept.popitem(last=False)
+        return self.kept[key]
+
+    def _read(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, Skipped]:
         """Return a batch, and `(id, reason)` for each of its videos that could not be read.
 
         Numbers of `len(records)` or more start again with the first video, as in `ClipDataset`. If `epoch` is
@@ -389,6 +408,40 @@ class StoredClips:
         if self.multi_label and labels:
             return torch.stack([many_hot(each, self.num_classes) for each in labels])
         return torch.tensor([each[0] for each in labels], dtype=torch.int64)
+
+
+class SharedFeatures:
+    """The frozen backbones and the batches of stored features that several runs of a process share.
+
+    The runs must have equal settings of the data, the backbone, its initial weights, the batch size, the precision and
+    the device, and the same seed, because the seed determines the holdout and the order of the clips.
+
+    Attributes:
+        scored: Backbone of a network that was scored, to be used by the next network.
+    """
+
+    def __init__(self) -> None:
+        self.scored: Backbone | None = None
+        self._built: tuple[Backbone, torch.Tensor] | None = None
+        self._clips: dict[tuple[str, ...], StoredClips] = {}
+
+    def backbone(self, options: ModelOptions) -> Backbone:
+        """Return the backbone, which the first call builds. Every call leaves torch's generator in the same state."""
+        if self._built is None:
+            self._built = build_backbone(options), torch.get_rng_state()
+        backbone, state = self._built
+        torch.set_rng_state(state)
+        return backbone
+
+    def clips(
+        self, cache: FeatureCache, experiment: Experiment, records: Sequence[VideoRecord], record: Record
+    ) -> StoredClips:
+        """Return the stored clips of videos, which keep the latest batches in memory. See `StoredClips`."""
+        key = (cache.content, *(video.id for video in records))
+        if key not in self._clips:
+            self._clips[key] = StoredClips(cache, experiment, records, record)
+            self._clips[key].bytes_to_keep = _KEPT_BYTES
+        return self._clips[key]
 
 
 class StoredLoader:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from two_stream.backbones import Backbone
 from two_stream.config.base import Rate
 from two_stream.config.load import load_experiment, validate_settings
 from two_stream.config.schema import EvaluateOptions, Experiment
@@ -148,7 +149,14 @@ class Run(AnyRun[Recognizer]):
         return sha256(complete_folder(self.paths.root / self.checkpoint) / "model.safetensors")
 
 
-def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Roots = None) -> Run:
+def load_run(
+    path: Path | str,
+    checkpoint: str = "best",
+    device: str = "cpu",
+    data_root: Roots = None,
+    *,
+    backbone: Backbone | None = None,
+) -> Run:
     """Load a run folder.
 
     Args:
@@ -157,6 +165,7 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", da
         device: auto, cpu, cuda, cuda:N or mps.
         data_root: Folder of the data set's `dataset.yaml` (of stored features, of shards), or several such folders, if
             they have been moved; see `locate_data`.
+        backbone: Backbone of the same architecture, whose weights are replaced, to save the time to build a new one.
 
     Raises:
         CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.
@@ -171,7 +180,7 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", da
         existing = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
         hint = f"; use `{existing[0]}`" if existing else "; train it first (`two-stream train`)"
         raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
-    model, meta = read_model(folder, pick_device(device))
+    model, meta = read_model(folder, pick_device(device), backbone)
     if experiment.channels_last:
         model.channels_last()
     names = meta.get("class_names") or [str(index) for index in range(model.num_classes)]

@@ -26,6 +26,7 @@ from two_stream.runtime.workers import usable_processes
 from two_stream.studies.running.cells import (
     StudyJob,
     StudyOutcome,
+    group_of,
     is_complete,
     job_of,
     outcome_of,
@@ -47,7 +48,7 @@ from two_stream.studies.running.plan import (
     variants_of,
     with_setting,
 )
-from two_stream.studies.running.pool import Event, Slot, run_jobs, slots_for
+from two_stream.studies.running.pool import Event, Slot, Workers, run_jobs, slots_for
 from two_stream.types import Part
 
 
@@ -117,7 +118,7 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
     prepare_data(study, source)
     keep_precision(study)
     cells = plan_cells(study, source)
-    with study_lock(folder_of(study)):
+    with study_lock(folder_of(study)), closing(Workers()) as workers:
         keep_study(study, cells)
         stages = stages_of(study, cells, source)
         jobs = stages[-1].jobs
@@ -127,9 +128,9 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
             _note_outdated(jobs, before, older)
             older = {}
         if not all(outcome is not None and outcome.done for outcome in before):
-            moved = _run_first(stages[:-1], places, older)
+            moved = _run_first(stages[:-1], places, older, workers)
             jobs = [_moved(job, moved) for job in jobs]
-        found = _run_stage(replace(stages[-1], jobs=jobs), places, older)
+        found = _run_stage(replace(stages[-1], jobs=jobs), places, older, workers)
     return Ran(study, cells, list(found), jobs)
 
 
@@ -142,7 +143,7 @@ def read_progress(study: Study, *, source: object = "study", any_code: bool = Fa
 
 
 def _run_first(
-    stages: Sequence[StudyStage], places: StudyWorkers, older: Mapping[str, StudyOutcome]
+    stages: Sequence[StudyStage], places: StudyWorkers, older: Mapping[str, StudyOutcome], workers: Workers
 ) -> dict[str, str]:
     """Run the jobs that the cells depend on.
 
@@ -154,7 +155,8 @@ def _run_first(
     moved: dict[str, str] = {}
     for stage in stages:
         jobs = [_moved(job, moved) for job in stage.jobs]
-        for job, outcome in zip(jobs, _run_stage(replace(stage, jobs=jobs), places, older), strict=True):
+        outcomes = _run_stage(replace(stage, jobs=jobs), places, older, workers)
+        for job, outcome in zip(jobs, outcomes, strict=True):
             if not outcome.done:
                 raise SettingsError(
                     f"{job.title} failed, but the study requires its result: {outcome.reason}"
@@ -197,7 +199,7 @@ def _note_outdated(
 
 
 def _run_stage(
-    stage: StudyStage, places: StudyWorkers, older: Mapping[str, StudyOutcome]
+    stage: StudyStage, places: StudyWorkers, older: Mapping[str, StudyOutcome], workers: Workers
 ) -> list[StudyOutcome]:
     """Run the missing jobs of a stage and return the outcomes of all its jobs."""
     slots = _slots(stage.jobs, places)
@@ -215,7 +217,7 @@ def _run_stage(
         note(
             f"{stage.what}: {len(missing)} of {len(stage.jobs)} to run, {min(len(slots), len(missing))} at a time"
         )
-        with _shown(board), closing(_events(missing, slots, places, board.running)) as events:
+        with _shown(board), closing(_events(missing, slots, places, board.running, workers)) as events:
             for index, outcome in filter(None, events):
                 ended = record_outcome(missing[index], outcome) if outcome.state == "failed" else outcome
                 board.end(index, ended)
@@ -225,10 +227,14 @@ def _run_stage(
 
 
 def _events(
-    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, running: set[int]
+    jobs: Mapping[int, StudyJob],
+    slots: list[Slot],
+    places: StudyWorkers,
+    running: set[int],
+    workers: Workers,
 ) -> Generator[Event]:
     if places.ray is None:
-        return run_jobs(jobs, slots, running)
+        return run_jobs(jobs, slots, running, workers)
     from two_stream.studies.running.ray_jobs import run_on_ray
 
     return run_on_ray(jobs, places.ray, running, per_gpu=places.jobs or 1)
@@ -440,6 +446,7 @@ def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], fol
             key=cell.key,
             loose_key=cell.loose_key,
             parts=parts_of(study, experiment),
+            group=group_of(experiment),
         )
         for cell, experiment in zip(cells, ready, strict=True)
     ]

@@ -9,21 +9,27 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from two_stream.config.load import dump, load_experiment, parse_yaml, validate_settings
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import Experiment, Logistic
 from two_stream.errors import TwoStreamError
 from two_stream.evaluation.runs.lookup import locate_data
 from two_stream.runtime.files import sha256, write_json, write_text
 from two_stream.runtime.text import parse_json
-from two_stream.studies.running.plan import start_digest, with_setting
+from two_stream.studies.running.plan import digest_of, start_digest, with_setting
 from two_stream.types import Part, RunPaths
 
+if TYPE_CHECKING:
+    from two_stream.evaluation.features.cache import SharedFeatures
+    from two_stream.runtime.distributed import StopRequest
+
 Kind = Literal["train", "features"]
+_UNEXPECTED = (RuntimeError, MemoryError, OSError, ValueError, ArithmeticError, LookupError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class StudyJob:
     key: str
     loose_key: str = ""
     """like `key`, but computed without the hash of the code"""
+    group: str = ""
+    """jobs with the same text can run side by side in a process; see `group_of`"""
     kind: Kind = "train"
     parts: tuple[Part, ...] = ("test",)
     """parts of the data on which a trained run is scored"""
@@ -108,6 +116,33 @@ def job_of(experiment: Experiment, study: Path, **facts: Any) -> StudyJob:
     )
 
 
+_OF_GROUP = {
+    "": {"seed", "device", "threads", "deterministic", "channels_last", "data"},
+    "model": {"modality", "backbone", "reduction", "reduced_channels", "input"},
+    "train": {
+        "init",
+        "init_part",
+        "init_averaged",
+        "inflate",
+        "cross_modality",
+        "batch_size",
+        "accumulate",
+        "precision",
+    },
+}
+"""settings that determine the frozen backbone and the batches of a training on stored features"""
+
+
+def group_of(experiment: Experiment) -> str:
+    """Return what trainings on stored features must have in common to run side by side; empty for other trainings."""
+    alone = isinstance(experiment.train.optimizer, Logistic) or experiment.compress.kind != "none"
+    if experiment.data.features is None or alone:
+        return ""
+    sections = {name: getattr(experiment, name) if name else experiment for name in _OF_GROUP}
+    found = [sections[name].model_dump(mode="json", include=keys) for name, keys in _OF_GROUP.items()]
+    return digest_of(found)
+
+
 def outcome_of(job: StudyJob) -> StudyOutcome | None:
     """Return the stored outcome of a job; None if the job must be run.
 
@@ -171,21 +206,93 @@ def run_job(job: StudyJob) -> StudyOutcome:
         KeyboardInterrupt: The job was interrupted; its progress has been saved.
     """
     begin = time.monotonic()
+    (outcome,) = filter(None, _steps(job))
+    return _ended(job, outcome, time.monotonic() - begin)
+
+
+def run_side_by_side(
+    jobs: Sequence[StudyJob], logged: Callable[[StudyJob], AbstractContextManager[None]]
+) -> Generator[tuple[int, StudyOutcome]]:
+    """Run jobs of one group in this process, which take turns of one optimizer step.
+
+    The jobs share the frozen backbone and the batches of stored features, and their results equal those of `run_job`.
+    If a job fails unexpectedly, for example for lack of memory, it is run again alone after the others.
+
+    Args:
+        jobs: Jobs with the same `group`, or a single job.
+        logged: Function that returns a context for the output of a job.
+
+    Yields:
+        The index in `jobs` of each job that ends, and its outcome.
+    """
+    alone = [] if len(jobs) > 1 else [0]
+    if len(jobs) > 1:
+        yield from _take_turns(jobs, logged, alone)
+    for place in alone:
+        with logged(jobs[place]):
+            outcome = run_job(jobs[place])
+        yield place, outcome
+
+
+def _take_turns(
+    jobs: Sequence[StudyJob], logged: Callable[[StudyJob], AbstractContextManager[None]], alone: list[int]
+) -> Generator[tuple[int, StudyOutcome]]:
+    """Run jobs in turns, and add those that failed unexpectedly to `alone`."""
+    import traceback
+
+    from two_stream.evaluation.features.cache import SharedFeatures
+    from two_stream.runtime.distributed import StopRequest
+
+    shared = SharedFeatures()
+    seconds = [0.0] * len(jobs)
+    with StopRequest() as stop:
+        turns = {place: _steps(job, shared, stop) for place, job in enumerate(jobs)}
+        while turns:
+            for place, steps in list(turns.items()):
+                begin, outcome = time.monotonic(), None
+                with logged(jobs[place]):
+                    try:
+                        outcome = next(steps)
+                    except _UNEXPECTED:
+                        traceback.print_exc()
+                        del turns[place]
+                        alone.append(place)
+                seconds[place] += time.monotonic() - begin
+                if outcome is not None:
+                    del turns[place]
+                    yield place, _ended(jobs[place], outcome, seconds[place])
+        if stop:  # the jobs that failed are run by the next call of the study
+            alone.clear()
+
+
+def _steps(
+    job: StudyJob, shared: SharedFeatures | None = None, stop: StopRequest | None = None
+) -> Iterator[StudyOutcome | None]:
+    """Run a job. Yields None before each optimizer step, and the outcome at the end.
+
+    With `shared`, unexpected errors are raised.
+    """
     try:
-        outcome = _features(job) if job.kind == "features" else _trained(job)
+        outcome = _features(job) if job.kind == "features" else (yield from _trained(job, shared, stop))
     except TwoStreamError as error:
         outcome = StudyOutcome("failed", job.key, " ".join(str(error).split()))
-    except (RuntimeError, MemoryError, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+    except _UNEXPECTED as error:
+        if shared is not None:
+            raise
         import traceback
 
         traceback.print_exc()
         reason = " ".join(str(error).split())[:300]
         outcome = StudyOutcome("failed", job.key, f"{type(error).__name__}: {reason} (see {job.log})")
+    yield outcome
+
+
+def _ended(job: StudyJob, outcome: StudyOutcome, seconds: float) -> StudyOutcome:
+    """Store the outcome of a job that took some seconds in this process; an interrupted job has no stored outcome."""
     if outcome.state == "interrupted":
         return outcome
     before = outcome_of(job) if outcome.done else None
-    seconds = time.monotonic() - begin + (before.seconds if before else 0.0)
-    return record_outcome(job, replace(outcome, seconds=seconds))
+    return record_outcome(job, replace(outcome, seconds=seconds + (before.seconds if before else 0.0)))
 
 
 def record_outcome(job: StudyJob, outcome: StudyOutcome) -> StudyOutcome:
@@ -195,21 +302,28 @@ def record_outcome(job: StudyJob, outcome: StudyOutcome) -> StudyOutcome:
     return outcome
 
 
-def _trained(job: StudyJob) -> StudyOutcome:
+def _trained(
+    job: StudyJob, shared: SharedFeatures | None, stop: StopRequest | None
+) -> Generator[None, None, StudyOutcome]:
     from two_stream.evaluation.runs.run import evaluate_run, load_run
     from two_stream.evaluation.scores.metrics import main_value
-    from two_stream.training.train import train
+    from two_stream.training.train import train_steps
 
     experiment = job.settings()
     if experiment.compress.kind != "none":
         from two_stream import compression  # noqa: F401 - registers the training extensions
     paths = RunPaths(Path(job.run))
     resumed = _resumed(experiment, paths)
-    if train(resumed or experiment, resume=resumed is not None).interrupted is not None:
+    result = yield from train_steps(
+        resumed or experiment, resume=resumed is not None, shared=shared, stop=stop
+    )
+    if result.interrupted is not None or stop:
         return StudyOutcome("interrupted", job.key)
     scores: dict[str, list[str]] = {}
     accuracy = model = None
-    run = load_run(paths.root, "best", experiment.device)
+    run = load_run(paths.root, "best", experiment.device, backbone=None if shared is None else shared.scored)
+    if shared is not None:
+        shared.scored = run.model.backbone
     data = run.experiment.data.model_copy(update={"features": experiment.data.features})
     run = replace(run, experiment=run.experiment.model_copy(update={"data": data}))
     for part in job.parts:
@@ -267,9 +381,11 @@ def _features(job: StudyJob) -> StudyOutcome:
     return StudyOutcome("done", job.key, model_sha256=start_digest(experiment))
 
 
-def to_wire(value: StudyJob | StudyOutcome) -> bytes:
-    """Encode a job or an outcome as one line."""
-    return json.dumps(asdict(value)).encode() + b"\n"
+def to_wire(*values: StudyJob | StudyOutcome | int) -> bytes:
+    """Encode jobs, or the number of a job and its outcome, as one line."""
+    return (
+        json.dumps([value if isinstance(value, int) else asdict(value) for value in values]).encode() + b"\n"
+    )
 
 
 def job_from(values: Mapping[str, Any]) -> StudyJob:

@@ -1,6 +1,7 @@
 """Runs jobs in processes on this machine: one at a time, several at a time, or one or more per GPU.
 
-If a job crashes its process, the job counts as failed, and the next job gets a new process.
+Jobs with the same `group` run side by side in a process. If a job crashes its process, the job counts as failed, and
+the next job gets a new process. If the process ran several jobs, each of them is run again alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -29,59 +30,102 @@ _SAVING = 60.0
 
 @dataclass
 class Slot:
-    """A place for a worker process that runs one job at a time."""
+    """A place for a worker process that runs one job at a time, or the jobs of a group."""
 
     device: str = ""
     """device of the process; if empty, the device in the job's settings"""
     threads: int = 0
     """number of CPU threads; 0 for the number in the job's settings"""
-    job: int | None = None
+    jobs: dict[int, int] = field(default_factory=dict)
+    """indices of the running jobs, by their place in the line that was sent"""
+    side_by_side: bool = False
+    """whether the process was given several jobs"""
     process: subprocess.Popen[bytes] | None = None
     received: bytes = b""
 
 
-_Received = tuple[Slot, subprocess.Popen[bytes], bytes]
-"""a slot, its process and output of the process; empty output means that the process has closed it"""
+_MOST = 16
+"""largest number of jobs that run side by side in a process"""
 _KILLED = 9
 """number of SIGKILL; Windows has no `signal.SIGKILL`"""
 Event = tuple[int, StudyOutcome] | None
 """The index of a job and its outcome; None if no job has ended within `TICK` seconds."""
 
 
-def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int]) -> Generator[Event]:
+class Workers:
+    """Worker processes, which can be used again by the next stage of a study."""
+
+    def __init__(self) -> None:
+        self.idle: list[subprocess.Popen[bytes]] = []
+        self.received: queue.Queue[tuple[subprocess.Popen[bytes], bytes]] = queue.Queue()
+        """processes and their output; empty output means that the process has closed it"""
+
+    def take(self) -> subprocess.Popen[bytes]:
+        """Return an idle process, or a new one."""
+        while self.idle:
+            if (process := self.idle.pop()).poll() is None:
+                return process
+        process = _started()
+        threading.Thread(target=_listen, args=(process, self.received), daemon=True).start()
+        return process
+
+    def close(self) -> None:
+        """Stop the idle processes."""
+        _stop(self.idle)
+
+
+def run_jobs(
+    jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int], workers: Workers
+) -> Generator[Event]:
     """Run jobs in order. Yields `(index, outcome)` when a job ends, and None about every `TICK` seconds.
 
     The set `running` is updated with the indices of running jobs. Closing the generator stops the processes; they save
-    their training runs first.
+    their training runs first. At the end of all jobs, the processes become idle.
     """
+    jobs = dict(jobs)
     waiting = deque(jobs)
-    received: queue.Queue[_Received] = queue.Queue()
     try:
-        while waiting or any(slot.job is not None for slot in slots):
+        while waiting or any(slot.jobs for slot in slots):
             for slot in slots:
-                if slot.job is None and waiting:
-                    _give(slot, waiting.popleft(), jobs, received)
+                if not slot.jobs and waiting:
+                    _give(slot, _next(waiting, jobs, len(slots)), jobs, workers)
             running.clear()
-            running.update(slot.job for slot in slots if slot.job is not None)
-            ended = list(_ended(jobs, received))
+            running.update(*(slot.jobs.values() for slot in slots))
+            ended = list(_ended(jobs, slots, waiting, workers))
             yield from ended
             if not ended:
                 yield None
+        workers.idle += [slot.process for slot in slots if slot.process is not None]
+    except BaseException:
+        _stop([slot.process for slot in slots if slot.process is not None])
+        raise
     finally:
         running.clear()
-        _stop(slots)
 
 
-def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], received: queue.Queue[_Received]) -> None:
+def _next(waiting: deque[int], jobs: Mapping[int, StudyJob], slots: int) -> list[int]:
+    """Remove the next job from the waiting ones, with others of its group, and return them.
+
+    Jobs are left for the other slots, so that all slots end at about the same time.
+    """
+    group = jobs[waiting[0]].group
+    most = min(_MOST, -(-len(waiting) // slots)) if group else 1
+    taken = [index for index in waiting if jobs[index].group == group][:most]
+    for index in taken:
+        waiting.remove(index)
+    return taken
+
+
+def _give(slot: Slot, indices: Sequence[int], jobs: Mapping[int, StudyJob], workers: Workers) -> None:
     if slot.process is None or slot.process.poll() is not None:
-        slot.process, slot.received = _started(), b""
-        threading.Thread(target=_listen, args=(slot, slot.process, received), daemon=True).start()
-    slot.job = index
-    job = jobs[index]
-    sent = replace(job, device=slot.device or job.device, threads=slot.threads or job.threads)
+        slot.process, slot.received = workers.take(), b""
+    slot.jobs = dict(enumerate(indices))
+    slot.side_by_side = len(indices) > 1
+    given = [jobs[index] for index in indices]
+    sent = [replace(j, device=slot.device or j.device, threads=slot.threads or j.threads) for j in given]
     pipe = _pipe(slot.process.stdin)
     with suppress(BrokenPipeError):  # it died on startup, which `_ended` reports
-        pipe.write(to_wire(sent))
+        pipe.write(to_wire(*sent))
         pipe.flush()
 
 
@@ -98,15 +142,17 @@ def _started() -> subprocess.Popen[bytes]:
     )
 
 
-def _listen(slot: Slot, process: subprocess.Popen[bytes], received: queue.Queue[_Received]) -> None:
+def _listen(
+    process: subprocess.Popen[bytes], received: queue.Queue[tuple[subprocess.Popen[bytes], bytes]]
+) -> None:
     """Forward the output of a process.
 
     The function runs in a thread, because Windows cannot wait for several pipes in one thread.
     """
     with _pipe(process.stdout) as output:
         while part := os.read(output.fileno(), 1 << 16):
-            received.put((slot, process, part))
-    received.put((slot, process, b""))
+            received.put((process, part))
+    received.put((process, b""))
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
@@ -115,23 +161,31 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 def _ended(
-    jobs: Mapping[int, StudyJob], received: queue.Queue[_Received]
+    jobs: dict[int, StudyJob], slots: Sequence[Slot], waiting: deque[int], workers: Workers
 ) -> Generator[tuple[int, StudyOutcome]]:
-    """Wait for output, and yield a job that has ended, with its outcome. If its process ended, the job has failed."""
+    """Wait for output, and yield the jobs that have ended, with their outcomes.
+
+    If a process ended, its job has failed, or its several jobs wait again, without a group.
+    """
     with suppress(queue.Empty):
-        slot, process, output = received.get(timeout=TICK)
-        if slot.process is process:
-            slot.received += output
-        if b"\n" in slot.received and slot.job is not None:
-            line, slot.received = slot.received.split(b"\n", 1)
-            index, slot.job = slot.job, None
-            yield index, StudyOutcome(**json.loads(line))
+        process, output = workers.received.get(timeout=TICK)
         # a process that ended between two jobs may already have been replaced
-        if not output and slot.process is process:
+        slot = next((slot for slot in slots if slot.process is process), None)
+        if slot is None:
+            return
+        *lines, slot.received = (slot.received + output).split(b"\n")
+        for line in lines:
+            place, values = json.loads(line)
+            yield slot.jobs.pop(place), StudyOutcome(**values)
+        if not output:
             slot.process = None
-            if slot.job is not None:
-                index, slot.job = slot.job, None
-                yield index, StudyOutcome("failed", jobs[index].key, _death(process, jobs[index]))
+            open_jobs, slot.jobs = list(slot.jobs.values()), {}
+            for index in open_jobs:
+                if slot.side_by_side:
+                    jobs[index] = replace(jobs[index], group="")
+                    waiting.append(index)
+                else:
+                    yield index, StudyOutcome("failed", jobs[index].key, _death(process, jobs[index]))
 
 
 def _death(process: subprocess.Popen[bytes], job: StudyJob) -> str:
@@ -142,9 +196,9 @@ def _death(process: subprocess.Popen[bytes], job: StudyJob) -> str:
     return f"its process ended with {what}; see {job.log}"
 
 
-def _stop(slots: Sequence[Slot]) -> None:
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask the processes to save their training runs and exit, and kill those that do not exit in time."""
-    alive = [slot.process for slot in slots if slot.process is not None and slot.process.poll() is None]
+    alive = [process for process in processes if process.poll() is None]
     for process in alive:
         with suppress(BrokenPipeError):
             _pipe(process.stdin).close()  # the end of its input tells it to stop

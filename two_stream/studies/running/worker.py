@@ -1,6 +1,7 @@
-"""A worker process of a study: it reads one job per input line and writes one outcome per output line.
+"""A worker process of a study: it reads a list of jobs per input line and writes one outcome per output line.
 
-The worker is started as `python -m two_stream.studies.running.worker`. The output of a job goes to the job's log. When
+The jobs of a line run side by side; an outcome is written as `[number of the job in the line, outcome]`. The worker is
+started as `python -m two_stream.studies.running.worker`. The output of a job goes to the job's log. When
 the study's process exits, the input ends; the worker then saves its training run and exits.
 """
 
@@ -13,10 +14,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from two_stream.runtime.files import lock_worker
-from two_stream.studies.running.cells import StudyJob, StudyOutcome, job_from, run_job, to_wire
+from two_stream.studies.running.cells import StudyJob, job_from, run_side_by_side, to_wire
 
 _SAVING = 4.0
 """seconds for saving after the study's process has ended"""
@@ -25,18 +30,21 @@ _SAVING = 4.0
 def main() -> int:
     """Run jobs until the input ends, and return the exit code."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    jobs: queue.Queue[StudyJob | None] = queue.Queue()
-    threading.Thread(target=_listen, args=(_input(), jobs, os.getppid()), daemon=True).start()
+    groups: queue.Queue[list[StudyJob] | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(_input(), groups, os.getppid()), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lock = None
-    while (job := jobs.get()) is not None:
-        lock = lock or lock_worker(Path(job.record).parents[1])
-        outcome = _logged(job)
-        try:
-            answers.write(to_wire(outcome))
-        except BrokenPipeError:
-            return 1
-        if outcome.state == "interrupted":
+    lock, threads = None, torch.get_num_threads()
+    while (jobs := groups.get()) is not None:
+        lock = lock or lock_worker(Path(jobs[0].record).parents[1])
+        torch.set_num_threads(threads)  # a job with `threads: 0` does not keep the threads of the job before
+        ended = 0
+        for place, outcome in run_side_by_side(jobs, _logged):
+            try:
+                answers.write(to_wire(place, outcome))
+            except BrokenPipeError:
+                return 1
+            ended += outcome.state != "interrupted"
+        if ended < len(jobs):
             return 1
     return 0
 
@@ -54,14 +62,14 @@ def _input() -> int:
     return own
 
 
-def _listen(source: int, jobs: queue.Queue[StudyJob | None], parent: int) -> None:
+def _listen(source: int, groups: queue.Queue[list[StudyJob] | None], parent: int) -> None:
     """Forward jobs from the input. When the input ends, stop the current job and exit."""
     received = b""
     while part := os.read(source, 1 << 16):
         *lines, received = (received + part).split(b"\n")
         for line in lines:
-            jobs.put(job_from(json.loads(line)))
-    jobs.put(None)
+            groups.put([job_from(values) for values in json.loads(line)])
+    groups.put(None)
     if os.name == "nt":
         signal.raise_signal(signal.SIGTERM)  # on Windows, os.kill would end the process at once
     else:
@@ -72,18 +80,18 @@ def _listen(source: int, jobs: queue.Queue[StudyJob | None], parent: int) -> Non
     os._exit(1)
 
 
-def _logged(job: StudyJob) -> StudyOutcome:
-    """Run a job with its standard output and standard error redirected to its log."""
+@contextmanager
+def _logged(job: StudyJob) -> Iterator[None]:
+    """Context manager that redirects standard output and standard error to the log of a job."""
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     with Path(job.log).open("ab", buffering=0) as log:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        outcome = run_job(job)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return outcome
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
 
 
 if __name__ == "__main__":
