@@ -24,6 +24,6 @@ def test_settings_are_found_by_name_from_any_folder(installed: Installed) -> Non
 
 
 def test_studies_weights_and_data_sets_are_found(installed: Installed) -> None:
-    assert "0 of 21 cells are done" in installed("ablate", "demo_heads", "--dry-run")
+    assert "0 of 36 cells are done" in installed("ablate", "demo_heads", "--dry-run")
     assert "i3d-rgb-imagenet-kinetics" in installed("weights", "list")
     assert "51 classes" in installed("check", "hmdb51", code=1)
