@@ -36,13 +36,13 @@ from two_stream.evaluation.report.page import (
     page_templates,
     to_svg,
 )
-from two_stream.evaluation.scores.words import Table, TableCell
+from two_stream.evaluation.scores.words import Table, TableCell, percent
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.plotting import INK, MUTED, SERIES, SURFACE, shorten
 from two_stream.runtime.text import signed_number
 from two_stream.studies.report import tables
 from two_stream.studies.report.tables import number
-from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult, Xray
+from two_stream.studies.statistics.results import Comparison, StudyResult, VariantResult, Xray, XrayRow
 
 MORE, LESS, SAME = SERIES[2], SERIES[1], MUTED
 """Colours of a gain, a loss, and no difference."""
@@ -80,22 +80,49 @@ def _colour(comparison: Comparison) -> str:
     return MORE if comparison.difference.value > 0 else LESS
 
 
-def xray_rows(xray: Xray) -> list[IntervalRow]:
-    """Return the rows of the figure of an X-ray: the changes below the name of each network."""
-    rows: list[IntervalRow] = []
-    for place, name in enumerate(xray.findings):
-        rows.append(IntervalRow(name))
-        rows += [
-            IntervalRow(
-                one.change,
-                one.accuracy,
-                SERIES[place % len(SERIES)],
-                is_filled=one.significant or one.difference is None,
-            )
-            for one in xray.rows
-            if one.network == name
-        ]
-    return rows
+def xray_figures(xray: Xray, metric: str) -> list[str]:
+    """Draw the accuracy of networks under changes; networks with the same changes share a figure, one column each."""
+    networks: dict[str, dict[str, XrayRow]] = {}
+    for row in xray.rows:
+        networks.setdefault(row.network, {})[row.change] = row
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, rows in networks.items():
+        groups.setdefault(tuple(rows), []).append(name)
+    return [
+        _xray_figure(changes, {name: networks[name] for name in names}, metric)
+        for changes, names in groups.items()
+    ]
+
+
+def _xray_figure(changes: Sequence[str], networks: Mapping[str, Mapping[str, XrayRow]], metric: str) -> str:
+    with drawing(0.9 + 0.27 * len(changes)) as (figure, (axis,)):
+        for column, (name, rows) in enumerate(networks.items()):
+            for line, change in enumerate(changes):
+                row = rows[change]
+                gap = 0.0 if row.difference is None else row.difference.value
+                tint = to_rgba(
+                    MORE if gap > 0 else LESS, DEEPEST * min(1.0, abs(gap) / 0.6) if row.significant else 0
+                )
+                axis.add_patch(
+                    Rectangle((column - 0.48, line - 0.46), 0.96, 0.92, facecolor=tint, edgecolor="none")
+                )
+                weight = "bold" if row.difference is None or row.significant else "normal"
+                colour = INK if weight == "bold" else MUTED
+                text = f"{100 * row.accuracy.value:.0f}"
+                axis.text(
+                    column, line, text, ha="center", va="center", color=colour, weight=weight, fontsize=8.0
+                )
+                add_value(axis, column, line, f"{name}, {change}: {metric} {percent(row.accuracy)} %")
+        axis.set(xlim=(-0.5, len(networks) - 0.5), ylim=(len(changes) - 0.5, -0.5))
+        axis.set_xticks(
+            range(len(networks)), [shorten(name, 30) for name in networks], rotation=90, fontsize=8.0
+        )
+        axis.set_yticks(range(len(changes)), changes, fontsize=8.0)
+        axis.xaxis.tick_top()
+        axis.grid(visible=False)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        return to_svg(figure, f"{metric} under changes of the clips: {', '.join(networks)}")
 
 
 def variant_rows(result: StudyResult) -> list[IntervalRow]:
@@ -379,7 +406,9 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
         code_version=result.code_version,
         created=result.created,
     )
-    write_text(out, page.render(**facts, top=top, figures=_figures(result), classes=class_views(result)))
+    changed = [] if result.xray is None else xray_figures(result.xray, result.metric)
+    figures = {**_figures(result), "xray": changed}
+    write_text(out, page.render(**facts, top=top, figures=figures, classes=class_views(result)))
     texts = {
         ".md": _tidy(environment.get_template("study.md").render(**facts)),
         ".tex": environment.get_template("study.tex").render(**facts),
@@ -466,14 +495,6 @@ def _figures(result: StudyResult) -> dict[str, str | None]:
         "forest": forest(result.comparisons, result.level) if result.comparisons else None,
         "pareto": pareto(variants, metric),
         "learning": learning(histories),
-        "xray": None
-        if result.xray is None
-        else accuracy_rows(
-            xray_rows(result.xray),
-            metric,
-            (result.chance, "guessing") if metric == "top-1" else None,
-            "X-ray",
-        ),
     }
 
 
