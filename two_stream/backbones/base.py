@@ -274,7 +274,7 @@ class OnMap(nn.Module):
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the map with the new number of channels."""
-        y_BCTHW: torch.Tensor = self.body(x_BCTHW.movedim(1, -1)).movedim(-1, 1)
+        y_BCTHW: torch.Tensor = self.body(x_BCTHW.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
         return y_BCTHW
 
 

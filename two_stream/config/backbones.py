@@ -306,14 +306,17 @@ class HfVideo(Options):
         return self
 
 
+MVIT = ("mvit_v1_b", "mvit_v2_s")
+"""Networks of torchvision with a class token and position embeddings."""
+
+
 class TorchvisionVideo(Options):
-    """A video network of torchvision: MViT, Video Swin, S3D, R3D-18 or MC3-18."""
+    """A video network of torchvision: MViT, Video Swin, S3D, R3D-18 or MC3-18 (R(2+1)D-18 is the kind r2plus1d)."""
 
     kind: Literal["torchvision"] = "torchvision"
     name: Literal["mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b", "s3d", "r3d_18", "mc3_18"] = (
         "mvit_v2_s"
     )
-    """name in torchvision. R(2+1)D-18 is the kind r2plus1d"""
     frames: PositiveInt = 16
     """number of frames of a clip for MViT, whose position embeddings have this length; an even number"""
     image_size: PositiveInt = 224
@@ -321,25 +324,18 @@ class TorchvisionVideo(Options):
     class_token: bool = False
     """for MViT: return only the class token, as one time step. torchvision's classifier uses it with the average head.
     false: return the other tokens as a feature map, which every head accepts"""
-    drop_path: Fraction | None = None
-    """largest probability of dropping a residual branch of MViT or Swin in training; none: torchvision's (0.2, 0.1)"""
 
     @model_validator(mode="after")
     def _fits(self) -> TorchvisionVideo:
-        given = self.model_fields_set - {"kind", "name"}
-        changed = {name for name in given if getattr(self, name) != type(self).model_fields[name].default}
-        known = {"frames", "image_size", "class_token", "drop_path"} if self.name in MVIT else {"drop_path"}
-        if self.name in ("s3d", "r3d_18", "mc3_18"):
-            known = set()
-        if changed - known:
-            raise ValueError(f"{self.name} has no option `{min(changed - known)}`; remove the option")
+        if self.name not in MVIT and (self.frames, self.image_size, self.class_token) != (16, 224, False):
+            raise ValueError(
+                f"`frames`, `image_size` and `class_token` are options of MViT, not of {self.name}; "
+                "remove them, and set the size of a clip in `model.input`"
+            )
         if self.frames % 2 or self.image_size % 32:
             raise ValueError("`frames` must be even, and `image_size` a multiple of 32")
         return self
 
-
-MVIT = ("mvit_v1_b", "mvit_v2_s")
-"""Networks of torchvision with a class token and position embeddings."""
 
 BackboneOptions = Annotated[
     ResNet3d

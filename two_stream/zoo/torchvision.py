@@ -15,39 +15,29 @@ SWIN = "Liu et al., Video Swin Transformer (arXiv 2106.13230)"
 S3D = "Xie et al., Rethinking Spatiotemporal Feature Learning (arXiv 1712.04851)"
 TRAN = "Tran et al., A Closer Look at Spatiotemporal Convolutions (arXiv 1711.11248)"
 
-
-def _record(name: str, backbone: Any, summary: str, paper: str, **options: Any) -> ModelRecord:
-    made = ModelOptions(**{"backbone": backbone, "head": AverageHead(), "dropout": 0.0} | options)
-    return ModelRecord(f"torchvision/{name}", made, summary, paper, alias=name)
-
-
-def _wrapped(name: Any, summary: str, paper: str, **options: Any) -> ModelRecord:
-    return _record(name, TorchvisionVideo(name=name), f"{summary}, average pooling", paper, **options)
-
-
-RECORDS = (
-    *(
-        _record(
-            name,
-            TorchvisionVideo(name=name, class_token=True),
-            f"{summary}, 16 frames, every 4th, class token",
-            paper,
-            dropout=0.5,
-        )
-        for name, summary, paper in (("mvit_v1_b", "MViT-B", MVIT), ("mvit_v2_s", "MViTv2-S", MVIT2))
-    ),
-    *(
-        _wrapped(f"swin3d_{size}", f"Video Swin-{size.upper()}, 32 frames, every 2nd", SWIN)
-        for size in ("t", "s", "b")
-    ),
-    _wrapped("s3d", "S3D, 128 frames, every 2nd", S3D, head=AverageHead(window=2), dropout=0.2),
-    _wrapped("r3d_18", "R3D-18, 16 frames, every 2nd", TRAN),
-    _wrapped("mc3_18", "MC3-18, 16 frames, every 2nd", TRAN),
-    _record(
-        "r2plus1d_18",
-        R2Plus1d(depth=18, midplanes="block", norm_eps=1e-5),
-        "R(2+1)D-18, 16 frames, every 2nd, average pooling",
-        TRAN,
-        input=InputOptions(clip_length=16, stride=2, resize=(128, 171)),
-    ),
+_TOKEN = {"class_token": True}
+_R2PLUS1D = R2Plus1d(depth=18, midplanes="block", norm_eps=1e-5)
+_SIXTEEN = InputOptions(clip_length=16, stride=2, resize=(128, 171))
+_TABLE: tuple[tuple[str, str, str, dict[str, Any], dict[str, Any]], ...] = (
+    # name, summary, paper, options of the backbone, options of the model
+    ("mvit_v1_b", "MViT-B, 16 frames, every 4th, class token", MVIT, _TOKEN, {"dropout": 0.5}),
+    ("mvit_v2_s", "MViTv2-S, 16 frames, every 4th, class token", MVIT2, _TOKEN, {"dropout": 0.5}),
+    ("swin3d_t", "Video Swin-T, 32 frames, every 2nd", SWIN, {}, {}),
+    ("swin3d_s", "Video Swin-S, 32 frames, every 2nd", SWIN, {}, {}),
+    ("swin3d_b", "Video Swin-B, 32 frames, every 2nd", SWIN, {}, {}),
+    ("s3d", "S3D, 128 frames, every 2nd", S3D, {}, {"head": AverageHead(window=2), "dropout": 0.2}),
+    ("r3d_18", "R3D-18, 16 frames, every 2nd", TRAN, {}, {}),
+    ("mc3_18", "MC3-18, 16 frames, every 2nd", TRAN, {}, {}),
+    ("r2plus1d_18", "R(2+1)D-18, 16 frames, every 2nd", TRAN, {}, {"backbone": _R2PLUS1D, "input": _SIXTEEN}),
 )
+
+
+def _record(name: Any, summary: str, paper: str, backbone: Any, options: Any) -> ModelRecord:
+    usual: dict[str, Any] = {"head": AverageHead(), "dropout": 0.0}
+    if "backbone" not in options:
+        usual["backbone"] = TorchvisionVideo(name=name, **backbone)
+    made = ModelOptions(**usual | options)
+    return ModelRecord(f"torchvision/{name}", made, f"{summary}, average pooling", paper, alias=name)
+
+
+RECORDS = tuple(_record(*row) for row in _TABLE)
