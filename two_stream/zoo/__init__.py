@@ -68,7 +68,7 @@ def resolve(name_or_options: str | ModelOptions, **changes: Any) -> ModelOptions
         return options
     source = f"model {name_or_options}" if named else "model options"
     base = options.model_dump()
-    if changes.get("modality", options.modality) != options.modality:
+    if (changes.get("modality", options.modality) == "flow") != (options.reads == "flow"):
         base["input"].update(_other_modality(base["input"]))
     return validate_settings(ModelOptions, _merge(base, changes), source)
 
