@@ -158,7 +158,7 @@ def test_an_export_computes_the_differences(root, to):
 
 
 def test_streams_and_what_contradicts_are_refused_in_one_line():
-    with pytest.raises(SettingsError, match="RGB differences cannot stream.*--mode sliding"):
+    with pytest.raises(SettingsError, match=r"RGB differences cannot stream.*--mode sliding"):
         streaming.convert(Recognizer(options(), 3))
     with pytest.raises(SettingsError, match="needs two frames of each segment"):
         Recognizer(options(input={"segments": FRAMES}), 3)

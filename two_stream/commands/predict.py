@@ -45,7 +45,8 @@ class _PredictFlags:
     """video files, folders of frames (img_00001.jpg, flow_x_00001.jpg, …), or folders that are searched for both; a
     part of a video: VIDEO#START-END, in seconds"""
     rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """run folder or exported file of a network that reads RGB (rgb or rgbdiff); repeat the flag for several networks, which are fused"""
+    """run folder or exported file of a network that reads RGB (rgb or rgbdiff); repeat the flag for several networks,
+    which are fused"""
     flow: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """run folder or exported file of a flow network; repeat the flag for several networks"""
     top: int = 5
