@@ -242,7 +242,7 @@ class Run(run.Run):
         size, rate = "×".join(map(str, spec.size)), f" at {spec.fps:g} per second" if spec.fps else ""
         return [
             ("run", str(self.paths.root)),
-            ("network", f"{model.backbone.kind} + {model.head.kind}, {spec.modality}"),
+            ("network", f"{model.backbone.kind} + {model.head.kind}, {model.modality}"),
             ("input", f"{spec.clip_length} frames with stride {spec.stride}{rate}, {size}"),
             ("classes", f"{len(self.class_names)}: {', '.join(self.class_names[:_SHOWN])}, …"),
             ("data", f"{self.experiment.data.dataset}, split {self.experiment.data.split}"),

@@ -116,7 +116,13 @@ class Recognizer(nn.Module):
 
     def features_of_normalised(self, x_BCTHW: torch.Tensor) -> list[torch.Tensor]:
         """Return the tokens `x_BTD` of each pathway for an already normalised clip."""
-        return self._pooled([feature.tensor for feature in self.backbone(x_BCTHW)])
+        return self._pooled(self.maps_of_normalised(x_BCTHW))
+
+    def maps_of_normalised(self, x_BCTHW: torch.Tensor) -> list[torch.Tensor]:
+        """Return the backbone's map of each pathway for an already normalised clip."""
+        if self.options.modality == "rgbdiff":
+            x_BCTHW = differences(x_BCTHW, max(1, self.spec.segments))
+        return [feature.tensor for feature in self.backbone(x_BCTHW)]
 
     def _pooled(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the heads' input tokens for feature maps `(B, C, T, H, W)` or tokens `(B, T, D)`.
@@ -158,7 +164,7 @@ class Recognizer(nn.Module):
 
     def _classified_places(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the logits of every position, with negative logits set to 0, averaged over positions."""
-        maps = [feature.tensor.flatten(2).transpose(1, 2) for feature in self.backbone(x_BCTHW)]
+        maps = [x.flatten(2).transpose(1, 2) for x in self.maps_of_normalised(x_BCTHW)]
         places_BND = torch.cat(maps, dim=-1)
         logits_BNK = torch.relu(self.classifier(self.dropout(places_BND)))
         return logits_BNK.mean(1)
@@ -177,7 +183,7 @@ class Recognizer(nn.Module):
             maps: Return feature maps `(B, C, T, H, W)` per pathway, which every head accepts; otherwise their spatial
                 mean `(B, T, D)`, for heads that do not need maps.
         """
-        found = [feature.tensor for feature in self.backbone(x_BCTHW)]
+        found = self.maps_of_normalised(x_BCTHW)
         return found if maps else [space_mean(x) for x in found]
 
     def forward_stored(self, features_BD: torch.Tensor, layout: FeatureLayout) -> torch.Tensor:
@@ -314,6 +320,27 @@ class Recognizer(nn.Module):
         return self
 
 
+def differences(x_BCTHW: torch.Tensor, segments: int = 1) -> torch.Tensor:
+    """Return the RGB difference of a clip, the input of the backbone for `modality: rgbdiff`.
+
+    The difference of frame t is `x[t] - x[t - 1]`, with frames that are `spec.stride` frames of the video apart. The
+    first frame of the clip, or of each segment, has no predecessor and gets the difference of the second frame, so T
+    frames give T differences and no frame outside the clip is read. Frames are normalised before, so the mean cancels:
+    a change of the pixel value by p is `p / 255 * (hi - lo) / std`, between `-(hi - lo) / std` and `(hi - lo) / std`.
+    There are three channels for each time step, as in RGB, so networks start from RGB weights without a change; TSN
+    stacks differences as channels and averages and repeats the first layer's weights instead.
+
+    Source: Wang et al., "Temporal Segment Networks" (arXiv 1608.00859), section 3.2.
+
+    Args:
+        x_BCTHW: Normalised clips; T is at least 2 for each segment.
+        segments: Number of equal parts of the clip, between which no difference is computed.
+    """
+    x = x_BCTHW.reshape(*x_BCTHW.shape[:2], segments, -1, *x_BCTHW.shape[3:])
+    change = x[:, :, :, 1:] - x[:, :, :, :-1]
+    return torch.cat((change[:, :, :, :1], change), dim=3).reshape(x_BCTHW.shape)
+
+
 def _unpacked(features_BD: torch.Tensor, layout: FeatureLayout) -> list[torch.Tensor]:
     """Split rows of cached features into the tokens or maps of each pathway."""
     parts = torch.split(features_BD, layout.sizes, dim=1)
@@ -343,7 +370,7 @@ def input_spec(options: ModelOptions) -> InputSpec:
     Raises:
         SettingsError: Contradicting values, for example a crop larger than the frame.
     """
-    usual = BACKBONES[options.backbone.kind].default_input(options.backbone, options.modality)
+    usual = BACKBONES[options.backbone.kind].default_input(options.backbone, options.reads)
     given = {name: value for name, value in options.input.model_dump().items() if value is not None}
     if given.get("segments") == "frames":
         given["segments"] = given.get("clip_length", usual.clip_length)
@@ -352,6 +379,11 @@ def input_spec(options: ModelOptions) -> InputSpec:
         raise SettingsError(
             f"`input.clip_length` {spec.clip_length} is not a multiple of `input.segments` {spec.segments}; expected "
             "the same number of frames for every segment"
+        )
+    if options.modality == "rgbdiff" and spec.clip_length < 2 * max(1, spec.segments):
+        raise SettingsError(
+            f"`model.modality: rgbdiff` needs two frames of each segment or more, but `input.clip_length` is "
+            f"{spec.clip_length} and `input.segments` is {spec.segments}; increase `input.clip_length`"
         )
     fields = len(usual.mean)  # the statistics of one flow field apply to each field of a stack
     spec = replace(
@@ -380,7 +412,7 @@ def input_spec(options: ModelOptions) -> InputSpec:
 def build_backbone(options: ModelOptions) -> Backbone:
     """Return an untrained backbone with its reduction block, for resolved options."""
     stack = input_spec(options).stack
-    backbone: Backbone = BACKBONES[options.backbone.kind](options.backbone, options.modality, stack=stack)
+    backbone: Backbone = BACKBONES[options.backbone.kind](options.backbone, options.reads, stack=stack)
     if options.reduction == "frab":
         backbone.append_block(options.reduced_channels)
     elif options.reduction == "frmb":

@@ -112,6 +112,13 @@ CASES = (
     Case("timm mobilenetv3", {"kind": "timm", "name": "mobilenetv3_small_050"}, _FRAMES),
     Case("timm vit", {"kind": "timm", "name": "vit_tiny_patch16_224"}, _IMAGES),
     Case("timm swin", {"kind": "timm", "name": "swin_tiny_patch4_window7_224"}, _IMAGES),
+    Case("torchvision mc3_18", {"kind": "torchvision", "name": "mc3_18"}),
+    Case("torchvision s3d", {"kind": "torchvision", "name": "s3d"}),
+    Case("torchvision swin3d_t", {"kind": "torchvision", "name": "swin3d_t"}),
+    *(
+        Case(f"torchvision {name}", {"kind": "torchvision", "name": name, "frames": 16, "image_size": 32})
+        for name in ("mvit_v1_b", "mvit_v2_s")
+    ),
     *(
         Case(
             f"transformers {name}",

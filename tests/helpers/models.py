@@ -36,6 +36,7 @@ SMALL_BACKBONES: dict[str, dict[str, Any]] = {
     "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
     "r2plus1d": {"depth": 18, "width": 0.125, "temporal_stride": 4},
     "timm": {"name": "test_resnet", "temporal_stride": 4},
+    "torchvision": {"name": "mc3_18"},
     "hf_video": {
         "config": {
             "image_size": 32,

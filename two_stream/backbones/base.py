@@ -50,6 +50,8 @@ class Backbone(nn.Module, ABC):
     """Supported modalities; other modalities cause an error when the network is built."""
     reductions: tuple[str, ...] = ("none", "frab", "frmb")
     """Supported values of `ModelOptions.reduction`; other values cause an error."""
+    attends: bool = False
+    """Whether every frame attends to other frames of its clip; such a network cannot stream or compute in int8."""
     gradient_checkpointing: bool = False
 
     def __init__(self, options: Any, modality: Modality, stack: int = 1) -> None:
@@ -161,10 +163,9 @@ def init_convolutions(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-class LibraryBackbone(Backbone):
-    """A network of timm or transformers, built with random weights; `load_pretrained` loads published weights."""
+class SizedBackbone(Backbone):
+    """A network that may accept only one clip length and size, because its position embeddings are of this size."""
 
-    options: TimmNet | HfVideo
     fixed: tuple[int | None, int | None] = (None, None)
     """Required number of frames and side of clips; None: any value."""
     setting: tuple[str, str] = ("", "")
@@ -197,6 +198,12 @@ class LibraryBackbone(Backbone):
                 f"a clip of {'×'.join(map(str, x_BCTHW.shape[2:]))} was passed; this {self.options.kind} network "
                 f"expects {'×'.join(map(str, wanted))}"
             )
+
+
+class LibraryBackbone(SizedBackbone):
+    """A network of timm or transformers, built with random weights; `load_pretrained` loads published weights."""
+
+    options: TimmNet | HfVideo
 
     def load_pretrained(
         self, state: Mapping[str, torch.Tensor] | None = None, source: str = "the given tensors"
@@ -267,7 +274,7 @@ class OnMap(nn.Module):
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the map with the new number of channels."""
-        y_BCTHW: torch.Tensor = self.body(x_BCTHW.movedim(1, -1)).movedim(-1, 1)
+        y_BCTHW: torch.Tensor = self.body(x_BCTHW.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
         return y_BCTHW
 
 
@@ -283,6 +290,21 @@ def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool
         norm = nn.BatchNorm2d(outputs)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, norm, nn.ReLU(inplace=True))
+
+
+def input_width(block: nn.Module) -> int:
+    """Return the number of input channels of a block's first layer.
+
+    Raises:
+        SettingsError: The block has no weights.
+    """
+    for part in block.modules():
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)):
+            return part.in_channels
+        weight = part._parameters.get("weight")
+        if weight is not None:
+            return int(weight.shape[-1])
+    raise SettingsError("the last block has no weights, so its width is unknown; use `reduction: frab`")
 
 
 def flow_statistics(

@@ -77,6 +77,7 @@ class HfVideoBackbone(LibraryBackbone):
     """Patches, encoder layers and last norm of VideoMAE, TimeSformer, ViViT or V-JEPA 2."""
 
     options: HfVideo
+    attends = True
 
     def __init__(
         self,

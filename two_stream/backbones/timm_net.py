@@ -22,6 +22,7 @@ from two_stream.backbones.base import (
     OnMap,
     TokenBlock,
     flow_statistics,
+    input_width,
     pointwise_block,
     reason,
     usual_resize,
@@ -357,7 +358,7 @@ class TimmBackbone(LibraryBackbone):
             )
         container = self.get_submodule(self.home)
         key, old = list(container.named_children())[-1]
-        inputs, stride = _inputs(old), _block_stride(old)
+        inputs, stride = input_width(old), _block_stride(old)
         new: nn.Module
         if self.layout == "nchw":
             new = pointwise_block(inputs, channels, stride=stride, volumes=self.options.inflate)
@@ -494,17 +495,6 @@ def _side(options: TimmNet) -> tuple[int, bool]:
     """Return the default image size, and whether it is fixed."""
     found = _published(options.name)
     return options.image_size or int(found.input_size[-1]), bool(found.fixed_input_size)
-
-
-def _inputs(block: nn.Module) -> int:
-    """Return the number of input channels of a block's first layer."""
-    for part in block.modules():
-        if isinstance(part, (nn.Conv2d, nn.Conv3d)):
-            return part.in_channels
-        weight = part._parameters.get("weight")
-        if weight is not None:
-            return int(weight.shape[-1])
-    raise SettingsError("the last block has no weights, so its width is unknown; use `reduction: frab`")
 
 
 def _block_stride(block: nn.Module) -> int:

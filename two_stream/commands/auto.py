@@ -178,7 +178,7 @@ def _answer(flags: _AutoFlags, record: Record, shown: Candidate, best: Candidate
     )
     command = ["two-stream", "predict", "VIDEO"]
     for run, _ in runs:
-        command += [f"--{load_experiment(run.experiment).model.modality}", str(run.root)]
+        command += [f"--{load_experiment(run.experiment).model.reads}", str(run.root)]
     if len(runs) > 1:
         rule = "logits" if best.rule == "learned" else best.rule
         command += ["--rule", rule, "--weights", *(f"{weight:.4g}" for _, weight in runs)]

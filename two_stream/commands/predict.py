@@ -43,7 +43,8 @@ class _PredictFlags:
     """video files, folders of frames (img_00001.jpg, flow_x_00001.jpg, …), or folders that are searched for both; a
     part of a video: VIDEO#START-END, in seconds"""
     rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """run folder or exported file of an RGB network; repeat the flag for several networks, which are fused"""
+    """run folder or exported file of a network that reads RGB (rgb or rgbdiff); repeat the flag for several networks,
+    which are fused"""
     flow: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """run folder or exported file of a flow network; repeat the flag for several networks"""
     top: int = 5
@@ -303,7 +304,7 @@ def _describe(
 
 def _stream_names(runs: Sequence[AnyRun[Any]]) -> list[str]:
     """Return the modality of each run; runs of the same modality also get their name and, if needed, a number."""
-    modalities = [run.model.spec.modality for run in runs]
+    modalities = [run.experiment.model.modality for run in runs]
     found: list[str] = []
     for modality, run in zip(modalities, runs):
         name = modality if modalities.count(modality) == 1 else f"{modality} · {run.experiment.name}"
@@ -320,7 +321,7 @@ def _draw_attention(streams: Sequence[_Stream], video: Path, out: Path, result: 
         for stream in streams
     ]
     best = result["top"][0]
-    names = {"rgb": "RGB"}
+    names = {"rgb": "RGB", "rgbdiff": "RGB difference"}
     seen = [
         f"{names.get(name, name)} ({plural(one['views'], 'view')})" for name, one in result["streams"].items()
     ]

@@ -192,7 +192,7 @@ def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
     options = resolve_evaluation(run.model, evaluate, device, exact=is_exact(run.experiment))
     reading = reading_of(run, flow=flags.flow_algorithm, short_side=flags.short_side)
     return NetworkTrack(
-        spec.modality,
+        run.experiment.model.modality,
         _network(flags, run, options),
         Prepare(spec, reading),
         every=1 if _picked(flags, spec) is not None else _distance(flags, spec),

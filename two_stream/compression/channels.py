@@ -32,6 +32,7 @@ REFUSED = {
     "depend on each other",
     "timm": "its layers are from a library, and model files cannot store a narrowed version of them",
     "hf_video": "it is a transformer from a library, which has no channels that can be removed separately",
+    "torchvision": "its layers are from a library, and model files cannot store a narrowed version of them",
     "motion_grid": "it has no weights",
 }
 """Backbones whose channels cannot be removed, with the reason."""

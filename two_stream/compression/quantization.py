@@ -79,7 +79,7 @@ def check_quantisable(model: Recognizer) -> None:
     if any(isinstance(alteration, Int8) for alteration in model.alterations):
         raise SettingsError("the network is already quantized; use the run that it was quantized from")
     kind = model.options.backbone.kind
-    if kind in ("timm", "hf_video"):
+    if kind == "timm" or model.backbone.attends:
         raise SettingsError(
             f"backbone {kind} is from a library whose code depends on tensor values, so torch cannot trace it as "
             "a graph of layers; use a backbone of two-stream (see `two-stream models`)"

@@ -306,6 +306,37 @@ class HfVideo(Options):
         return self
 
 
+MVIT = ("mvit_v1_b", "mvit_v2_s")
+"""Networks of torchvision with a class token and position embeddings."""
+
+
+class TorchvisionVideo(Options):
+    """A video network of torchvision: MViT, Video Swin, S3D, R3D-18 or MC3-18 (R(2+1)D-18 is the kind r2plus1d)."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Literal["mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b", "s3d", "r3d_18", "mc3_18"] = (
+        "mvit_v2_s"
+    )
+    frames: PositiveInt = 16
+    """number of frames of a clip for MViT, whose position embeddings have this length; an even number"""
+    image_size: PositiveInt = 224
+    """side of a clip for MViT, a multiple of 32"""
+    class_token: bool = False
+    """for MViT: return only the class token, as one time step. torchvision's classifier uses it with the average head.
+    false: return the other tokens as a feature map, which every head accepts"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TorchvisionVideo:
+        if self.name not in MVIT and (self.frames, self.image_size, self.class_token) != (16, 224, False):
+            raise ValueError(
+                f"`frames`, `image_size` and `class_token` are options of MViT, not of {self.name}; "
+                "remove them, and set the size of a clip in `model.input`"
+            )
+        if self.frames % 2 or self.image_size % 32:
+            raise ValueError("`frames` must be even, and `image_size` a multiple of 32")
+        return self
+
+
 BackboneOptions = Annotated[
     ResNet3d
     | ResNeXt3d
@@ -324,6 +355,7 @@ BackboneOptions = Annotated[
     | Slow
     | MotionGrid
     | TimmNet
-    | HfVideo,
+    | HfVideo
+    | TorchvisionVideo,
     Field(discriminator="kind"),
 ]

@@ -15,6 +15,7 @@ from pydantic import (
 from two_stream.config.backbones import BackboneOptions, MobileNetV2
 from two_stream.config.base import Fraction, Options, Positive, PositiveInt, Rate
 from two_stream.config.heads import AverageHead, BertHead, HeadOptions
+from two_stream.types import Modality
 
 
 class InputOptions(Options):
@@ -69,8 +70,8 @@ class InputOptions(Options):
 class ModelOptions(Options):
     """A recognizer: backbone, reduction, temporal head and classifier."""
 
-    modality: Literal["rgb", "flow"] = "rgb"
-    """rgb: 3 channels; flow: 2 channels (x, y)"""
+    modality: Literal["rgb", "flow", "rgbdiff"] = "rgb"
+    """rgb: 3 channels; flow: 2 channels (x, y); rgbdiff: RGB frames, of which the network sees the differences"""
     backbone: BackboneOptions = MobileNetV2()
     """the network before the head"""
     reduction: Literal["none", "frab", "frmb"] = "none"
@@ -90,9 +91,22 @@ class ModelOptions(Options):
     input: InputOptions = InputOptions()
     """changes to the backbone's default input"""
 
+    @property
+    def reads(self) -> Modality:
+        """Modality of the frames that are read: rgb for `rgbdiff`."""
+        return "flow" if self.modality == "flow" else "rgb"
+
+    @model_validator(mode="after")
+    def _differences_of_frames(self) -> ModelOptions:
+        if self.modality == "rgbdiff" and getattr(self.backbone, "difference", "none") != "none":
+            raise ValueError(
+                "`modality: rgbdiff` and `backbone.difference` both compute differences; remove one of them"
+            )
+        return self
+
     @model_validator(mode="after")
     def _only_flow_is_stacked(self) -> ModelOptions:
-        if self.modality == "rgb" and (self.input.stack or 1) > 1:
+        if self.reads == "rgb" and (self.input.stack or 1) > 1:
             raise ValueError(
                 f"`input.stack` is {self.input.stack}, but only flow is stacked; set `modality: flow`, or remove "
                 "`input.stack`"

@@ -350,7 +350,7 @@ def experiment_part(
     data = experiment.data
     return load_part(
         record,
-        modality or experiment.model.modality,
+        modality or experiment.model.reads,
         data.split,
         part,
         selection=experiment.train.selection,
@@ -363,7 +363,7 @@ def training_lists(
     experiment: Experiment, record: Record
 ) -> tuple[list[VideoRecord], list[VideoRecord], dict[str, Any]]:
     """Return the training and the validation part of an experiment and the `list_facts`; reads each list once."""
-    data, selection, modality = experiment.data, experiment.train.selection, experiment.model.modality
+    data, selection, modality = experiment.data, experiment.train.selection, experiment.model.reads
     whole = load_part(record, modality, data.split, "train", selection="paper")
     facts = list_facts(whole, own_validation(record, modality, data.split), record.classes)
     if selection == "holdout" and not _has_own_validation(record, data.split):

@@ -99,10 +99,10 @@ def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
     options = zoo.find(flags.arch).options
     record = find_record(flags.dataset, flags.settings)
     stream = _stream(flags.arch, flags.checkpoint, record, flags.split)
-    videos, file = _videos(flags, record, options.modality, views)
-    record = _record(flags, record, videos, {options.modality: flags.extension})
+    videos, file = _videos(flags, record, options.reads, views)
+    record = _record(flags, record, videos, {options.reads: flags.extension})
     skip = flags.on_error == "skip"
-    videos = count_listed_frames(videos, record, options.modality, uncounted_only=True, skip=skip)
+    videos = count_listed_frames(videos, record, options.reads, uncounted_only=True, skip=skip)
     begin = time.perf_counter()
     evaluator = "spatial_demo3D" if views == "multi" else "spatial_demo_bert"
     made = _score(stream, flags, record, videos, views, {"list": str(file), "evaluator": evaluator})
@@ -125,7 +125,7 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
         note(line)
     views: Views = "multi" if flags.multiple_clips_enabled else "single"
     for wanted, arch in (("rgb", flags.arch_rgb), ("flow", flags.arch_flow)):
-        found = zoo.find(arch).options.modality
+        found = zoo.find(arch).options.reads
         if found != wanted:
             raise SettingsError(
                 f"--arch_{wanted} is {arch}, a network for {found}; expected a network for {wanted}"

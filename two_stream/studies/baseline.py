@@ -86,7 +86,7 @@ def run_baseline(
     done: list[RunPaths] = []
     missing: TwoStreamError | None = None
     for experiment in chosen:
-        if experiment.model.modality not in record.modalities():
+        if experiment.model.reads not in record.modalities():
             continue
         note(f"baseline: {experiment.name}")
         try:
@@ -122,7 +122,7 @@ def _joined(runs: Sequence[RunPaths], part: Part) -> list[ScoreTable]:
 def majority(record: Record, experiment: Experiment, like: ScoreTable) -> ScoreTable:
     """Return scores that predict the class frequencies of the training list for every video of `like`."""
     data = experiment.data
-    train = load_part(record, experiment.model.modality, data.split, "train", selection="paper")
+    train = load_part(record, experiment.model.reads, data.split, "train", selection="paper")
     counts = np.bincount([video.label for video in train], minlength=record.num_classes)
     log_prior = np.log(np.maximum(counts, 0.5) / counts.sum())
     facts = {key: like.meta[key] for key in ("dataset", "split", "part", "selection")}

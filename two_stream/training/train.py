@@ -125,7 +125,7 @@ def train_steps(
 def _note_expected_precision(experiment: Experiment, record: Record) -> None:
     """Print how precisely the data set can measure an accuracy."""
     with suppress(TwoStreamError):  # no test list
-        note(expected_words(record, experiment.model.modality, experiment.data.split))
+        note(expected_words(record, experiment.model.reads, experiment.data.split))
 
 
 def _train(
@@ -328,7 +328,7 @@ def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> Non
     else:
         parameter_groups(model, model.stages(), options.optimizer, options.layer_decay, options.stage_rates)
     if experiment.data.source == "shards" and experiment.data.shards and data.features is None:
-        shard_facts(experiment.data.shards, experiment.model.modality)
+        shard_facts(experiment.data.shards, experiment.model.reads)
 
 
 @torch.no_grad()
@@ -383,7 +383,7 @@ def _facts(experiment: Experiment, device: torch.device) -> dict[str, str]:
         facts["gpu"] = torch.cuda.get_device_name(device)
     from_shards = experiment.data.source == "shards" and experiment.data.features is None
     if from_shards and experiment.data.shards:
-        made = shard_facts(experiment.data.shards, experiment.model.modality)
+        made = shard_facts(experiment.data.shards, experiment.model.reads)
         facts["shards"] = ", ".join(f"{key} {value}" for key, value in made.items())
     if experiment.data.features is not None:
         facts["features"] = FeatureCache(experiment.data.features).content

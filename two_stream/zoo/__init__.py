@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
-from two_stream.zoo import co3d, families, kinetics, late_temporal, modern
+from two_stream.zoo import co3d, families, kinetics, late_temporal, modern, torchvision
 from two_stream.zoo.record import ModelRecord
 
 _RECORDS: dict[str, ModelRecord] = {
     record.name: record
-    for home in (late_temporal, kinetics, families, co3d, modern)
+    for home in (late_temporal, kinetics, families, co3d, modern, torchvision)
     for record in home.RECORDS
 }
 _ALIASES = {record.alias: record for record in _RECORDS.values() if record.alias}
@@ -68,7 +68,7 @@ def resolve(name_or_options: str | ModelOptions, **changes: Any) -> ModelOptions
         return options
     source = f"model {name_or_options}" if named else "model options"
     base = options.model_dump()
-    if changes.get("modality", options.modality) != options.modality:
+    if (changes.get("modality", options.modality) == "flow") != (options.reads == "flow"):
         base["input"].update(_other_modality(base["input"]))
     return validate_settings(ModelOptions, _merge(base, changes), source)
 

@@ -24,6 +24,7 @@ SOURCES = {
     "timm": "timm",
     "starter": "efficientnet_lite_pytorch",
     "transformers": "transformers",
+    "torchvision": "torchvision",
 }
 """Codebase that published the networks of a namespace."""
 

@@ -273,4 +273,5 @@ def test_published_names_lead_both_ways(name, backbone, key):
 @pytest.mark.parametrize("build", [tv.r3d_18, tv.mc3_18])
 def test_torchvisions_other_networks_are_not_mistaken(build):
     with torch.device("meta"):
-        assert recognise_layout(build(weights=None).state_dict()) is None
+        layout = recognise_layout(build(weights=None).state_dict())
+    assert layout.name == "R3D, MC3 (torchvision)"

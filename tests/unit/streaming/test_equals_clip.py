@@ -55,10 +55,13 @@ NETS: dict[str, dict[str, Any]] = {
     "slowfast early": {"kind": "slowfast", "width": 0.125, "fusion": "early", "alpha": 2},
     "timm": {"kind": "timm", "name": "resnet18", "temporal_stride": 2},
     "timm shifted": {"kind": "timm", "name": "resnet10t", "tsm": 0.125},
+    "s3d": {"kind": "torchvision", "name": "s3d"},
+    "r3d": {"kind": "torchvision", "name": "r3d_18"},
+    "mc3": {"kind": "torchvision", "name": "mc3_18"},
     "timm inflated": {"kind": "timm", "name": "resnet10t", "inflate": True},
     "timm inflated, SAME padding": {"kind": "timm", "name": "tf_efficientnet_lite0", "inflate": True},
 }
-SIDES = {"densenet": 32, "timm inflated": 32}
+SIDES = {"densenet": 32, "timm inflated": 32, "s3d": 32}
 """Sides of the frames of networks that take no 16 pixels."""
 IN_REACH = 3
 """Length of the streams in receptive fields."""
@@ -99,7 +102,7 @@ def refused(model: Recognizer) -> str | None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "densenet" else ()) for n in NETS]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("densenet", "r3d") else ()) for n in NETS]
 )
 def test_stream_equals_clip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(

@@ -37,6 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "x3d": {"width": 1.0, "depth": 1.0},
     "slow": {"width": 0.125},
     "c3d": {"width": 0.125, "side": 2},
+    "torchvision": {"name": "mc3_18"},
 }
 REFUSED = {"timm", "hf_video", "motion_grid"}
 ACCEPTED = sorted(set(BACKBONES) - REFUSED)

@@ -305,7 +305,7 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
     Raises:
         DataError: The data set has no frames of that modality, or none for one of the videos.
     """
-    data, modality = experiment.data, experiment.model.modality
+    data, modality = experiment.data, experiment.model.reads
     if data.source == "shards" and spec.modality != modality:
         raise DataError(
             f"`data.shards` contains {modality} frames, but the teacher expects {spec.modality}; "

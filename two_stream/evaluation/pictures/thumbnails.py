@@ -88,7 +88,7 @@ def _frames(experiment: Experiment, video_id: str, source: str, modality: Modali
     record = dataset_record(experiment.data)
     segment, length = segments_of(record).get(video_id), 0
     if segment is not None:
-        length = _listed_frames(record, video_id, experiment.data.split, experiment.model.modality)
+        length = _listed_frames(record, video_id, experiment.data.split, experiment.model.reads)
         video_id = segment.video
     before = segment.first - 1 if segment else 0
     if source == "videos":

@@ -168,7 +168,7 @@ def _is_there(key: str, path: Path, name: str, experiment: Experiment) -> bool:
         return path.is_file() and (not name or read_yaml(path).get("name") == name)
     if key == "features":
         return (complete_folder(path) / "features.json").is_file()
-    return (path / experiment.model.modality / "index.npz").is_file()
+    return (path / experiment.model.reads / "index.npz").is_file()
 
 
 def _given(key: str, data: DataOptions) -> Path | None:

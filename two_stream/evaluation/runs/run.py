@@ -665,7 +665,7 @@ def scoring_facts(
     """Return metadata on how videos were scored: views, frames, machine, versions."""
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
-        "modality": spec.modality,
+        "modality": experiment.model.modality,
         "protocol": describe_views(
             evaluate, sampling_of(spec, data.sampling), mirror, whole_frame=data.augment.whole_frame
         )

@@ -153,15 +153,16 @@ def _joined(
     """Return a function that computes the logits of all networks; a backbone that several share is computed once."""
 
     def compute(x_BCTHW: torch.Tensor) -> torch.Tensor:
-        maps: dict[nn.Module, list[torch.Tensor]] = {}
+        maps: dict[tuple[nn.Module, str], list[torch.Tensor]] = {}
         found = []
         for network, backbone in zip(networks, backbones, strict=True):
             if network.options.dense:
                 found.append(network.forward_normalised(x_BCTHW))
                 continue
-            if backbone not in maps:
-                maps[backbone] = [feature.tensor for feature in backbone(x_BCTHW)]
-            found.append(network.logits_of_maps(maps[backbone]))
+            key = backbone, network.options.modality  # RGB and RGB differences may have the same weights
+            if key not in maps:
+                maps[key] = network.maps_of_normalised(x_BCTHW)
+            found.append(network.logits_of_maps(maps[key]))
         return torch.cat([logits_BK.float() for logits_BK in found], dim=1)
 
     return compute

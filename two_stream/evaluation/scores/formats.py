@@ -166,7 +166,7 @@ def read_foreign(
         "scale": "logits" if kind == "logits" else "log-probabilities",
         "protocol": ", ".join(filter(None, (kind, plural(len(classes), "class"), mean, remark))),
     }
-    words = {"rgb", "flow"}.intersection(re.split(r"[\W_]+", path.stem.lower()))
+    words = {"rgb", "flow", "rgbdiff"}.intersection(re.split(r"[\W_]+", path.stem.lower()))
     meta |= {"modality": words.pop()} if len(words) == 1 else {}
     meta |= {"dataset": record.name} if record is not None else {}
     groups = _groups(path, rows, names, described, record)

@@ -147,7 +147,9 @@ class Canvas:
         shape = (self.size, channels, time, height, width)
         if self._recognizer is None:
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
-        batch = torch.zeros(shape, dtype=_TYPES[self.precision], device=self.device)
+        exact = self._recognizer.options.modality == "rgbdiff"  # rounded frames have wrong differences
+        dtype = torch.float32 if exact else _TYPES[self.precision]
+        batch = torch.zeros(shape, dtype=dtype, device=self.device)
         form = self._recognizer.memory_format
         return batch if form == torch.preserve_format else batch.contiguous(memory_format=form)
 

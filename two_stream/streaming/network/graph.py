@@ -13,7 +13,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones import Backbone
-from two_stream.backbones.base import LibraryBackbone
 from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
 from two_stream.backbones.timm_net import TimmBackbone
@@ -86,7 +85,7 @@ def add_backbone(backbone: Backbone, choice: CellChoice, builder: Builder) -> li
     """
     if isinstance(backbone, TimmBackbone):
         return [_add_timm(backbone, choice, builder)]
-    if isinstance(backbone, LibraryBackbone):
+    if backbone.attends:
         raise SettingsError(
             f"backbone {backbone.options.kind} cannot stream, because every frame attends to all frames of its clip"
         )

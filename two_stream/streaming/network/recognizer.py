@@ -152,6 +152,11 @@ def convert(
         raise SettingsError(f"`window` is {window}; expected a number of frames, 1 or more")
     if model.cpu_only:
         raise SettingsError("int8 networks cannot stream; convert the float network that was quantized")
+    if model.options.modality == "rgbdiff":
+        raise SettingsError(
+            "a network of RGB differences cannot stream, because the first difference of each clip is repeated; use "
+            "sliding clips (`two-stream stream --mode sliding`)"
+        )
     model.eval()
     builder = Builder()
     choice = CellChoice(squeeze, start, window or model.spec.clip_length)

@@ -536,7 +536,8 @@ def _settings_of(study: Study, variant: Variant) -> dict[str, Any]:
 
 def _of_baseline(base: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a baseline probe with the modality and the data of the study's base."""
-    settings = baseline_settings((base.get("model") or {}).get("modality", "rgb"))
+    flow = (base.get("model") or {}).get("modality") == "flow"
+    settings = baseline_settings("flow" if flow else "rgb")
     for section, names in _SHARED.items():
         given = base.get(section) or {} if section else base
         kept = {name: given[name] for name in names if name in given}
@@ -616,7 +617,7 @@ def name_cell(
     lists = _digest(
         options.dataset,
         options.settings_root,
-        experiment.model.modality,
+        experiment.model.reads,
         options.split,
         options.source,
         options.shards,

@@ -110,7 +110,8 @@ def fusion_study(
 def _pairs(found: _Streams) -> list[FusedPair]:
     modalities = [str(table.meta.get("modality")) for table in next(iter(found.by_cell.values()))]
     rgb, flow = ([i for i, kind in enumerate(modalities) if kind == wanted] for wanted in ("rgb", "flow"))
-    chosen = list(product(rgb, flow)) or list(combinations(range(len(found.names)), 2))
+    known = len(rgb) + len(flow) == len(modalities)  # all pairs if there is a third kind, such as rgbdiff
+    chosen = list(product(rgb, flow) if known else ()) or list(combinations(range(len(found.names)), 2))
     alone = {index: found.panel([index]) for pair in chosen for index in pair}
     return [_pair(found, alone, pair) for pair in chosen]
 
