@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import nullcontext
@@ -266,3 +270,41 @@ def test_worker_processes_write_the_same_and_a_log_for_each_cell(start, alone: P
         assert [f"epoch {number}/3  train loss" in log for number in (1, 2, 3)] == [True] * 3
         assert log.count("train loss") == 3
         assert f"run folder: {job.run}" in " ".join(log.split())
+
+
+@pytest.mark.integration
+def test_a_study_that_is_killed_and_interrupted_ends_the_same(start, tmp_path: Path, monkeypatch):
+    base = tmp_path / "base.yaml"
+    train = start.train.model_copy(update={"epochs": 40})
+    data = start.data.model_copy(update={"features": None})
+    base.write_text(dump(start.model_copy(update={"data": data, "train": train})))
+    variants = {
+        "average": {"model.head.kind": "average"},
+        "lstm": {"model.head": {"kind": "lstm", "hidden": 8}},
+    }
+    study = {"name": "s", "question": "?", "base": str(base), "variants": variants, "seeds": [1]}
+    study |= {"features": {"train_views": 2}, "measure_cost": False}
+    for name in ("alone", "groups"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(study | {"out": str(tmp_path / name)}))
+    command = [sys.executable, "-m", "two_stream", "ablate", str(tmp_path / "groups.yaml"), "--jobs", "1"]
+    for number in (signal.SIGKILL, signal.SIGINT):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+            end, before = time.monotonic() + 120, epochs(tmp_path)
+            while time.monotonic() < end and process.poll() is None and epochs(tmp_path) < before + 6:
+                time.sleep(0.02)
+            os.kill(process.pid, number)
+            _, said = process.communicate(timeout=120)
+        assert process.returncode == (-9 if number == signal.SIGKILL else 130), said
+        assert len(list((tmp_path / "groups" / "s" / "runs").glob("*/last"))) == 2
+        assert not list((tmp_path / "groups" / "s" / "runs").glob("*/scores"))
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    monkeypatch.setattr(ablation, "run_jobs", run_jobs_here)
+    assert main(["ablate", str(tmp_path / "alone.yaml"), "--jobs", "1"]) == 0
+    runs = sorted((tmp_path / "alone" / "s" / "runs").iterdir())
+    assert len(runs) == 2
+    for run in runs:
+        assert_same(tmp_path / "groups" / "s" / "runs" / run.name, run)
+
+
+def epochs(folder: Path) -> int:
+    return sum(path.read_text().count("\n") for path in folder.glob("groups/s/runs/*/metrics.jsonl"))
