@@ -15,7 +15,7 @@ from two_stream.evaluation.features.cache import weights_sha256
 from two_stream.evaluation.runs.run import load_run
 from two_stream.evaluation.runs.xray import score_changes
 from two_stream.evaluation.scores.files import read_scores, write_scores
-from two_stream.evaluation.scoring.changes import NATURAL
+from two_stream.evaluation.scoring.changes import NATURAL, all_changes
 from two_stream.runtime.console import note
 from two_stream.runtime.text import plural
 from two_stream.studies.running.ablation import Ran
@@ -70,8 +70,10 @@ def _read(ran: Ran, outcome: StudyOutcome) -> dict[str, ScoreTable] | None:
         first = read_scores(natural)
         if any(first.meta.get(key) != plain.get(key) for key in ("model_sha256", "protocol", "precision")):
             return None
-        others = (read_scores(file) for file in sorted(natural.parent.glob(f"{ran.study.part}_*.npz")))
-        return {NATURAL: first} | {table.meta["change"]: table for table in others}
+        others = [read_scores(file) for file in natural.parent.glob(f"{ran.study.part}_*.npz")]
+        order = [NATURAL, *(change.name for change in all_changes())]
+        others.sort(key=lambda table: order.index(table.meta["change"]))
+        return {table.meta["change"]: table for table in others}
     except ScoreError:
         return None
 

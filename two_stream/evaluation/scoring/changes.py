@@ -141,10 +141,15 @@ def clip_changes(spec: InputSpec, labels: Iterable[int]) -> list[ClipChange]:
     return [*found, OTHER] if spec.modality == "flow" and len(set(labels)) > 1 else found
 
 
+def all_changes() -> list[ClipChange]:
+    """Return all changes of RGB and flow, each once, in the order of the reports."""
+    return list(dict.fromkeys((*_CHANGES["flow"], *_CHANGES["rgb"], OTHER)))
+
+
 def known_change(name: str) -> ClipChange:
     """Return the change with a name; `RGB …` and `flow …` are changes of one of two fused networks."""
     stream, _, rest = name.partition(" ")
-    known = {change.name: change for change in (*_CHANGES["rgb"], *_CHANGES["flow"], OTHER)}
+    known = {change.name: change for change in all_changes()}
     if stream not in ("RGB", "flow"):
         return known[name]
     return replace(known[rest], name=name, removes=f"{known[rest].removes} in {stream}", leaves="")

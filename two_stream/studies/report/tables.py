@@ -541,6 +541,8 @@ def comparisons_csv(result: StudyResult) -> str:
     return csv_text(header, rows)
 
 
+_NETWORKS = 3
+"""Largest number of networks whose X-ray is printed; more of them are only in the report."""
 _NAMES = 8
 """Largest number of settings that are listed in one line."""
 
@@ -555,7 +557,7 @@ def print_study(result: StudyResult) -> None:
         _print(f"fusion ({result.fusion.rule})", pairs_table(result.fusion))
         for line in _fusion_lines(result.fusion):
             say(line)
-    if result.xray is not None:
+    if result.xray is not None and len(result.xray.findings) <= _NETWORKS:
         _print("under changes of the clips", xray_table(result, "terminal"))
     say(result.protocol)
     for text in result.notes:
