@@ -71,6 +71,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         """
         self.source = source
         self.records = records
+        self._kept: tuple[str, list[list[int]]] = "", []
         self.spec = spec
         self.evaluate = evaluate
         self.data = data or DataOptions()
@@ -108,8 +109,10 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             return [range(1)]
 
     def _clips(self, record: VideoRecord) -> list[list[int]]:
-        clips = evaluation_clips(self.evaluate, self.spec, self.source.count(record), self.data.sampling)
-        return [reorder_frames(clip, self.data.frame_order, record.id) for clip in clips]
+        if self._kept[0] != record.id:  # a long recording has many chunks, which are read one after the other
+            clips = evaluation_clips(self.evaluate, self.spec, self.source.count(record), self.data.sampling)
+            self._kept = record.id, [reorder_frames(clip, self.data.frame_order, record.id) for clip in clips]
+        return self._kept[1]
 
     def _views(self, record: VideoRecord, chunk: Chunk) -> VideoViews:
         spec = self.spec
