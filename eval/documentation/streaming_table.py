@@ -49,6 +49,8 @@ NAMES = (
     "timm/resnet50_tsn",
     "timm/resnet50_tsm",
     "timm/resnet18_i3d",
+    "torchvision/mc3_18",
+    "torchvision/swin3d_t",
     "transformers/videomae_base",
 )
 """At least one network of each family in the zoo."""
