@@ -43,7 +43,7 @@ STUDY = f"""{BURN}
 if __name__ == "__main__":
     from two_stream.studies.running import worker
     if len(sys.argv) == 3:
-        worker.run_job = lambda job: burn(sys.argv[1])
+        worker.run_side_by_side = lambda jobs, logged: burn(sys.argv[1])
         import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job that takes long to save
         raise SystemExit(worker.main())
