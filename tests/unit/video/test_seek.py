@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.videos import CODECS, Codec, make
 from two_stream.errors import VideoError
 from two_stream.runtime.files import cache_folder, write_cached
-from two_stream.video.decoding import backend_pyav, index
+from two_stream.video.decoding import backend_pyav, base, index
 from two_stream.video.decoding.backend_pyav import PyavVideo, open_stream, version
 from two_stream.video.decoding.index import read_packet_index, starts_like_index
 from two_stream.video.decoding.reader import open_video
@@ -241,6 +241,18 @@ def test_files_whose_packets_cannot_be_believed_take_one_full_pass_and_no_more(
     third = Spy(path)
     np.testing.assert_array_equal(picked(third, [70]), truth[[70]])
     assert third.starts == [0]  # nothing can be kept, so no pass over what is not needed
+
+
+def test_a_long_file_that_cannot_be_sought_is_named_once(
+    film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(PyavVideo, "_find_index", lambda self: None)
+    monkeypatch.setattr(base, "FAR", 20)
+    for wanted in (3, 20, 21):
+        with open_video(film, "pyav") as video:
+            assert [number for number, _ in video.pick([wanted])] == [wanted]
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.count("decoded from its start") == (wanted == 20)
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import VideoError
+from two_stream.runtime.console import warn
 from two_stream.video.decoding.integrity import find_file_damage
 
 Image = NDArray[np.uint8]
@@ -26,6 +27,9 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 """Suffixes (lower case) of the files in a folder that count as videos."""
 
 
+FAR = 5_000
+"""number of frames before the first requested one from which on decoding all of them is worth a warning"""
+_warned: set[Path] = set()
 NO_TIMES = "has neither time stamps nor a frame rate, so its frames cannot be chosen by time"
 """reason of a `VideoError`"""
 
@@ -167,6 +171,12 @@ class Video(ABC):
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         """Yield the requested frames (ascending, distinct, at least one), decoding from the first frame."""
+        if wanted[0] >= FAR and self.path not in _warned:
+            _warned.add(self.path)
+            warn(
+                f"{self.path}: every part of this file is decoded from its start, because its time stamps do not allow "
+                "seeking; reading a long recording in parts takes long, so extract its frames (`two-stream extract`)"
+            )
         places = set(wanted)
         number = -1
         with closing(self._walk()) as walk:
