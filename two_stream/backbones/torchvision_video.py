@@ -214,9 +214,8 @@ def _build(options: TorchvisionVideo, channels: int) -> tuple[Any, int]:
         net.norm = LastNorm(net.norm)
     elif "stem" in FAMILIES[options.name].parts:
         init_convolutions(net.stem)
-        for (
-            part
-        ) in net.modules():  # torchvision's subclasses differ only in `__init__`; streams and int8 read types
+        # torchvision's subclasses differ only in `__init__`; streams and int8 read types
+        for part in net.modules():
             if isinstance(part, nn.Conv3d):
                 part.__class__ = nn.Conv3d
     return net, width

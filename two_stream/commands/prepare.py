@@ -65,7 +65,8 @@ def _prepare(kind: str, args: list[str]) -> Prepared:
         from two_stream.data.prepare.folders import prepare_folder
 
         return prepare_folder(flags.videos, flags.name, flags.out, flags)
-    given = "--train train.txt --val val.txt" if kind == "list" else "--annotations official"
+    files = {"list": "--train train.txt --val val.txt", "timeline": "--annotations labels.csv"}
+    given = files.get(kind, "--annotations official")
     examples = [f"prepare {kind} {given} --{source} {source}" for source in ("videos", "frames")]
     forms: dict[str, type[Any]] = {"list": ListOptions, "timeline": TimelineOptions}
     options = parse(

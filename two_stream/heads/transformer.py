@@ -23,9 +23,8 @@ def rotate(x_BHTD: torch.Tensor) -> torch.Tensor:
     The base is 10,000. Channel i is paired with channel i + D/2, as in Llama. If D is odd, the last channel is kept.
     """
     half = x_BHTD.shape[-1] // 2
-    dtype = (
-        torch.float32 if x_BHTD.element_size() < 4 else x_BHTD.dtype
-    )  # angles of half precision are inexact
+    # angles of half precision are inexact
+    dtype = torch.float32 if x_BHTD.element_size() < 4 else x_BHTD.dtype
     steps = torch.arange(x_BHTD.shape[-2], device=x_BHTD.device, dtype=dtype)
     speeds = 10000.0 ** (torch.arange(half, device=x_BHTD.device, dtype=dtype) / -max(half, 1))
     angles_TD = steps[:, None] * speeds

@@ -826,9 +826,8 @@ class Trainer:
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
         best = (self.evaluated, *self._state("averaged" if averaged else "trained", other))
-        if (
-            self._least_seconds
-        ):  # the backbone and other frozen parameters never change, so they are not copied
+        if self._least_seconds:
+            # the backbone and other frozen parameters never change, so they are not copied
             modules = cast(Any, self.model).backbone.modules()
             parameters = (p for p in self.model.parameters() if not p.requires_grad)
             self._best = copy.deepcopy(best, {id(part): part for part in (*modules, *parameters)})

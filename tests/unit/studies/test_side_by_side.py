@@ -89,7 +89,7 @@ def jobs_of(start: Experiment, folder: Path, names: Sequence[str] = tuple(CELLS)
 
 @pytest.fixture(scope="module")
 def alone(start: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which every cell ran by itself."""
+    """The folder in which every cell ran alone."""
     folder = tmp_path_factory.mktemp("alone")
     assert all(run_job(job).done for job in jobs_of(start, folder))
     return folder
