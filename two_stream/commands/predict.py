@@ -129,7 +129,7 @@ def main(args: list[str]) -> int:
     paths = [path for _, path in inputs]
     for flag, target in (("--attention", flags.attention), ("--timeline", flags.timeline)):
         if target is not None:
-            from two_stream.evaluation.pictures.attention import check_target  # imports matplotlib
+            from two_stream.evaluation.pictures.clip import check_target  # imports matplotlib
 
             check_target(target, paths, flag)
     if len(paths) == 1 and not paths[0].is_dir():  # report a wrong file before networks are loaded

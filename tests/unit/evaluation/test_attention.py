@@ -218,7 +218,7 @@ def test_each_pathway_has_its_own_windows(video):
 
 
 def made_up(weights, frames, **changes) -> StreamAttention:
-    pathway = Pathway("main", np.asarray(weights, np.float64), frames)
+    pathway = Pathway("main", frames, np.asarray(weights, np.float64))
     given = {"modality": "rgb", "numbers": [n for step in frames for n in step], "clip": 1, "clips": 1}
     given |= {"times": np.arange(999) / 10, "guess": ("$wave$", 0.755), "pathways": [pathway]}
     given |= {"head": "bert", "class_token": True}
