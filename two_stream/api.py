@@ -24,6 +24,7 @@ from two_stream.evaluation.runs import none_of_these, run
 from two_stream.evaluation.runs.lookup import Roots
 from two_stream.evaluation.scores import fusion, metrics
 from two_stream.evaluation.scores.files import find_scores, read_scores
+from two_stream.evaluation.scoring.saliency import Method, Question
 from two_stream.evaluation.scoring.video import clip_spans, fuse_results, score_file, top_classes
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
@@ -32,6 +33,7 @@ from two_stream.video.decoding.memory import Source
 
 if TYPE_CHECKING:
     from two_stream.evaluation.pictures.attention import StreamAttention
+    from two_stream.evaluation.pictures.saliency import StreamSaliency
     from two_stream.studies.statistics.results import StudyResult
 
 __all__ = [
@@ -235,6 +237,40 @@ class Run(run.Run):
             self.experiment.evaluate,
             run.reading_of(self, videos=[video]),
             self.class_names,
+        )
+
+    def saliency(
+        self,
+        video: Source,
+        target: str | Sequence[str] | None = None,
+        *,
+        method: Method = "grad-cam",
+        stage: str | None = None,
+    ) -> StreamSaliency:
+        """Return where in the middle clip of a video, in space and time, the network finds a class.
+
+        `pathways[0].values` is the map `(T, H, W)`. `box` is the part of the picture that it covers.
+
+        Args:
+            video: As for `predict`.
+            target: A class; or two classes, for what speaks for the first rather than the second. The default is the
+                most likely class of the clip.
+            method: `grad-cam` or `layer-cam`.
+            stage: Stage of the backbone whose map is used (`model.backbone.stages()`); default: the last one.
+
+        Raises:
+            SettingsError: There is no such class or stage, or the network computes in int8.
+        """
+        from two_stream.evaluation.pictures.saliency import read_saliency
+
+        classes = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        return read_saliency(
+            self.model,
+            video,
+            self.experiment.evaluate,
+            run.reading_of(self, videos=[video]),
+            self.class_names,
+            Question(classes, method, stage or ""),
         )
 
     def _facts(self) -> list[tuple[str, str]]:

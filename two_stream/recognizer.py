@@ -146,13 +146,11 @@ class Recognizer(nn.Module):
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K)` of an already normalised clip, for comparisons with other code."""
-        if self.options.dense:
-            return self._classified_places(x_BCTHW)
-        return self._classified(self.features_of_normalised(x_BCTHW))
+        return self.logits_of_maps(self.maps_of_normalised(x_BCTHW))
 
     def logits_of_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Return the logits `(B, K)` for the backbone's feature maps `(B, C, T, H, W)` of each pathway."""
-        return self._classified(self._pooled(maps))
+        return self._classified_places(maps) if self.options.dense else self._classified(self._pooled(maps))
 
     def _aggregated(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         vectors = [head(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
@@ -162,10 +160,9 @@ class Recognizer(nn.Module):
         logits_BK: torch.Tensor = self.classifier(self.dropout(self._aggregated(tokens)))
         return logits_BK
 
-    def _classified_places(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+    def _classified_places(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Return the logits of every position, with negative logits set to 0, averaged over positions."""
-        maps = [x.flatten(2).transpose(1, 2) for x in self.maps_of_normalised(x_BCTHW)]
-        places_BND = torch.cat(maps, dim=-1)
+        places_BND = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=-1)
         logits_BNK = torch.relu(self.classifier(self.dropout(places_BND)))
         return logits_BNK.mean(1)
 
@@ -265,10 +262,14 @@ class Recognizer(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            tokens = self.forward_features(clip_BCTHW)
-            return [head.attention(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
+            return self.attention_of_maps(self.maps_of_normalised(self.normalised(clip_BCTHW)))
         finally:
             self.train(was_training)
+
+    @torch.no_grad()
+    def attention_of_maps(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return `attention` for the backbone's feature maps; the network must be in evaluation mode."""
+        return [head.attention(x_BTD) for head, x_BTD in zip(self._heads(), self._pooled(maps), strict=True)]
 
     def stages(self) -> list[tuple[str, nn.Module]]:
         """Return the named parts from the input to the classifier; freezing and layer-wise decay apply to them."""

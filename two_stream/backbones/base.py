@@ -53,6 +53,8 @@ class Backbone(nn.Module, ABC):
     attends: bool = False
     """Whether every frame attends to other frames of its clip; such a network cannot stream or compute in int8."""
     gradient_checkpointing: bool = False
+    saliency_stage: str = ""
+    """Stage whose maps show where a class was found; empty: the feature maps of the backbone."""
 
     def __init__(self, options: Any, modality: Modality, stack: int = 1) -> None:
         super().__init__()
@@ -116,6 +118,17 @@ class Backbone(nn.Module, ABC):
         for _, stage in self.stages():
             x_BCTHW = self.run_stage(stage, x_BCTHW)
         return [FeatureMap(x_BCTHW, self.pathways[0])]
+
+    def maps_of_stage(self, name: str, x: Any, clip_BCTHW: torch.Size) -> tuple[torch.Tensor, ...]:
+        """Return the output of a stage as maps `(B, C, T, H, W)`, one per pathway.
+
+        Args:
+            name: Name of the stage.
+            x: The output: maps, or tensors in the layout of another library.
+            clip_BCTHW: Shape of the clips.
+        """
+        del name, clip_BCTHW
+        return x if isinstance(x, tuple) else (x,)
 
     def run_stage(self, stage: nn.Module, x: Maps) -> Maps:
         """Run one stage; if checkpointing is on, its activations are recomputed in the backward pass."""

@@ -65,7 +65,11 @@ class ToMap(nn.Module):
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Return `(B, C, T, H, W)`."""
-        tokens: torch.Tensor = self.norm(x_BND)[:, self.prefix :]
+        return self.map_of(self.norm(x_BND))
+
+    def map_of(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Return tokens as a map `(B, C, T, H, W)`, without class tokens."""
+        tokens = x_BND[:, self.prefix :]
         batch, (time, height, width) = tokens.shape[0], self.grid
         if self.time_last:
             return tokens.reshape(batch, height, width, time, -1).permute(0, 4, 3, 1, 2)
@@ -143,6 +147,11 @@ class HfVideoBackbone(LibraryBackbone):
         """Return the stages stem, block1 … blockN, norm and, with FRAB, reduction."""
         names = ["stem", *(f"block{index + 1}" for index in range(self.depth)), "norm", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
+
+    def maps_of_stage(self, name: str, x: Any, clip_BCTHW: torch.Size) -> tuple[torch.Tensor, ...]:
+        """Return tokens as a map, without class tokens."""
+        del name, clip_BCTHW
+        return (self.norm.map_of(x) if x.ndim == 3 else x,)
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
         """Map a normalised clip to one feature map."""

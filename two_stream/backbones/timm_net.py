@@ -296,23 +296,26 @@ class TimmBackbone(LibraryBackbone):
 
     def forward_map(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the network's map `(B, C, T, H, W)`, before it is averaged over frames and reduced by FRAB."""
-        clips, frames = x_BCTHW.shape[0], x_BCTHW.shape[2]
         if self.options.tsm:
             for part in self.modules():
                 if isinstance(part, TemporalShift):
-                    part.frames = frames
+                    part.frames = x_BCTHW.shape[2]
         x = x_BCTHW if self.options.inflate else x_BCTHW.transpose(1, 2).flatten(0, 1)
         for name in self.names:
             if name in self._modules:
                 x = self.run_stage(self.get_submodule(name), x)
-        if self.options.inflate:
-            return x
+        return self.maps_of_stage(self.names[-1], x, x_BCTHW.shape)[0]
+
+    def maps_of_stage(self, name: str, x: Any, clip_BCTHW: torch.Size) -> tuple[torch.Tensor, ...]:
+        """Return the images' outputs as one map; prefix tokens are left out."""
+        if self.options.inflate or name == "reduction":
+            return (x,)
         if self.layout == "tokens":
-            grid = [size // self.spatial_stride[0] for size in x_BCTHW.shape[3:]]
-            x = x[:, self.prefix :].reshape(clips * frames, *grid, -1)
+            grid = [size // self.spatial_stride[0] for size in clip_BCTHW[3:]]
+            x = x[:, self.prefix :].reshape(x.shape[0], *grid, -1)
         if self.layout != "nchw":
             x = x.permute(0, 3, 1, 2)
-        return x.reshape(clips, frames, *x.shape[1:]).transpose(1, 2)
+        return (x.reshape(clip_BCTHW[0], -1, *x.shape[1:]).transpose(1, 2),)
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
         """Map a normalised clip to one feature map; frames are processed separately unless inflated."""

@@ -43,12 +43,13 @@ class MvitStem(nn.Module):
 
 
 class MvitBlock(nn.Module):
-    """A block of MViT for tokens of a fixed grid `(T, H, W)`."""
+    """A block of MViT for tokens of a fixed grid `(T, H, W)`; `outputs` is the grid after the block."""
 
-    def __init__(self, block: nn.Module, grid: tuple[int, ...]) -> None:
+    def __init__(self, block: nn.Module, grid: tuple[int, ...], outputs: tuple[int, ...]) -> None:
         super().__init__()
         self.block = block
         self.grid = grid
+        self.outputs = outputs
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Return tokens, fewer than the input if the block pools its queries."""
@@ -116,9 +117,13 @@ class TorchvisionBackbone(SizedBackbone):
             self.add_module(part, module)
             inner = [name for name, _ in module.named_children()] if part in ("blocks", "features") else []
             self.paths |= {f"{part}{name}": f"{part}.{name}" for name in inner} or {part: part}
+        self.grids = {name: part.outputs for name, part in self.stages() if hasattr(part, "outputs")}
+        """grid of MViT's tokens after each stage"""
         self.attends = "norm" in family.parts
         mvit = options.name in MVIT
         self.fixed = (options.frames, options.image_size) if mvit else (None, None)
+        if options.class_token:  # after the last block, only the class token is used
+            self.saliency_stage = "blocks14"
         time, space = (options.frames, options.image_size) if options.class_token else family.strides
         self.temporal_stride, self.spatial_stride, self.channels = (time,), (space,), (width,)
 
@@ -165,6 +170,15 @@ class TorchvisionBackbone(SizedBackbone):
         """Return the stages in torchvision's order and, with FRAB, reduction."""
         stages = [(name, self.get_submodule(path)) for name, path in self.paths.items()]
         return stages + ([("reduction", self.reduction)] if "reduction" in self._modules else [])
+
+    def maps_of_stage(self, name: str, x: Any, clip_BCTHW: torch.Size) -> tuple[torch.Tensor, ...]:
+        """Return MViT's tokens without the class token, or Swin's map with the channels last, as a map."""
+        del clip_BCTHW
+        if self.options.name in MVIT and x.ndim == 3:
+            x = x[:, 1:].reshape(x.shape[0], *self.grids[name], -1).permute(0, 4, 1, 2, 3)
+        elif FAMILIES[self.options.name] is _SWIN and name not in ("norm", "reduction"):
+            x = x.permute(0, 4, 1, 2, 3)
+        return (x,)
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
         """Map a normalised clip to one feature map."""
@@ -232,8 +246,10 @@ def _divide_mvit(net: Any, options: TorchvisionVideo) -> None:
             new = nn.init.trunc_normal_(torch.empty(count, old.shape[1]), std=0.02)
             setattr(encoding, name, nn.Parameter(new))
     net.stem = MvitStem(net)
+    net.stem.outputs = grid
     for index, block in enumerate(net.blocks):
-        net.blocks[index] = MvitBlock(block, grid)
+        inputs = grid
         if block.pool_skip is not None:
             grid = tuple(size // step for size, step in zip(grid, block.pool_skip.pool.stride, strict=True))
+        net.blocks[index] = MvitBlock(block, inputs, grid)
     net.norm = LastNorm(net.norm, grid, options.class_token)

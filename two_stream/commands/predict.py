@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import AnyRun
+    from two_stream.evaluation.scoring.saliency import Question
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
 SUMMARY = (
@@ -32,6 +33,7 @@ SUMMARY = (
 EXAMPLES = (
     "predict video.mp4 --rgb demo/runs/rgb --flow demo/runs/flow",
     "predict video.mp4 --rgb demo/runs/rgb --timeline time.png",
+    "predict video.mp4 --rgb demo/runs/rgb --saliency where.mp4",
     "predict videos/ --rgb demo/runs/rgb --csv scores.csv",
     "predict 'long.mp4#12.5-20' --rgb demo/runs/rgb",
 )
@@ -57,6 +59,15 @@ class _PredictFlags:
     """MP4 file to write: the video with its prediction; for several videos, a folder"""
     attention: Path | None = None
     """figure to write (.png, .pdf or .svg): the head's attention to each time step; for several videos, a folder"""
+    saliency: Path | None = None
+    """figure (.png, .pdf or .svg) or film (.mp4) to write: where in the frames, and when, the networks find the
+    predicted class; for several videos, a folder for a figure and a film of each"""
+    saliency_class: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CLASS …")] = ()
+    """another class for --saliency; two classes show what speaks for the first rather than the second"""
+    saliency_method: Literal["grad-cam", "layer-cam"] = "grad-cam"
+    """layer-cam: finer maps, also in early stages"""
+    saliency_stage: str | None = None
+    """stage of the backbone whose map is drawn, such as layer3; if omitted, the last one"""
     timeline: Path | None = None
     """figure to write, with a CSV file next to it: the prediction over time (by default with sliding views); for
     several videos, a folder"""
@@ -123,15 +134,21 @@ def main(args: list[str]) -> int:
         checked_weights(flags.weights, len(given))
     if flags.csv is not None:
         check_writable(flags.csv)
+    if flags.saliency is None and (flags.saliency_class or flags.saliency_stage):
+        raise SettingsError("--saliency-class and --saliency-stage require --saliency FILE")
     from two_stream.video.decoding.memory import open_any
 
     inputs = _inputs(flags.videos)
     paths = [path for _, path in inputs]
-    for flag, target in (("--attention", flags.attention), ("--timeline", flags.timeline)):
+    for flag, target in (
+        ("--attention", flags.attention),
+        ("--saliency", flags.saliency),
+        ("--timeline", flags.timeline),
+    ):
         if target is not None:
-            from two_stream.evaluation.pictures.clip import check_target  # imports matplotlib
+            from two_stream.evaluation.pictures.clip import SUFFIXES, check_target  # imports matplotlib
 
-            check_target(target, paths, flag)
+            check_target(target, paths, flag, (*SUFFIXES, ".mp4") if flag == "--saliency" else SUFFIXES)
     if len(paths) == 1 and not paths[0].is_dir():  # report a wrong file before networks are loaded
         open_any(paths[0], flags.backend or "pyav").close()
     runs = [_load(flags, path, modality) for path, modality in given]
@@ -156,7 +173,22 @@ def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
                 "exported run"
             )
         check_head(run.model, f"--attention with --{modality} {path}")
+    if flags.saliency is not None:
+        if path.is_file():
+            raise SettingsError(
+                f"--saliency with --{modality} {path}: an exported file has no gradients; use the folder of the "
+                "exported run"
+            )
+        _question(flags).check(run.model, run.class_names, f"--saliency with --{modality} {path}")
     return run
+
+
+def _question(flags: _PredictFlags, predicted: str | None = None) -> Question:
+    """Return what saliency maps show: the classes of the flags, or the predicted one."""
+    from two_stream.evaluation.scoring.saliency import Question
+
+    classes = flags.saliency_class or (() if predicted is None else (predicted,))
+    return Question(classes, flags.saliency_method, flags.saliency_stage or "")
 
 
 def _inputs(paths: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -188,7 +220,8 @@ def _predict_all(flags: _PredictFlags, inputs: Sequence[tuple[str, Path]], strea
     copies = annotated_files(paths, flags.annotate)
     drawings = annotated_files(paths, flags.attention, ".png")
     timelines = annotated_files(paths, flags.timeline, ".png")
-    for (name, path), found, *files in zip(inputs, scored, copies, drawings, timelines):
+    maps = annotated_files(paths, flags.saliency, "")
+    for (name, path), found, *files in zip(inputs, scored, copies, drawings, timelines, maps):
         try:
             if isinstance(found, TwoStreamError):
                 raise found
@@ -268,7 +301,7 @@ def _describe(
 
     runs = [stream.run for stream in streams]
     names, threshold = runs[0].class_names, flags.threshold or 0.0
-    copy, drawing, timeline = files
+    copy, drawing, timeline, saliency = files
     name, video = named
     probabilities = fuse_results(scored, flags.rule, flags.weights)
     result: dict[str, Any] = {
@@ -296,6 +329,12 @@ def _describe(
     if drawing is not None:
         _draw_attention(streams, video, drawing, result)
         result["attention"] = str(drawing)
+    if saliency is not None:
+        in_folder = len(flags.videos) > 1 or saliency != flags.saliency
+        written = [Path(f"{saliency}{suffix}") for suffix in (".png", ".mp4")] if in_folder else [saliency]
+        for target in written:
+            _draw_saliency(flags, streams, video, target, result)
+        result["saliency"] = " and ".join(map(str, written))
     if timeline is not None:
         _draw_timeline(flags, streams, scored, video, timeline)
         result["timeline"] = str(timeline)
@@ -333,6 +372,29 @@ def _draw_attention(streams: Sequence[_Stream], video: Path, out: Path, result: 
         f"by {' and '.join(seen)}{fused}. Below: the attention of {whose} in the middle clip",
         found,
     )
+
+
+def _draw_saliency(
+    flags: _PredictFlags, streams: Sequence[_Stream], video: Path, out: Path, result: dict[str, Any]
+) -> None:
+    from two_stream.evaluation.pictures import saliency
+
+    best = result["top"][0]
+    question = _question(flags, best["class"])
+    title = f"{video.name}: {best['class']}, {100 * best['probability']:.1f} %"
+    reads = [(one.run.model, video, one.views, one.reading, one.run.class_names, question) for one in streams]
+    if out.suffix.lower() == saliency.FILM:
+        names = [
+            {"rgb": "RGB", "rgbdiff": "RGB difference"}.get(name, name)
+            for name in _stream_names([stream.run for stream in streams])
+        ]
+        films = [saliency.read_film(*one, title=name) for one, name in zip(reads, names)]
+        saliency.write_film(
+            video, out, f"{title}  ·  {question.describe('')}", films, streams[0].reading.backend
+        )
+        return
+    found = [saliency.read_saliency(*one) for one in reads]
+    saliency.draw_saliency(out, title, f"{question.describe('')}, in the middle clip", found)
 
 
 def _draw_timeline(
@@ -400,7 +462,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _show_files(result: dict[str, Any]) -> None:
-    for key in ("annotated", "attention"):
+    for key in ("annotated", "attention", "saliency"):
         if key in result:
             say(f"{key}: {result[key]}")
     if "timeline" in result:

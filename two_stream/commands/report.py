@@ -32,6 +32,9 @@ class _ReportFlags(JoinFlags):
     runs have been moved; repeat the flag for several folders"""
     mistakes: int = 8
     """number of most confident mistakes to show"""
+    saliency: bool = False
+    """show where and when each mistake speaks for the predicted and for the true class; reads the videos of the
+    mistakes"""
 
 
 def main(args: list[str]) -> int:
@@ -39,7 +42,7 @@ def main(args: list[str]) -> int:
     flags = parse(_ReportFlags, args, "two-stream report", SUMMARY, EXAMPLES)
     from two_stream.evaluation.report.run_report import Reading, write_report
 
-    reading = Reading(flags.holdout, flags.described(), flags.common, flags.data_root)
+    reading = Reading(flags.holdout, flags.described(), flags.common, flags.data_root, flags.saliency)
     written = write_report(
         flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes, reading=reading
     )

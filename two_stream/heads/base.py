@@ -59,13 +59,17 @@ class Head(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def has_attention(self) -> bool:
+        """Return whether this kind of head defines `attention`."""
+        return type(self).attention is not Head.attention
+
     def check_attention(self) -> None:
         """Check that this kind of head defines `attention`.
 
         Raises:
             SettingsError: It does not; the message lists the heads that do.
         """
-        if type(self).attention is Head.attention:
+        if not self.has_attention():
             others = [kind for kind in HEADS if HEADS[kind].attention is not Head.attention]
             raise SettingsError(f"head {self.options.kind} has no attention; use {' or '.join(others)}")
 

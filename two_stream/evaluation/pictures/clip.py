@@ -183,9 +183,7 @@ def middle_clip(
         yield MiddleClip(video, spec, clips[place], place, len(clips), frames, reading)
 
 
-def clips_of(
-    video: Video, spec: InputSpec, options: EvaluateOptions, reading: VideoInput
-) -> list[list[int]]:
+def clips_of(video: Video, spec: InputSpec, options: EvaluateOptions, reading: VideoInput) -> list[list[int]]:
     """Return the frame numbers of each clip of an open video.
 
     Raises:
@@ -322,7 +320,9 @@ def _span_line(stream: StreamClip) -> str:
     return f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}"
 
 
-def draw_film(axis: Axes, pictures: Sequence[Frames], ratio: float, framed: int = -1, color: str = "") -> None:
+def draw_film(
+    axis: Axes, pictures: Sequence[Frames], ratio: float, framed: int = -1, color: str = ""
+) -> None:
     """Draw a picture for each time step, with a border in `color` around the step `framed`.
 
     `ratio` is the height of the axes divided by the width of a time step.

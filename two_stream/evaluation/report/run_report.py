@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
-from two_stream.errors import ScoreError, SettingsError
+from two_stream.errors import ScoreError, SettingsError, TwoStreamError
 from two_stream.evaluation.pictures.thumbnails import strip
 from two_stream.evaluation.report import page
 from two_stream.evaluation.runs.lookup import (
@@ -60,6 +60,8 @@ class Reading:
     """whether only the videos that all files contain are used"""
     data_root: Sequence[Path] = ()
     """folder of the data set's `dataset.yaml`, if it has been moved"""
+    saliency: bool = False
+    """whether the mistakes are shown with saliency maps; their videos are read, and the networks are loaded"""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def write_report(
     keep_inputs(written, [*sources, *reading.holdout])
     baseline, remark, command = _find_baseline(streams, given)
     facts, drawn = _facts(streams, fused, baseline, title, mistakes)
+    if reading.saliency:
+        drawn["maps"] = _saliency_strips(facts["mistakes"], streams, reading.data_root)
     if remark:
         facts["baseline"] = remark
     facts["answer"] = f"{words.sentence(facts['verdict'])} {facts['baseline']}".strip()
@@ -296,6 +300,7 @@ def _facts(
             "curve": page.fusion_curve(curve) if curve is not None else None,
         },
         "strips": _strips(facts["mistakes"], streams),
+        "maps": [],
     }
     return facts, drawn
 
@@ -490,6 +495,66 @@ def _strips(mistakes: list[dict[str, Any]], streams: list[_Stream]) -> list[tupl
     source = next((s for s in streams if s.table.meta.get("modality") == "rgb" and s.experiment), streams[0])
     modality = str(source.table.meta.get("modality", "rgb"))
     return [strip(source.experiment, mistake["id"], modality) for mistake in mistakes]
+
+
+def _saliency_strips(
+    mistakes: list[dict[str, Any]], streams: list[_Stream], data_root: Sequence[Path]
+) -> list[list[tuple[str, str, str]]]:
+    """Return for each mistake the rows `(what is shown, data URI, "")`, or `(stream, "", reason)`."""
+    rows: list[list[tuple[str, str, str]]] = [[] for _ in mistakes]
+    for stream in streams:
+        try:
+            pictures = _maps_of_stream(mistakes, stream, data_root)
+        except TwoStreamError as error:
+            pictures = [[(stream.name, "", " ".join(str(error).split()))] for _ in mistakes]
+        for own, found in zip(rows, pictures):
+            own += found
+    return rows
+
+
+def _maps_of_stream(
+    mistakes: list[dict[str, Any]], stream: _Stream, data_root: Sequence[Path]
+) -> list[list[tuple[str, str, str]]]:
+    """Return the rows of a stream for each mistake, from the middle clip of its video."""
+    from two_stream.data.clips.views import view_loader
+    from two_stream.evaluation.pictures.saliency import strip_of_clip
+    from two_stream.evaluation.runs.run import load_run, with_options
+    from two_stream.evaluation.scoring.saliency import Question
+
+    meta = stream.table.meta
+    if stream.run is None:
+        raise ScoreError("the run folder of these scores is not on this machine")
+    run = load_run(stream.run.root, str(meta.get("checkpoint") or "best"), data_root=data_root)
+    views = run.experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})
+    experiment = with_options(run, views, 0)
+    known = {record.id: record for record in run.videos(meta.get("part") or "test")}
+    found: list[list[tuple[str, str, str]]] = []
+    for mistake in mistakes:
+        record = known.get(mistake["id"])
+        if record is None:
+            found.append([(stream.name, "", "the video is not in the lists of the data set")])
+            continue
+        loader = view_loader(experiment.data, experiment.evaluate, run.model.spec, [record], run.record)
+        clip = next((views.views[0] for views in loader), None)
+        if clip is None:
+            found.append([(stream.name, "", loader.skipped[record.id])])
+            continue
+        first, second = mistake["predicted"], mistake["true"]
+        pairs = [(first, second), (second, first)] if second in run.class_names else [(first,)]
+        questions = [Question(pair) for pair in pairs]
+        for question in questions:
+            question.check(run.model, run.class_names, stream.name)
+        found.append(
+            [
+                (
+                    f"{stream.name}: for {' rather than '.join(question.classes)}",
+                    strip_of_clip(run.model, clip, run.class_names, question),
+                    "",
+                )
+                for question in questions
+            ]
+        )
+    return found
 
 
 def _provenance(streams: list[_Stream]) -> list[dict[str, Any]]:

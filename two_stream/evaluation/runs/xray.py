@@ -156,9 +156,6 @@ def _joined(
         maps: dict[tuple[nn.Module, str], list[torch.Tensor]] = {}
         found = []
         for network, backbone in zip(networks, backbones, strict=True):
-            if network.options.dense:
-                found.append(network.forward_normalised(x_BCTHW))
-                continue
             key = backbone, network.options.modality  # RGB and RGB differences may have the same weights
             if key not in maps:
                 maps[key] = network.maps_of_normalised(x_BCTHW)

@@ -399,10 +399,25 @@ def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoI
     Raises:
         VideoError: The video ends before the last frame.
     """
+    return next(read_clips(video, [numbers], spec, reading))
+
+
+def read_clips(
+    video: Video, clips: Sequence[list[int]], spec: InputSpec, reading: VideoInput
+) -> Iterator[Frames]:
+    """Yield the frames of clips, see `read_clip`; clips must be in the order of their last frames.
+
+    Raises:
+        VideoError: The video ends before the last frame.
+    """
     available = video.num_frames - (spec.modality == "flow")
-    for clip in assemble_clips([numbers], _read(video, spec, reading, set(numbers), available)):
-        return np.stack(clip)
-    raise VideoError(video.path, _FEWER)
+    found = 0
+    wanted = {number for clip in clips for number in clip}
+    for clip in assemble_clips(clips, _read(video, spec, reading, wanted, available)):
+        yield np.stack(clip)
+        found += 1
+    if found < len(clips):
+        raise VideoError(video.path, _FEWER)
 
 
 def picture_at(frame: Frames, reading: VideoInput) -> Frames:
