@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import av
@@ -11,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.models import network
+from tests.helpers.models import SMALL_BACKBONES, network
 from two_stream import load_run
+from two_stream.backbones import BACKBONES
 from two_stream.cli import main as cli
 from two_stream.config.load import dump
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.pictures.saliency import overlay, read_film, read_saliency
+from two_stream.evaluation.scores.files import find_scores
 from two_stream.evaluation.scoring.saliency import Question, saliency_of_clips
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.pretrained import write_model
@@ -290,9 +294,15 @@ def test_command_writes_a_figure_and_a_film(runs, video, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--saliency", "a.png", "--saliency-class", "rihgt"], "there is no class 'rihgt'; did you mean 'right'?"),
+        (
+            ["--saliency", "a.png", "--saliency-class", "rihgt"],
+            "there is no class 'rihgt'; did you mean 'right'?",
+        ),
         (["--saliency", "a.png", "--saliency-stage", "layer9"], "there is no stage 'layer9'; did you mean"),
-        (["--saliency", "a.png", "--saliency-class", "left", "left"], "expected one class or two different ones"),
+        (
+            ["--saliency", "a.png", "--saliency-class", "left", "left"],
+            "expected one class or two different ones",
+        ),
         (["--saliency", "a.gif"], "expected a file name ending in .png, .pdf, .svg, .mp4"),
         (["--saliency-class", "left"], "--saliency-class and --saliency-stage require --saliency FILE"),
     ],
@@ -314,3 +324,129 @@ def test_python_gives_the_map(runs, video):
     assert run.saliency(video).title.startswith("Grad-CAM for ")
     with pytest.raises(SettingsError, match="no class 'up'"):
         run.saliency(video, "up")
+
+
+VJEPA = {
+    "crop_size": 32,
+    "frames_per_clip": 8,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_ratio": 2.0,
+}
+HEAD = {"kind": "attentive", "hidden": 16, "heads": 2}
+TOKENS = {
+    "timm tokens": {"kind": "timm", "name": "test_vit", "image_size": 32},
+    "timm shift": {"kind": "timm", "name": "test_resnet", "tsm": 0.125},
+    "timm difference": {"kind": "timm", "name": "test_resnet", "difference": "beside"},
+}
+LARGE = {
+    "timm channels last": {"kind": "timm", "name": "swin_tiny_patch4_window7_224", "image_size": 64},
+    "torchvision class token": {"kind": "torchvision", "name": "mvit_v1_b", "frames": 8, "image_size": 64},
+    "torchvision tokens": {
+        "kind": "torchvision",
+        "name": "mvit_v2_s",
+        "frames": 8,
+        "image_size": 64,
+        "class_token": False,
+    },
+    "torchvision channels last": {"kind": "torchvision", "name": "swin3d_t"},
+    "torchvision s3d": {"kind": "torchvision", "name": "s3d"},
+    **{
+        f"hf {name}": {**SMALL_BACKBONES["hf_video"], "kind": "hf_video", "architecture": name}
+        for name in ("timesformer", "vivit", "vjepa2")
+    },
+}
+SMALL = {kind: {"kind": kind, **SMALL_BACKBONES.get(kind, {})} for kind in BACKBONES if kind != "torchvision"}
+SMALL["hf_video"] |= {"architecture": "videomae"}
+SMALL["timm"] |= {"temporal_stride": 1}
+
+
+def swept(name: str, modality: str) -> Recognizer:
+    backbone = (SMALL | TOKENS | LARGE)[name]
+    if (name == "motion_grid" and modality == "rgb") or (name == "timm difference" and modality == "flow"):
+        pytest.skip(f"{name} does not read {modality}")
+    size = {"clip_length": 8, "resize": [64, 64], "crop": 64}
+    if name == "timm difference":
+        size["segments"] = 4
+    if backbone["kind"] == "hf_video" or name == "timm tokens":
+        size = {"clip_length": 8, "resize": [32, 32], "crop": 32}
+    if backbone["kind"] == "c3d":
+        size = {"clip_length": 16, "resize": [128, 170], "crop": 112}
+    if name == "hf vjepa2":
+        backbone = {**backbone, "config": VJEPA}
+        size = {"clip_length": 8, "resize": [32, 32], "crop": 32}
+    return network(3, modality=modality, backbone=backbone, head=HEAD, input=size).eval()
+
+
+def check_all_stages(name: str, modality: str) -> None:
+    model = swept(name, modality)
+    clip = noise(model)
+    logits = model(clip).detach()
+    weights = torch.tensor([1.0, -1.0, 0.0])
+    outputs: list[object] = []
+    last, module = model.backbone.stages()[-1]
+    handle = module.register_forward_hook(lambda *given: outputs.append(given[2]))
+    x = model.normalised(clip)
+    expected = model.maps_of_normalised(x)
+    handle.remove()
+    parts = [model.backbone.maps_of_stage(last, one, x.shape) for one in outputs]
+    if model.options.backbone.kind != "slowfast" or len(expected) == 2:
+        for want, *given in zip(expected, *parts, strict=True):
+            assert torch.equal(torch.cat(given, 1), want), (
+                "the last stage gives the map that the head receives"
+            )
+    for stage in ("", *(one for one, _ in model.backbone.stages())):
+        for method in ("grad-cam", "layer-cam"):
+            found = saliency_of_clips(model, clip, weights, method=method, stage=stage)
+            torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
+            for one in found.maps:
+                assert one.ndim == 4
+                assert one.shape[0] == 2
+                assert one.isfinite().all()
+                assert one.min() >= 0
+            if stage == "":
+                assert len(found.maps) == len(model.backbone.pathways)
+
+
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+@pytest.mark.parametrize("name", [*SMALL, *TOKENS])
+def test_every_family_has_maps_of_every_stage(name, modality):
+    check_all_stages(name, modality)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+@pytest.mark.parametrize("name", LARGE)
+def test_large_families_have_maps_of_every_stage(name, modality):
+    check_all_stages(name, modality)
+
+
+def test_report_shows_what_speaks_for_a_mistake(world, tmp_path, capsys):
+    run = load_run(world / "rgb")
+    table = run.evaluate()
+    wrong = int((table.logits.argmax(1) != table.labels).sum())
+    assert wrong >= 1, "a network with random weights makes mistakes"
+    out = tmp_path / "r.html"
+    assert cli(["report", str(world / "rgb"), "--out", str(out), "--saliency", "--mistakes", "1"]) == 0
+    page = out.read_text()
+    pictures = re.findall(r'alt="saliency maps of ([^"]*)"', page)
+    assert len(pictures) == 2
+    first = [re.search(r"rgb: for (\w+) rather than (\w+)", one).groups() for one in pictures]
+    assert first[0] == first[1][::-1]
+    assert cli(["report", str(world / "rgb"), "--out", str(out)]) == 0
+    assert "saliency maps of" not in out.read_text()
+
+
+def test_report_names_what_it_cannot_read(world, tmp_path):
+    run = load_run(world / "rgb")
+    run.evaluate()
+    lone = tmp_path / "scores.npz"
+    shutil.copy(find_scores(world / "rgb"), lone)
+    out = tmp_path / "r.html"
+    (world / "rgb" / "best").rename(world / "rgb" / "gone")
+    try:
+        assert cli(["report", str(lone), "--out", str(out), "--saliency", "--mistakes", "1"]) == 0
+    finally:
+        (world / "rgb" / "gone").rename(world / "rgb" / "best")
+    assert re.search(r"no saliency maps of rgb: .*the run has no checkpoint", out.read_text())

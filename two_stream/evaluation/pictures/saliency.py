@@ -202,7 +202,8 @@ def _panel(column: Column, stream: StreamSaliency, pathway: Map, film: float) ->
         even = 100 / steps
         draw_bars(bars, 100 * pathway.attention, even, colour, step_width, "attention")
     none = "" if largest else "; the map is 0: nothing in this clip raises the score"
-    label_time(bars, stream, pathway, step_width, f"; saliency and attention in %{none}")
+    shown = "saliency" if pathway.attention is None else "saliency and attention"
+    label_time(bars, stream, pathway, step_width, f"; {shown} in %{none}")
     column.used += LABELS
 
 
