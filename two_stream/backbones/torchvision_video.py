@@ -117,7 +117,9 @@ class TorchvisionBackbone(SizedBackbone):
             self.add_module(part, module)
             inner = [name for name, _ in module.named_children()] if part in ("blocks", "features") else []
             self.paths |= {f"{part}{name}": f"{part}.{name}" for name in inner} or {part: part}
-        self.grids = {name: part.outputs for name, part in self.stages() if hasattr(part, "outputs")}
+        self.grids: dict[str, tuple[int, ...]] = {
+            name: getattr(part, "outputs", ()) for name, part in self.stages()
+        }
         """grid of MViT's tokens after each stage"""
         self.attends = "norm" in family.parts
         mvit = options.name in MVIT

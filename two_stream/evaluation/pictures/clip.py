@@ -294,7 +294,7 @@ def panel_width(steps: int) -> float:
 def film_height(stream: StreamClip, pathway: Steps, width: float) -> float:
     """Return the height in inches of the row of frames in a panel of this width."""
     rows, columns = stream.pictures[pathway.shown[0]].shape[:2]
-    return min(2.2, width / len(pathway.frames) * rows / columns)
+    return min(2.2, width / len(pathway.frames) * float(rows / columns))
 
 
 def stream_title(stream: StreamClip, pathway: Steps, pathways: int) -> str:

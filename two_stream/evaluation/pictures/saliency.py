@@ -51,7 +51,7 @@ from two_stream.video.decoding.memory import Source, open_any
 
 FILM = ".mp4"
 _HEAT: Any = cv2.COLORMAP_INFERNO
-_OPACITY = 0.8
+_OPACITY = 0.65
 """opacity of the largest value of a map"""
 _TILE = 320
 """height in pixels of a picture in a film"""
@@ -72,7 +72,7 @@ class Map(Steps):
     def shares(self) -> NDArray[np.float64]:
         """Share of each time step in the sum of the map; all 0 if the map is."""
         sums = self.values.sum(axis=(1, 2), dtype=np.float64)
-        return sums / (sums.sum() or 1.0)
+        return np.asarray(sums / (sums.sum() or 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def overlay(picture_HWC: Frames, values_HW: NDArray[np.float32], largest: float)
     colours = cv2.applyColorMap(np.asarray(255 * heat_HW1, np.uint8), _HEAT)[..., ::-1]
     gray = cv2.cvtColor(picture_HWC, cv2.COLOR_RGB2GRAY)[..., None]
     pale = 0.35 * picture_HWC + 0.5 * gray
-    return np.rint(pale * (1 - _OPACITY * heat_HW1) + colours * (_OPACITY * heat_HW1)).astype(np.uint8)
+    return np.asarray(np.rint(pale * (1 - _OPACITY * heat_HW1) + colours * (_OPACITY * heat_HW1)), np.uint8)
 
 
 def draw_saliency(out: Path, title: str, subtitle: str, streams: Sequence[StreamSaliency]) -> None:
@@ -245,8 +245,8 @@ def read_film(
         title: Name of the stream; default: its modality.
     """
     spec = view_spec(model.spec, "center", whole=reading.whole_frame)
-    views = "single" if spec.segments or reading.sampling == "segments" else "sliding"
-    options = options.model_copy(update={"views": views, "crops": "center", "step": None})
+    chosen = "single" if spec.segments or reading.sampling == "segments" else "sliding"
+    options = options.model_copy(update={"views": chosen, "crops": "center", "step": None})
     crops = crop_views("center", spec)
     sums: dict[str, dict[int, NDArray[np.float32]]] = {}
     scores: dict[int, list[tuple[float, float]]] = {}
@@ -411,7 +411,7 @@ class _Board:
         rows = _ROW - 4
         filled = np.arange(rows)[::-1, None] < np.rint(found * rows)[None]
         back, front = np.asarray(to_rgb(DARK["grid"])), 0.35 + 0.65 * colour
-        return np.rint(255 * np.where(filled[..., None], front, back)).astype(np.uint8)
+        return np.asarray(np.rint(255 * np.where(filled[..., None], front, back)), np.uint8)
 
     def frame(self, pictures_HWC: Frames, share: float) -> Frames:
         """Return a frame of the film, with a line at the current time."""

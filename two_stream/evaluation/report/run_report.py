@@ -537,11 +537,14 @@ def _maps_of_stream(
         loader = view_loader(experiment.data, experiment.evaluate, run.model.spec, [record], run.record)
         clip = next((views.views[0] for views in loader), None)
         if clip is None:
-            found.append([(stream.name, "", loader.skipped[record.id])])
+            found.append([(stream.name, "", dict(loader.skipped)[record.id])])
             continue
-        first, second = mistake["predicted"], mistake["true"]
-        pairs = [(first, second), (second, first)] if second in run.class_names else [(first,)]
-        questions = [Question(pair) for pair in pairs]
+        first, second = str(mistake["predicted"]), str(mistake["true"])
+        # a video with several true classes has no single one to compare with
+        several = second not in run.class_names
+        questions = (
+            [Question((first,))] if several else [Question((first, second)), Question((second, first))]
+        )
         for question in questions:
             question.check(run.model, run.class_names, stream.name)
         found.append(
