@@ -24,7 +24,7 @@ from two_stream.evaluation.runs import none_of_these, run
 from two_stream.evaluation.runs.lookup import Roots
 from two_stream.evaluation.scores import fusion, metrics
 from two_stream.evaluation.scores.files import find_scores, read_scores
-from two_stream.evaluation.scoring.saliency import Method, Question
+from two_stream.evaluation.scoring.saliency import Method, SaliencyOptions
 from two_stream.evaluation.scoring.video import clip_spans, fuse_results, score_file, top_classes
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
@@ -270,7 +270,7 @@ class Run(run.Run):
             self.experiment.evaluate,
             run.reading_of(self, videos=[video]),
             self.class_names,
-            Question(classes, method, stage or ""),
+            SaliencyOptions(classes, method, stage or ""),
         )
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -360,7 +360,7 @@ def compare(
     if not 0.5 <= level < 1:
         raise SettingsError(f"the level is {level}; expected a number from 0.5 to below 1, such as 0.95")
     groups = {name: [scored.with_run(_table(source))] for name, source in sources.items()}
-    asked = summary.Question(
+    asked = summary.SaliencyOptions(
         name="compare",
         question=f"Which is better: {', '.join(sources)}?",
         fusion_rule=None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import AnyRun
-    from two_stream.evaluation.scoring.saliency import Question
+    from two_stream.evaluation.scoring.saliency import SaliencyOptions
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
 SUMMARY = (
@@ -179,16 +179,16 @@ def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
                 f"--saliency with --{modality} {path}: an exported file has no gradients; use the folder of the "
                 "exported run"
             )
-        _question(flags).check(run.model, run.class_names, f"--saliency with --{modality} {path}")
+        _saliency_options(flags).check(run.model, run.class_names, f"--saliency with --{modality} {path}")
     return run
 
 
-def _question(flags: _PredictFlags, predicted: str | None = None) -> Question:
+def _saliency_options(flags: _PredictFlags, predicted: str | None = None) -> SaliencyOptions:
     """Return what saliency maps show: the classes of the flags, or the predicted one."""
-    from two_stream.evaluation.scoring.saliency import Question
+    from two_stream.evaluation.scoring.saliency import SaliencyOptions
 
     classes = flags.saliency_class or (() if predicted is None else (predicted,))
-    return Question(classes, flags.saliency_method, flags.saliency_stage or "")
+    return SaliencyOptions(classes, flags.saliency_method, flags.saliency_stage or "")
 
 
 def _inputs(paths: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -380,9 +380,9 @@ def _draw_saliency(
     from two_stream.evaluation.pictures import saliency
 
     best = result["top"][0]
-    question = _question(flags, best["class"])
+    wanted = _saliency_options(flags, best["class"])
     title = f"{video.name}: {best['class']}, {100 * best['probability']:.1f} %"
-    reads = [(one.run.model, video, one.views, one.reading, one.run.class_names, question) for one in streams]
+    reads = [(one.run.model, video, one.views, one.reading, one.run.class_names, wanted) for one in streams]
     if out.suffix.lower() == saliency.FILM:
         names = [
             {"rgb": "RGB", "rgbdiff": "RGB difference"}.get(name, name)
@@ -390,11 +390,11 @@ def _draw_saliency(
         ]
         films = [saliency.read_film(*one, title=name) for one, name in zip(reads, names)]
         saliency.write_film(
-            video, out, f"{title}  ·  {question.describe('')}", films, streams[0].reading.backend
+            video, out, f"{title}  ·  {wanted.describe('')}", films, streams[0].reading.backend
         )
         return
     found = [saliency.read_saliency(*one) for one in reads]
-    saliency.draw_saliency(out, title, f"{question.describe('')}, in the middle clip", found)
+    saliency.draw_saliency(out, title, f"{wanted.describe('')}, in the middle clip", found)
 
 
 def _draw_timeline(

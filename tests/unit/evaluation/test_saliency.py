@@ -22,7 +22,7 @@ from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.pictures.saliency import overlay, read_film, read_saliency
 from two_stream.evaluation.scores.files import find_scores
-from two_stream.evaluation.scoring.saliency import Question, saliency_of_clips
+from two_stream.evaluation.scoring.saliency import SaliencyOptions, saliency_of_clips
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer
@@ -56,7 +56,7 @@ def test_maps_of_average_pooling_are_the_classifiers_own():
     """The logit is a mean over the map of sums over channels: Grad-CAM is this sum (class activation mapping)."""
     model, names = model_of(), NAMES
     clip = noise(model)
-    weights_K = Question(("right", "left")).weights(names)
+    weights_K = SaliencyOptions(("right", "left")).weights(names)
     assert weights_K.tolist() == [-1.0, 1.0]
     (map_BCTHW,) = model.maps_of_normalised(model.normalised(clip))
     slope_C = (model.classifier.weight[1] - model.classifier.weight[0]).view(1, -1, 1, 1, 1)
@@ -216,7 +216,7 @@ def video(tmp_path_factory) -> Path:
 
 
 def test_flow_of_a_video_is_found_where_the_dot_is(trained, video):
-    question = Question(("right",), stage="layer2")
+    question = SaliencyOptions(("right",), stage="layer2")
     found = read_saliency(trained, video, EvaluateOptions(views="single"), READING, NAMES, question)
     assert (found.title, found.box) == ("Grad-CAM of layer2 for right", (0.0, 0.0, 1.0, 1.0))
     (pathway,) = found.pathways
@@ -235,7 +235,7 @@ def test_flow_of_a_video_is_found_where_the_dot_is(trained, video):
 def test_film_is_the_mean_of_windows(video):
     """By hand: the first frame is in one window only, and a network without strides has one map per frame."""
     model = model_of("rgb", "bert")
-    question = Question(("left",))
+    question = SaliencyOptions(("left",))
     film = read_film(model, video, EvaluateOptions(), READING, NAMES, question)
     with open_video(video) as opened:
         frames = opened.read(range(FRAMES))

@@ -40,7 +40,7 @@ from two_stream.evaluation.pictures.clip import (
     stream_title,
 )
 from two_stream.evaluation.pictures.thumbnails import FRAMES, encode, flow_picture
-from two_stream.evaluation.scoring.saliency import Question, saliency_of_clips
+from two_stream.evaluation.scoring.saliency import SaliencyOptions, saliency_of_clips
 from two_stream.evaluation.scoring.video import VideoInput, open_input, read_clips
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
@@ -51,7 +51,7 @@ from two_stream.video.decoding.memory import Source, open_any
 
 FILM = ".mp4"
 _HEAT: Any = cv2.COLORMAP_INFERNO
-_OPACITY = 0.65
+_OPACITY = 0.7
 """opacity of the largest value of a map"""
 _TILE = 320
 """height in pixels of a picture in a film"""
@@ -92,7 +92,7 @@ def read_saliency(
     options: EvaluateOptions,
     reading: VideoInput,
     names: Sequence[str],
-    question: Question | None = None,
+    wanted: SaliencyOptions | None = None,
 ) -> StreamSaliency:
     """Compute the saliency maps of a network for the centred view of a video's middle clip.
 
@@ -103,21 +103,21 @@ def read_saliency(
             even.
         reading: Decoder, flow algorithm and sizes.
         names: Class names.
-        question: Class, method and stage; by default the most likely class of the clip.
+        wanted: Class, method and stage; by default the most likely class of the clip.
 
     Raises:
-        SettingsError: The question does not fit the network.
+        SettingsError: The options do not fit the network.
         VideoError: The video cannot be read or is too short for flow.
     """
-    question = question or Question()
-    question.check(model, names, "saliency")
+    wanted = wanted or SaliencyOptions()
+    wanted.check(model, names, "saliency")
     with middle_clip(source, model.spec, options, reading) as clip:
-        maps, logits_K = _maps(model, clip.views, clip.numbers, question, names)
+        maps, logits_K = _maps(model, clip.views, clip.numbers, wanted, names)
         guess = guess_of(logits_K, names)
         return StreamSaliency(
             **clip.facts(maps, guess),
             pathways=maps,
-            title=question.describe(guess[0]),
+            title=wanted.describe(guess[0]),
             box=_share(crop_views("center", clip.spec)[0].box, clip.spec.resize),
         )
 
@@ -126,12 +126,12 @@ def _maps(
     model: Recognizer,
     clip_BCTHW: torch.Tensor,
     numbers: Sequence[int],
-    question: Question,
+    wanted: SaliencyOptions,
     names: Sequence[str],
 ) -> tuple[list[Map], torch.Tensor]:
     """Return the maps and the logits `(K,)` of a clip with these frame numbers."""
-    weights = question.weights(names)
-    found = saliency_of_clips(model, clip_BCTHW, weights, method=question.method, stage=question.stage)
+    weights = wanted.weights(names)
+    found = saliency_of_clips(model, clip_BCTHW, weights, method=wanted.method, stage=wanted.stage)
     attention = [one[0].mean(0).double().cpu().numpy() for one in found.attention]
     pathways = model.backbone.pathways
     if len(pathways) < len(found.maps):  # the pathways are joined after this stage
@@ -229,7 +229,7 @@ def read_film(
     options: EvaluateOptions,
     reading: VideoInput,
     names: Sequence[str],
-    question: Question,
+    wanted: SaliencyOptions,
     title: str = "",
 ) -> FilmStream:
     """Compute the saliency maps of all windows of a video; frames of several windows get the mean.
@@ -241,7 +241,7 @@ def read_film(
             spread over the video.
         reading: Decoder, flow algorithm and sizes.
         names: Class names.
-        question: Class, method and stage.
+        wanted: Class, method and stage.
         title: Name of the stream; default: its modality.
     """
     spec = view_spec(model.spec, "center", whole=reading.whole_frame)
@@ -254,8 +254,8 @@ def read_film(
         clips = sorted(clips_of(video, spec, options, reading), key=max)
         for numbers, frames in zip(clips, read_clips(video, clips, spec, reading)):
             views = views_of_clip(frames, crops, spec).views
-            maps, logits_K = _maps(model, views, numbers, question, names)
-            chance = _chance(logits_K, [names.index(name) for name in question.classes])
+            maps, logits_K = _maps(model, views, numbers, wanted, names)
+            chance = _chance(logits_K, [names.index(name) for name in wanted.classes])
             for one in maps:
                 own = sums.setdefault(one.name, {})
                 for number, values in zip(numbers, _per_frame(one.values, len(numbers))):
@@ -422,11 +422,11 @@ class _Board:
 
 
 def strip_of_clip(
-    model: Recognizer, clip_CTHW: torch.Tensor, names: Sequence[str], question: Question
+    model: Recognizer, clip_CTHW: torch.Tensor, names: Sequence[str], wanted: SaliencyOptions
 ) -> str:
     """Return a few frames of a clip with the map of its first pathway, as the data URI of a JPEG image."""
-    weights = question.weights(names)
-    found = saliency_of_clips(model, clip_CTHW[None], weights, method=question.method, stage=question.stage)
+    weights = wanted.weights(names)
+    found = saliency_of_clips(model, clip_CTHW[None], weights, method=wanted.method, stage=wanted.stage)
     frames = clip_CTHW[: 2 if model.spec.modality == "flow" else 3].permute(1, 2, 3, 0).numpy()
     pictures = flow_picture(frames) if model.spec.modality == "flow" else frames
     values = _per_frame(found.maps[0][0].cpu().numpy(), len(pictures))

@@ -519,7 +519,7 @@ def _maps_of_stream(
     from two_stream.data.clips.views import view_loader
     from two_stream.evaluation.pictures.saliency import strip_of_clip
     from two_stream.evaluation.runs.run import load_run, with_options
-    from two_stream.evaluation.scoring.saliency import Question
+    from two_stream.evaluation.scoring.saliency import SaliencyOptions
 
     meta = stream.table.meta
     if stream.run is None:
@@ -542,19 +542,18 @@ def _maps_of_stream(
         first, second = str(mistake["predicted"]), str(mistake["true"])
         # a video with several true classes has no single one to compare with
         several = second not in run.class_names
-        questions = (
-            [Question((first,))] if several else [Question((first, second)), Question((second, first))]
-        )
-        for question in questions:
-            question.check(run.model, run.class_names, stream.name)
+        pairs = [(first,)] if several else [(first, second), (second, first)]
+        asked = [SaliencyOptions(pair) for pair in pairs]
+        for wanted in asked:
+            wanted.check(run.model, run.class_names, stream.name)
         found.append(
             [
                 (
-                    f"{stream.name}: for {' rather than '.join(question.classes)}",
-                    strip_of_clip(run.model, clip, run.class_names, question),
+                    f"{stream.name}: for {' rather than '.join(wanted.classes)}",
+                    strip_of_clip(run.model, clip, run.class_names, wanted),
                     "",
                 )
-                for question in questions
+                for wanted in asked
             ]
         )
     return found

@@ -23,7 +23,7 @@ Method = Literal["grad-cam", "layer-cam"]
 
 
 @dataclass(frozen=True)
-class Question:
+class SaliencyOptions:
     """What a saliency map shows."""
 
     classes: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Question:
     """stage of the backbone whose map is used; empty: the last one"""
 
     def check(self, model: Recognizer, names: Sequence[str], where: str) -> None:
-        """Check that the question fits a network.
+        """Check that the options fit a network.
 
         Raises:
             SettingsError: A class or the stage is unknown, or the network has no gradients; starts with `where`.
@@ -101,8 +101,8 @@ def saliency_of_clips(
     Args:
         model: The network; its mode, weights and their gradients are not changed.
         clip_BCTHW: Clips with pixel values 0..255.
-        weights_K: Weights of the logits, see `Question.weights`; None: the most likely class of each clip.
-        method: See `Question`.
+        weights_K: Weights of the logits, see `SaliencyOptions.weights`; None: the most likely class of each clip.
+        method: See `SaliencyOptions`.
         stage: Name of a stage of the backbone. The default is the map that the head receives, or
             `Backbone.saliency_stage`.
     """
