@@ -360,7 +360,7 @@ def compare(
     if not 0.5 <= level < 1:
         raise SettingsError(f"the level is {level}; expected a number from 0.5 to below 1, such as 0.95")
     groups = {name: [scored.with_run(_table(source))] for name, source in sources.items()}
-    asked = summary.SaliencyOptions(
+    asked = summary.Question(
         name="compare",
         question=f"Which is better: {', '.join(sources)}?",
         fusion_rule=None,
