@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit, logsumexp
 
 from two_stream.data.catalog import Record, load_record, read_lines
 from two_stream.data.splits import read_list
@@ -450,6 +449,8 @@ def _share_rest(rows: _Rows) -> str:
 
 def _kind_of(path: Path, rows: _Rows, stated: Kind, *, several: bool) -> Kind:
     """Return what the scores are: what a flag or the file states, or else what the numbers show."""
+    from scipy.special import logsumexp  # slow to import
+
     scores, wanted = rows.scores, rows.kind if stated == "auto" else stated
     fits: dict[Kind, NDArray[np.bool_]] = {
         "probabilities": np.asarray(((scores >= 0) & (scores <= 1 + _TOLERANCE)).all(axis=1)),
@@ -487,6 +488,8 @@ def _mean_logits(
     rows: _Rows, names: Sequence[str], kind: Kind, *, several: bool
 ) -> tuple[NDArray[np.float64], str]:
     """Return logits `(N, K)` of the videos, and a remark if videos have several rows."""
+    from scipy.special import logit, logsumexp  # slow to import
+
     scores, remark = rows.scores, ""
     if len(names) == len(rows.ids) and kind == "log-probabilities" and not several:
         return np.maximum(scores - logsumexp(scores, axis=1, keepdims=True), np.log(_TINY)), ""

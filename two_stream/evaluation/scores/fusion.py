@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit, log_softmax, softmax
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.metrics import main_value, probabilities
@@ -122,17 +121,19 @@ def combine(
 
     If `sigmoid` is true, classes have independent probabilities, as in a multi-label data set.
     """
-    if rule == "probabilities" and sigmoid:
+    transform = {"l2": _unit_length, "rank": _borda}.get(rule, np.asarray)
+    if rule != "probabilities":
+        return np.asarray(sum(w * transform(s) for w, s in zip(weights, logits)), dtype=np.float64)
+    from scipy.special import expit, softmax  # slow to import
+
+    if sigmoid:
         chance, other = (
             sum(w * expit(sign * s) for w, s in zip(weights, logits)) / sum(weights) for sign in (1.0, -1.0)
         )
         tiny = np.finfo(np.float64).tiny
         return np.asarray(np.log(np.maximum(chance, tiny)) - np.log(np.maximum(other, tiny)))
-    if rule == "probabilities":
-        mean = sum(w * softmax(s, axis=1) for w, s in zip(weights, logits)) / sum(weights)
-        return np.asarray(np.log(np.maximum(mean, np.finfo(np.float64).tiny)), dtype=np.float64)
-    transform = {"l2": _unit_length, "rank": _borda}.get(rule, np.asarray)
-    return np.asarray(sum(w * transform(s) for w, s in zip(weights, logits)), dtype=np.float64)
+    mean = sum(w * softmax(s, axis=1) for w, s in zip(weights, logits)) / sum(weights)
+    return np.asarray(np.log(np.maximum(mean, np.finfo(np.float64).tiny)), dtype=np.float64)
 
 
 def fused_probabilities(
@@ -236,6 +237,7 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
     returned weights are for the original logits. The optimization problem is convex.
     """
     from scipy.optimize import minimize  # slow to import, and only needed for learned weights
+    from scipy.special import expit, log_expit, log_softmax  # slow to import
 
     logits, labels, targets = [table.logits for table in tables], tables[0].labels, tables[0].targets
     scales = [float(s.std()) or 1.0 for s in logits]

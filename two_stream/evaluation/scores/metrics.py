@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.statistics import (
@@ -191,6 +190,8 @@ def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bi
     The error is the mean of |accuracy - mean confidence| over bins of confidence `(low, high]`, weighted by the number
     of videos.
     """
+    from scipy.special import softmax  # slow to import
+
     probabilities = softmax(logits, axis=1)
     confidence = probabilities.max(axis=1)
     correct = (logits.argmax(axis=1) == labels).astype(np.float64)
@@ -378,6 +379,8 @@ def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
 
 def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> NDArray[np.float64]:
     """Return the softmax over the last axis, or the sigmoid of each class if `multi_label` is true."""
+    from scipy.special import expit, softmax  # slow to import
+
     if multi_label:
         return np.asarray(expit(logits), dtype=np.float64)
     return np.asarray(softmax(logits, axis=-1), dtype=np.float64)

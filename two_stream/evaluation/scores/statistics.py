@@ -12,7 +12,6 @@ from math import ceil, inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, betaincinv, stdtr, stdtrit
 
 LEVEL = 0.95
 POWER = 0.8
@@ -129,6 +128,8 @@ class Estimate:
 
     def p_zero(self) -> float:
         """Return the two-sided p value for a true mean of 0, by a t test (a sign test if the values are constant)."""
+        from scipy.special import stdtr  # slow to import
+
         if self.units < self.least:
             return 1.0
         if self.constant:
@@ -335,6 +336,8 @@ def t_interval(values: Sequence[float] | Values, level: float = LEVEL) -> Interv
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:
     """Return the two-sided p value of McNemar's exact test from the numbers of discordant pairs."""
+    from scipy.special import bdtr  # slow to import
+
     total = first_only + second_only
     return float(min(1.0, 2 * bdtr(min(first_only, second_only), total, 0.5))) if total else 1.0
 
@@ -345,6 +348,8 @@ def mcnemar_interval(first_only: int, second_only: int, videos: int, level: floa
     The interval is the Clopper-Pearson interval of the fraction of discordant pairs that only the first gets right,
     transformed to the difference. This interval contains 0 if and only if the test does not reject.
     """
+    from scipy.special import betaincinv  # slow to import
+
     total = first_only + second_only
     value = (first_only - second_only) / videos
     if not total:
@@ -399,4 +404,6 @@ def in_clips(share: float, videos: float) -> int:
 
 
 def _quantile(probability: float, df: float) -> float:
+    from scipy.special import stdtrit  # slow to import
+
     return float(stdtrit(df, probability))

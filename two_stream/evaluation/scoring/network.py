@@ -34,7 +34,7 @@ FOLD_TOLERANCE = 1e-4
 
 @torch.inference_mode(
     False
-)  # the caller may be in it, and its tensors have no versions, which `_pairs` needs
+)  # the caller may be in it, and its tensors have no versions, which `_output_and_pairs` needs
 @torch.no_grad()
 def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """Return a copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
@@ -47,8 +47,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
         example: An input on the model's device; it may be small.
     """
     plain, example = copy.deepcopy(model).eval(), example.clone()
-    before = plain(example)
-    pairs = _pairs(plain, example)
+    before, pairs = _output_and_pairs(plain, example)
     names: dict[nn.Module, str] = {module: name for name, module in plain.named_modules()}
     for convolution, norm in pairs:
         joined = fuse_conv_bn_eval(convolution, norm)
@@ -96,8 +95,10 @@ def missing_compiler(device: torch.device) -> str:
     return "" if any(map(shutil.which, names)) else "no C++ compiler found (g++ or clang++)"
 
 
-def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, BatchNorm]]:
-    """Return each convolution that is used once, paired with the BatchNorm that receives its output."""
+def _output_and_pairs(
+    model: nn.Module, example: torch.Tensor
+) -> tuple[torch.Tensor, list[tuple[Convolution, BatchNorm]]]:
+    """Return the output, and each convolution that is used once with the BatchNorm that receives its output."""
     made: dict[tuple[int, int], Convolution] = {}  # a later change in place (a shortcut) raises the version
     kept: list[torch.Tensor] = []  # kept alive, so that ids are unique
     calls: dict[nn.Module, int] = {}
@@ -123,11 +124,12 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, B
         elif isinstance(part, _NORMS):
             handles.append(part.register_forward_pre_hook(normalised))
     try:
-        model(example)
+        output: torch.Tensor = model(example)
     finally:
         for handle in handles:
             handle.remove()
-    return [pair for pair in found if all(calls[part] == 1 for part in pair) and pair[1].track_running_stats]
+    once = [pair for pair in found if all(calls[part] == 1 for part in pair) and pair[1].track_running_stats]
+    return output, once
 
 
 def _inner_modules(norm: nn.Module) -> nn.Module:

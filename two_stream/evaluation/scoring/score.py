@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_expit, log_softmax, logsumexp
 from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
@@ -280,6 +279,8 @@ def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logi
     values = np.asarray(view_logits_VK, dtype=np.float64)
     if aggregate == "logits":
         return np.asarray(values.mean(axis=0), dtype=np.float64)
+    from scipy.special import log_expit, log_softmax, logsumexp  # slow to import
+
     if aggregate == "probabilities":
         mean = logsumexp(log_softmax(values, axis=1), axis=0) - np.log(len(values))
         return np.asarray(mean, dtype=np.float64)
