@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.pretrained.kinds import refuse_checkpoint
 from two_stream.runtime.console import bar, note, say, warn
 from two_stream.runtime.files import check_writable, write_text
-from two_stream.runtime.text import csv_text, plural
+from two_stream.runtime.text import csv_text, json_text, plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +37,7 @@ EXAMPLES = (
     "predict video.mp4 --rgb demo/runs/rgb --saliency where.mp4",
     "predict videos/ --rgb demo/runs/rgb --csv scores.csv",
     "predict 'long.mp4#12.5-20' --rgb demo/runs/rgb",
+    "predict --stdin --rgb demo/runs/rgb < videos.txt",
 )
 
 
@@ -49,6 +51,9 @@ class _PredictFlags:
     which are fused"""
     flow: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """run folder or exported file of a flow network; repeat the flag for several networks"""
+    stdin: bool = False
+    """read videos from the standard input, one per line, and write one line of JSON for each; the networks are loaded
+    once"""
     top: int = 5
     """number of classes to print for one video and to write to JSON; for several videos, the best class is printed"""
     json: str | None = None
@@ -115,7 +120,9 @@ class _Stream:
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 if some of several videos could not be read."""
     flags = parse(_PredictFlags, args, "two-stream predict", SUMMARY, EXAMPLES)
-    if not flags.videos:
+    if flags.stdin:
+        _check_stdin(flags)
+    elif not flags.videos:
         raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
     for video in flags.videos:
         refuse_checkpoint(video, "video")
@@ -158,7 +165,46 @@ def main(args: list[str]) -> int:
         loaded = [(path, run.model_sha256) for (path, _), run in zip(given, runs)]
         flags = replace(flags, threshold=read_threshold(loaded, flags.rule, flags.weights))
     streams = [_Stream(run, _views(flags, run), _reading(flags, run, paths)) for run in runs]
-    return _predict_all(flags, inputs, streams)
+    return _predict_lines(flags, streams) if flags.stdin else _predict_all(flags, inputs, streams)
+
+
+def _check_stdin(flags: _PredictFlags) -> None:
+    if flags.videos:
+        raise SettingsError(f"--stdin reads the videos from the standard input; omit {flags.videos[0]}")
+    given = [
+        name
+        for name in ("json", "csv", "annotate", "attention", "saliency", "timeline")
+        if getattr(flags, name) is not None
+    ]
+    if given:
+        raise SettingsError(f"--stdin writes lines of JSON; omit --{given[0]}")
+
+
+def _predict_lines(flags: _PredictFlags, streams: Sequence[_Stream]) -> int:
+    """Predict the video of each line of the standard input, and print a line of JSON for it.
+
+    Return 1 if a video could not be read.
+    """
+    from two_stream.evaluation.runs.run import score_with_runs
+
+    code = 0
+    for line in sys.stdin:
+        name = line.strip()
+        if not name:
+            continue
+        try:
+            found = score_with_runs(
+                [one.run for one in streams],
+                name,
+                [one.views for one in streams],
+                [one.reading for one in streams],
+            )
+            result, _ = _describe(flags, streams, (name, Path(name)), found, (None,) * 4)
+        except TwoStreamError as error:
+            code, result = 1, {"video": name, "error": str(error)}
+        sys.stdout.write(f"{json_text(result)}\n")
+        sys.stdout.flush()
+    return code
 
 
 def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
