@@ -21,8 +21,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -104,6 +102,8 @@ class Sharded(Parallel):
     lockstep = True
 
     def __init__(self, model: nn.Module, device: torch.device, *, spanning: bool) -> None:
+        from torch.distributed.fsdp import fully_shard  # slow to import, like all of DTensor
+
         super().__init__(model, device)
         self.world = distributed.world_size()
         self.spanning = spanning
@@ -141,7 +141,7 @@ class Sharded(Parallel):
         """Context manager for a row; gradients are reduced across processes in the last row only."""
         if self.statistics is not None:
             self.statistics.begin_micro_step(active)
-        cast(FSDPModule, self.model).set_requires_gradient_sync(last)
+        cast(Any, self.model).set_requires_gradient_sync(last)
         yield
 
     def end_step(self) -> None:
@@ -151,6 +151,8 @@ class Sharded(Parallel):
 
     def gather(self, tree: Any) -> Any:
         """Return a state dict with full tensors on the CPU. All processes must call this method."""
+        from torch.distributed.tensor import DTensor
+
         if isinstance(tree, DTensor):
             return tree.full_tensor().cpu()
         if isinstance(tree, torch.Tensor):
@@ -209,6 +211,8 @@ def _shaped(value: Any, weight: torch.Tensor) -> bool:
 
 
 def _like(present: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(present, DTensor):
         return value
     return distribute_tensor(value, present.device_mesh, present.placements)

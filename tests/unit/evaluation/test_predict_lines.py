@@ -39,7 +39,9 @@ def test_lines_give_what_predict_gives_and_networks_are_loaded_once(
         assert given["video"] == wanted["video"]
         assert [row["class"] for row in given["top"]] == [row["class"] for row in wanted["top"]]
         for row, same in zip(given["top"], wanted["top"]):
-            assert row["probability"] == pytest.approx(same["probability"], abs=1e-5)  # views of several videos share batches
+            assert row["probability"] == pytest.approx(
+                same["probability"], abs=1e-5
+            )  # views of several videos share batches
     assert len(loaded) == 2
 
 
