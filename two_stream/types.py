@@ -300,4 +300,4 @@ class RunPaths:
     @property
     def report(self) -> Path:
         """The self-contained report page."""
-        return self.root / "report.html"
+        return self.own / "report.html"

@@ -14,6 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
+from two_stream.pretrained.files.hub import _fetch
+
 TOKEN = "hf_right"
 
 
@@ -70,6 +75,22 @@ def serve() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def connected(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
+    """Run the server, and let `huggingface_hub` use it and an own cache in this process."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    changed = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache)}
+    _fetch.cache_clear()
+    with serve() as hub:
+        changed["ENDPOINT"] = hub.url
+        changed["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in changed.items():
+            monkeypatch.setattr(constants, name, value)
+        yield hub
+    _fetch.cache_clear()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -53,14 +53,14 @@ def main(args: list[str]) -> int:
         Reproduction,
         read_stored,
         reproduce,
-        stored_scores,
     )
     from two_stream.evaluation.runs.run import load_run
+    from two_stream.evaluation.scores.files import newest_scores
     from two_stream.pretrained import WEIGHTS
     from two_stream.runtime.files import sha256
 
     root = run_paths(flags.run).root
-    path = flags.scores or stored_scores(root)
+    path = flags.scores or newest_scores(root)
     stored = read_stored(path)
     checkpoint = str(stored.meta.get("checkpoint", "best"))
     device = flags.device or ("cpu" if stored.meta.get("device") == "cpu" else "auto")
@@ -91,4 +91,6 @@ def _show(found: Reproduction, *, as_json: bool) -> None:
     if found.then is not None:
         rows.append([f"{found.metric} in % [95 % CI]", percent(found.then), percent(found.now)])
     rows += [[name, *values] for name, values in found.facts.items()]
-    print_table(found.scores, ["", "then", "now"], rows)
+    if rows:
+        print_table("", ["", "then", "now"], rows)
+    say(f"scores: {found.scores}")

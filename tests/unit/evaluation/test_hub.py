@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -18,9 +19,9 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import MadeOnce
-from tests.helpers.hub import TOKEN, Hub, Repo, serve
+from tests.helpers.hub import Hub, Repo, connected
 from tests.helpers.runs import make_world
-from two_stream import load_run
+from two_stream import create_model, load_run
 from two_stream.cli import main
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.publish import hash_names, hide_places
@@ -56,19 +57,8 @@ def world(scored_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-    hub_module._fetch.cache_clear()
-    with serve() as made:
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+    with connected(monkeypatch, tmp_path_factory.mktemp("cache")) as made:
         yield made
-    hub_module._fetch.cache_clear()
 
 
 def again(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
@@ -129,9 +119,38 @@ def test_python_pushes_and_a_revision_is_loaded(hub: Hub, world: Path) -> None:
     assert "scores/test_multi_three_logits.npz" not in hub.repos[REPO].commits[-1]
 
 
+def test_published_scores_are_compared_published_again_and_a_start(
+    hub: Hub, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", "rgb", *PUSH]) == 0
+    assert main(["push", f"hf://{REPO}", "ada/copy", "--license", "MIT"]) == 0
+    first, copy = hub.repos[REPO].commits[-1], hub.repos["ada/copy"].commits[-1]
+    assert copy["model.safetensors"] == first["model.safetensors"]
+    assert read_scores(find_scores("hf://ada/copy")).ids == read_scores(find_scores(f"hf://{REPO}")).ids
+    capsys.readouterr()
+    assert main(["fuse", f"hf://{REPO}", "hf://ada/copy", "--out", "fused.npz"]) == 0
+    assert read_scores("fused.npz").ids == read_scores(find_scores("hf://ada/copy")).ids
+    model = create_model(load_run("rgb").experiment.model, pretrained=f"hf://{REPO}")
+    assert torch.equal(model.classifier.weight, load_run("rgb").model.classifier.weight)
+    assert main(["report", f"hf://{REPO}"]) == 0
+    assert len(list(Path("runs/hub").glob("ada--waves@*/report.html"))) == 1
+
+
+def test_the_newest_published_scores_are_those_of_the_list(tmp_path: Path) -> None:
+    for place, name in enumerate(("test_b", "test_a", "val_c")):
+        (tmp_path / "scores").mkdir(exist_ok=True)
+        (tmp_path / "scores" / f"{name}.npz").touch()
+        os.utime(tmp_path / "scores" / f"{name}.npz", (place, place))
+    assert find_scores(tmp_path).name == "test_a.npz"
+    results = [{"file": "scores/test_b.npz"}, {"file": "scores/test_a.npz"}]
+    (tmp_path / "config.json").write_text(json.dumps({"results": results}))
+    assert find_scores(tmp_path).name == "test_b.npz"
+
+
 def test_nothing_private_is_uploaded(hub: Hub, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = yaml.safe_load(Path("rgb/experiment.yaml").read_text())
     settings["train"]["init"] = "/home/ada lovelace/secret/start.pth"
+    settings["device"] = "cuda:3"
     settings["data"]["dataset"] = str(world / "settings" / "toy" / "dataset.yaml")
     Path("rgb/experiment.yaml").write_text(yaml.safe_dump(settings))
     path = find_scores("rgb")
@@ -165,7 +184,9 @@ def test_nothing_private_is_uploaded(hub: Hub, world: Path, monkeypatch: pytest.
         ):
             named = secret.encode()
             assert named not in content.replace(b"video/v_", b""), (file, secret)
-    assert yaml.safe_load(Path("card/experiment.yaml").read_text())["train"]["init"] == "start.pth"
+    written = yaml.safe_load(Path("card/experiment.yaml").read_text())
+    assert (written["train"]["init"], written["data"]["dataset"]) == ("start.pth", "toy")
+    assert written["device"] == "auto"
     assert main(["push", "rgb", *PUSH, "--video-names", "--out", "named"]) == 0
     assert read_scores(find_scores("named")).ids == table.ids
 
@@ -221,9 +242,25 @@ def test_the_card_states_scores_data_and_limits(hub: Hub, world: Path) -> None:
     assert result.metric_value == pytest.approx(right, abs=0.01)
     assert result.dataset_split == "test"
     assert table.meta["protocol"] in result.metric_name
-    for line in ("hf://ada/waves --data-root", "left, right, stay", "Only 1 source video", "mobilenetv2_3d"):
+    for line in (
+        "hf://ada/waves --data-root",
+        "left, right, stay",
+        "In the test part: only 1 source video",
+        "mobilenetv2_3d",
+    ):
         assert line in text
     assert not re.search(r"None|Undefined|\{\{|v_g3", text)
+
+
+def test_the_threshold_of_these_weights_is_published(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"value": 0.9, "false_alarms": 0.1, "scores": "scores/val.npz"}
+    Path("rgb/threshold.json").write_text(json.dumps(facts | {"model_sha256": load_run("rgb").model_sha256}))
+    assert main(["push", "rgb", *PUSH, "--out", "card"]) == 0
+    assert load_run("card").threshold == 0.9
+    assert "below the threshold in `threshold.json`" in Path("card/README.md").read_text()
+    Path("rgb/threshold.json").write_text(json.dumps(facts | {"model_sha256": "other"}))
+    assert "chosen for other weights" in failure(["push", "rgb", *PUSH, "--out", "second"], capsys)
+    assert not Path("second").exists()
 
 
 def test_reproduce_names_what_differs(hub: Hub, world: Path, capsys: pytest.CaptureFixture[str]) -> None:

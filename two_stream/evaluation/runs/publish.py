@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,17 +21,18 @@ from safetensors.torch import load_file, save_file
 
 from two_stream.config.load import dump, validate_settings
 from two_stream.config.schema import Experiment
-from two_stream.errors import ScoreError, SettingsError
+from two_stream.errors import SettingsError
 from two_stream.evaluation.runs import none_of_these
 from two_stream.evaluation.runs.lookup import checkpoint_folder, environment_of
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.pretrained import WEIGHTS
-from two_stream.pretrained.files.hub import REPO, upload_run
+from two_stream.pretrained.files.hub import REPO, is_on_hub, upload_run
 from two_stream.pretrained.reading import read_metadata
 from two_stream.runtime.console import warn
-from two_stream.runtime.files import temporary_folder, write_checksums, write_json, write_text
+from two_stream.runtime.files import sha256 as checksum
+from two_stream.runtime.files import write_checksums, write_json, write_text
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import json_text, parse_json, plural
 from two_stream.types import InputSpec, ScoreTable, size_text
@@ -65,7 +67,7 @@ class Publication:
             raise SettingsError(
                 f"{self.repo}: not the name of a repository; expected NAME/MODEL, such as ada/waves-rgb"
             )
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", self.license):
             raise SettingsError(
                 f"the license is {self.license!r}; expected an id of the hub, such as {LICENSES}"
             )
@@ -77,16 +79,16 @@ def push_run(run: Run, wanted: Publication, *, private: bool = False) -> str:
     Raises:
         CheckpointError: See `upload_run`.
     """
-    with temporary_folder(run.paths.own / "hub") as folder:
-        write_publication(run, folder, wanted)
-        return upload_run(folder, wanted.repo, private=private)
+    with tempfile.TemporaryDirectory() as folder:
+        write_publication(run, Path(folder), wanted)
+        return upload_run(Path(folder), wanted.repo, private=private)
 
 
 def write_publication(run: Run, folder: Path, wanted: Publication) -> None:
     """Write the files to upload for the best checkpoint of a run to an empty folder.
 
     Raises:
-        ScoreError: A score file is damaged.
+        ScoreError: A score file or the threshold is damaged.
     """
     sha256 = _write_weights(checkpoint_folder(run.paths.root, run.checkpoint) / WEIGHTS, folder / WEIGHTS)
     write_checksums(folder)
@@ -117,6 +119,8 @@ def write_publication(run: Run, folder: Path, wanted: Publication) -> None:
 
 def hash_names(table: ScoreTable) -> ScoreTable:
     """Return a table with hashes instead of the names of videos and sources."""
+    if table.meta.get("ids") == HASHED:
+        return table
     skipped = [_hash(str(name)) for name in table.meta.get("skipped", [])]
     return replace(
         table,
@@ -136,18 +140,20 @@ def hide_places(value: Any) -> Any:
         return {key: one if key in _NAMES else hide_places(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [hide_places(one) for one in value]
+    if isinstance(value, (Path, str)) and is_on_hub(value):
+        return str(value)
     if isinstance(value, Path):
         return value.name
     if not isinstance(value, str):
         return value
-    if _PLACE.match(value) or (re.search(r"[\\/]", value) and Path(value).exists()):
+    if _PLACE.match(value):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return _INSIDE.sub("", value)
 
 
 def _settings(experiment: Experiment, dataset: str) -> Experiment:
     plain = hide_places(experiment.model_dump())
-    plain |= {"runs": "runs"}
+    plain |= {"runs": "runs", "device": "cpu" if experiment.device == "cpu" else "auto"}
     plain["data"] |= {"dataset": dataset, "settings_root": "settings", "cache": None}
     return validate_settings(Experiment, plain, "published settings")
 
@@ -171,13 +177,13 @@ def _write_weights(source: Path, target: Path) -> str:
         shutil.copyfile(source, target)
     else:
         save_file(load_file(source), target, metadata=public)
-    return hashlib.sha256(target.read_bytes()).hexdigest()
+    return checksum(target)
 
 
 def _write_tables(run: Run, folder: Path, wanted: Publication, sha256: str) -> dict[str, ScoreTable]:
     """Write the score files of these weights, and return their tables, the test part and the newest ones first."""
     found = sorted(
-        run.paths.scores.glob("*.npz"),
+        (run.paths.root / "scores").glob("*.npz"),
         key=lambda path: (path.name.startswith("test_"), path.stat().st_mtime_ns),
     )
     tables: dict[str, ScoreTable] = {}
@@ -200,15 +206,10 @@ def _write_tables(run: Run, folder: Path, wanted: Publication, sha256: str) -> d
 
 def _write_threshold(run: Run, folder: Path, sha256: str) -> None:
     path = run.paths.root / none_of_these.FILE
-    if not path.is_file():
-        return
-    try:
-        facts = parse_json(path.read_bytes())
-    except (OSError, ValueError):
-        raise ScoreError(
-            f"{path}: damaged; write it again with `two-stream evaluate … --false-alarms RATE`"
-        ) from None
-    write_json(folder / path.name, hide_places(facts) | {"model_sha256": sha256})
+    if path.is_file():
+        none_of_these.read_threshold([(run.paths.root, run.model_sha256)], "l2", None)
+        facts = hide_places(parse_json(path.read_bytes()))
+        write_json(folder / path.name, facts | {"model_sha256": sha256})
 
 
 def _result(name: str, table: ScoreTable) -> dict[str, Any]:
@@ -228,36 +229,10 @@ def _card(
     run: Run, wanted: Publication, dataset: str, tables: Mapping[str, ScoreTable], trained: Mapping[str, str]
 ) -> str:
     """Return the model card: the metadata that the hub reads, and the text."""
-    model, spec = run.experiment.model, run.model.spec
     lines = words.lines(list(tables.values())) if tables else []
-    results = [
-        {
-            "task": {"type": "video-classification", "name": "Video classification"},
-            "dataset": {
-                "name": f"{dataset}, split {run.experiment.data.split}",
-                "type": dataset,
-                "split": str(line.table.meta.get("part")),
-            },
-            "metrics": [
-                {
-                    "type": "accuracy" if line.summary.map is None else "map",
-                    "name": f"{_metric(line)}, {line.table.meta.get('protocol')}; 95 % interval "
-                    f"{words.percent(line.summary.main).partition(' ')[2]}",
-                    "value": round(100 * line.summary.main.value, 2),
-                }
-            ],
-        }
-        for line in lines
-    ]
-    head = {
-        "license": wanted.license,
-        "library_name": "two-stream",
-        "pipeline_tag": "video-classification",
-        "tags": ["action-recognition", "two-stream", model.modality, model.backbone.kind, model.head.kind],
-        "model-index": [{"name": wanted.repo.partition("/")[2], "results": results}],
-    }
-    if not results:
-        del head["model-index"]
+    experiment, scored = run.experiment, lines[0].table.meta if lines else {}
+    here = {key: scored[key] for key in ("device", "threads", "decoder") if scored.get(key) is not None}
+    init = experiment.train.init
     templates = jinja2.Environment(  # noqa: S701 - Markdown, not HTML
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -266,26 +241,60 @@ def _card(
         keep_trailing_newline=True,
     )
     return templates.get_template("card.md").render(
-        head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
+        head=yaml.safe_dump(_head(run, wanted, dataset, lines), sort_keys=False, allow_unicode=True),
         run=run,
         wanted=wanted,
-        model=model,
-        input=_input(spec),
-        data=run.experiment.data,
+        model=experiment.model,
+        input=_input(run.model.spec),
+        data=experiment.data,
         dataset=dataset,
+        version=code_version(),
         threshold=(run.paths.root / none_of_these.FILE).is_file(),
         parameters=sum(one.numel() for one in run.model.parameters()),
-        train=run.experiment.train,
-        init=run.experiment.train.init.name if run.experiment.train.init else None,
-        scores=[
-            [name, _metric(line), words.percent(line.summary.main), line.table.meta, line.summary]
-            for name, line in zip(tables, lines)
+        train=experiment.train,
+        init=None if init is None else hide_places(init),
+        scores=list(zip(tables, lines)),
+        metric=_metric,
+        percent=words.percent,
+        protocol=words.protocol_line,
+        caveats=[
+            f"In the {one.table.meta.get('part')} part: {text[:1].lower()}{text[1:]}"
+            for one in lines
+            for text in words.caveats(one)
         ],
-        protocols=list(dict.fromkeys(words.protocol_line(one.table.meta, one.summary) for one in lines)),
-        caveats=list(dict.fromkeys(text for line in lines for text in words.caveats(line))),
-        trained=hide_places(dict(trained)),
-        scored=lines[0].table.meta.get("environment", {}) if lines else {},
+        trained=hide_places(trained),
+        scored={**scored.get("environment", {}), **here},
     )
+
+
+def _head(run: Run, wanted: Publication, dataset: str, lines: Sequence[words.Line]) -> dict[str, Any]:
+    """Return the metadata of the card; its results are those of the test part."""
+    model, split = run.experiment.model, run.experiment.data.split
+    results = []
+    for line in lines:
+        found = line.summary.main
+        ends = f", 95 % interval {words.percent(found).partition(' ')[2]}" if found.known else ""
+        value = {
+            "type": "accuracy" if line.summary.map is None else "map",
+            "name": f"{_metric(line)} in %{ends} ({line.table.meta.get('protocol')})",
+            "value": round(100 * found.value, 2),
+        }
+        results.append(
+            {
+                "task": {"type": "video-classification", "name": "Video classification"},
+                "dataset": {"name": f"{dataset}, split {split}", "type": dataset, "split": "test"},
+                "metrics": [value],
+            }
+        )
+    tested = [one for one, line in zip(results, lines) if line.table.meta.get("part") == "test"]
+    name = wanted.repo.partition("/")[2]
+    return {
+        "license": wanted.license.lower(),
+        "library_name": "two-stream",
+        "pipeline_tag": "video-classification",
+        "tags": ["action-recognition", "two-stream", model.modality, model.backbone.kind, model.head.kind],
+        **({"model-index": [{"name": name, "results": tested}]} if tested else {}),
+    }
 
 
 def _metric(line: words.Line) -> str:
@@ -296,13 +305,14 @@ def _input(spec: InputSpec) -> list[tuple[str, str]]:
     """Return how a clip is made, as rows of a table."""
     segments = f" from each of {spec.segments} equal parts" if spec.segments else ""
     rate = f", at {spec.fps:g} frames per second" if spec.fps else ""
+    apart = "consecutive" if spec.stride == 1 else f"{spec.stride} apart"
     low, high = spec.value_range
     return [
         ("frames", "optical flow (x, y)" if spec.modality == "flow" else "RGB"),
-        ("clip", f"{plural(spec.clip_length, 'frame')}{segments}, {spec.stride} apart{rate}"),
+        ("clip", f"{plural(spec.clip_length, 'frame')}{segments}, {apart}{rate}"),
         *([("stack", f"{spec.stack} flow fields per frame")] if spec.stack > 1 else []),
         ("resized to", f"{size_text(spec.resize)} (height × width), then cropped to {size_text(spec.size)}"),
-        ("pixel values", f"0 to 255 are mapped to {low:g} to {high:g}"),
+        ("pixel values", f"{low:g} to {high:g} (0 to 255 in a picture)"),
         ("mean, std", f"{_numbers(spec.mean)}; {_numbers(spec.std)} (subtracted, then divided by)"),
     ]
 

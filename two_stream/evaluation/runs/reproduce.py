@@ -13,14 +13,13 @@ import numpy as np
 from two_stream.config.load import validate_settings
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError
-from two_stream.evaluation.runs.lookup import find_run
-from two_stream.evaluation.runs.publish import CONFIG, HASHED, hash_names
+from two_stream.evaluation.runs.publish import HASHED, hash_names
 from two_stream.evaluation.runs.run import HELD_OUT, Run, evaluate_run
-from two_stream.evaluation.scores.files import newest_scores, read_scores
+from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scores.metrics import summarise
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.runtime.device import set_deterministic, set_threads
-from two_stream.runtime.text import parse_json, plural
+from two_stream.runtime.text import plural
 from two_stream.types import ScoreTable
 
 EQUAL, WITHIN, DIFFERENT = "equal bit for bit", "within the interval", "different"
@@ -94,25 +93,6 @@ class Reproduction:
             return f"{self.verdict}: all scores of {plural(self.videos, 'video')}; {values}"
         told = f"{self.changed} of {plural(self.videos, 'prediction')} differ, largest difference {self.largest:.2g}"
         return f"{self.verdict}: {'; '.join([*self.why, f'{told}; {values}'])}"
-
-
-def stored_scores(run: Path | str) -> Path:
-    """Return the newest score file of the test part of a run.
-
-    Raises:
-        ScoreError: There is none.
-    """
-    folder = find_run(run)
-    try:
-        # the time of a downloaded file is that of the download, so the order is stored
-        listed = [
-            str(one["file"])
-            for one in parse_json((folder / CONFIG).read_bytes())["results"]
-            if one["part"] == "test"
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        listed = []
-    return folder / listed[0] if listed and (folder / listed[0]).is_file() else newest_scores(folder)
 
 
 def read_stored(path: Path) -> ScoreTable:
@@ -217,7 +197,7 @@ def _reasons(stored: ScoreTable, again: ScoreTable) -> list[str]:
 
 
 def _labels(table: ScoreTable) -> list[Any]:
-    return table.labels.tolist() if table.targets is None else table.targets.tolist()
+    return list(table.labels if table.targets is None else map(tuple, table.targets.tolist()))
 
 
 def _changed_facts(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -60,12 +61,8 @@ def _fetch(text: str) -> Path:
         )
     repo, revision = match.groups()
     place = f"hf://{repo}" + (f"@{revision}" if revision else "")
-    from huggingface_hub import snapshot_download, utils
+    from huggingface_hub import snapshot_download
 
-    # a missing file is reported below
-    utils.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        utils.disable_progress_bars()
     note(f"loading {place} from the local cache or the Hugging Face hub")
     with _one_line(place, revision):
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
@@ -135,7 +132,11 @@ def _one_line(place: str, revision: str | None = None) -> Iterator[None]:
         CheckpointError: Says what to do.
     """
     from huggingface_hub import constants, errors
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     repo = place.removeprefix("hf://").partition("@")[0]
     try:
         yield
@@ -158,7 +159,9 @@ def _one_line(place: str, revision: str | None = None) -> Iterator[None]:
             )
         else:
             said = f"the hub answers {code} ({_first(error.server_message or error)}); try again later"
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+    except errors.OfflineModeIsEnabled:
+        said = "HF_HUB_OFFLINE is set, so the hub cannot be used; unset it"
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
         if constants.HF_HUB_OFFLINE:
             said = "not in the local cache, and HF_HUB_OFFLINE is set; unset it to use the network"
         else:
