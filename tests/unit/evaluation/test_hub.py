@@ -150,6 +150,7 @@ def test_the_newest_published_scores_are_those_of_the_list(tmp_path: Path) -> No
 def test_nothing_private_is_uploaded(hub: Hub, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = yaml.safe_load(Path("rgb/experiment.yaml").read_text())
     settings["train"]["init"] = "/home/ada lovelace/secret/start.pth"
+    settings["data"]["settings_root"] = "/home/lovelace"
     settings["device"] = "cuda:3"
     settings["data"]["dataset"] = str(world / "settings" / "toy" / "dataset.yaml")
     Path("rgb/experiment.yaml").write_text(yaml.safe_dump(settings))
@@ -296,7 +297,13 @@ def test_reproduce_compares_videos_labels_and_the_interval() -> None:
     draw = np.random.default_rng(0)
     from tests.helpers.runs import Runs
 
-    meta = {"modality": "rgb", "file": "s.npz", "model_sha256": "a", "protocol": "p"}
+    meta = {
+        "modality": "rgb",
+        "file": "s.npz",
+        "model_sha256": "a",
+        "crops": "center",
+        "views_per_video": 2.0,
+    }
     stored = Runs(Path()).table(["a", "b", "c"], 60, "test", meta)
     order = draw.permutation(60)
     mixed = replace(
@@ -324,7 +331,9 @@ def test_reproduce_compares_videos_labels_and_the_interval() -> None:
     relabelled = replace(stored, labels=np.r_[(stored.labels[0] + 1) % 3, stored.labels[1:]])
     assert compare_again(stored, relabelled).why == ["the labels of 1 video differ"]
     other = replace(stored, meta=meta | {"crops": "ten"})
-    assert compare_again(stored, other).why == ["crops: None then, ten now"]
+    assert compare_again(stored, other).why == ["crops: center then, ten now"]
+    longer = replace(stored, meta=meta | {"views_per_video": 3.0})
+    assert compare_again(stored, longer).why == ["views per video: 2.0 then, 3.0 now"]
 
 
 def failure(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -357,6 +366,10 @@ def test_one_line_for_each_mistake(
     assert "its weights are pickles" in said
     assert "pytorch_model.bin" in said
     assert not list(Path(constants.HF_HUB_CACHE).rglob("pytorch_model.bin"))
+    hub.broken = 500
+    assert "answers 500" in failure(["push", "rgb", *PUSH], capsys)
+    assert "cannot be reached (" in failure(["evaluate", "hf://ada/fourth"], capsys)
+    hub.broken = 0
     monkeypatch.setenv("HF_TOKEN", "wrong")
     assert "rejects the token (401)" in failure(["push", "rgb", *PUSH], capsys)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

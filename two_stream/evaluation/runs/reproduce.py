@@ -23,43 +23,14 @@ from two_stream.runtime.text import plural
 from two_stream.types import ScoreTable
 
 EQUAL, WITHIN, DIFFERENT = "equal bit for bit", "within the interval", "different"
-_OPTIONS = {
-    key: key for key in ("views", "num_clips", "step", "crops", "aggregate", "precision", "batch_views")
-} | {
-    "fold": "folded",
-    "compile": "compiled",
-}
+_VIEWS = ("views", "num_clips", "step", "crops", "aggregate")
+_OPTIONS = {key: key for key in (*_VIEWS, "precision", "batch_views")}
+_OPTIONS |= {"fold": "folded", "compile": "compiled"}
 """evaluation options, and their keys in the metadata of score files"""
-_PROTOCOL = (
-    *(
-        "views",
-        "num_clips",
-        "step",
-        "crops",
-        "aggregate",
-        "sampling",
-        "frame_order",
-        "clip_length",
-        "stride",
-        "fps",
-    ),
-    *("resize", "crop", "source", "flow_algorithm"),
-)
-"""facts with which two results cannot be compared if they differ"""
-_FACTS = (
-    *(
-        "precision",
-        "batch_views",
-        "folded",
-        "compiled",
-        "views_per_video",
-        "decoder",
-        "device",
-        "threads",
-        "processes",
-    ),
-    "code_version",
-)
+_FRAMES = ("sampling", "frame_order", "clip_length", "stride", "fps", "resize", "crop")
+_PROTOCOL = (*_VIEWS, *_FRAMES, "source", "flow_algorithm", "views_per_video")
+"""facts on the protocol and the frames: if they differ, the two results cannot be compared"""
+_FACTS = (*_OPTIONS.values(), "decoder", "device", "threads", "processes", "code_version")
 
 
 @dataclass(frozen=True)
@@ -192,7 +163,8 @@ def _reasons(stored: ScoreTable, again: ScoreTable) -> list[str]:
     other = sum(labels.get(name, own) != own for name, own in zip(stored.ids, _labels(stored)))
     if other:
         why.append(f"the labels of {plural(other, 'video')} differ")
-    pairs = ((key.replace("_", " "), stored.meta.get(key), again.meta.get(key)) for key in _PROTOCOL)
+    known = [key for key in _PROTOCOL if key in stored.meta]
+    pairs = ((key.replace("_", " "), stored.meta[key], again.meta.get(key)) for key in known)
     return why + [f"{key}: {then} then, {now} now" for key, then, now in pairs if then != now]
 
 

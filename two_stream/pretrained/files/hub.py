@@ -154,14 +154,14 @@ def _one_line(place: str, revision: str | None = None) -> Iterator[None]:
         code = error.response.status_code
         if code in (401, 403):
             said = (
-                f"the hub rejects the token ({code}); log in with `hf auth login` or set HF_TOKEN to a token that may "
-                f"write to {repo.partition('/')[0]}"
+                f"the hub rejects the token ({code}); log in with `hf auth login` or set HF_TOKEN to a token with "
+                f"access to {repo.partition('/')[0]} (to upload: write access)"
             )
         else:
             said = f"the hub answers {code} ({_first(error.server_message or error)}); try again later"
     except errors.OfflineModeIsEnabled:
         said = "HF_HUB_OFFLINE is set, so the hub cannot be used; unset it"
-    except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+    except (errors.LocalEntryNotFoundError, errors.HTTPError) as error:  # type: ignore[attr-defined]
         if constants.HF_HUB_OFFLINE:
             said = "not in the local cache, and HF_HUB_OFFLINE is set; unset it to use the network"
         else:
