@@ -132,6 +132,10 @@ def test_published_scores_are_compared_published_again_and_a_start(
     assert read_scores("fused.npz").ids == read_scores(find_scores("hf://ada/copy")).ids
     model = create_model(load_run("rgb").experiment.model, pretrained=f"hf://{REPO}")
     assert torch.equal(model.classifier.weight, load_run("rgb").model.classifier.weight)
+    videos = str(world / "videos" / "left")
+    assert main(["features", f"hf://{REPO}", "--videos", videos, "--npy", "one", "--device", "cpu"]) == 0
+    assert main(["features", "rgb", "--videos", videos, "--npy", "two", "--device", "cpu"]) == 0
+    np.testing.assert_array_equal(np.load("one/v_g3.npy"), np.load("two/v_g3.npy"))
     assert main(["report", f"hf://{REPO}"]) == 0
     assert len(list(Path("runs/hub").glob("ada--waves@*/report.html"))) == 1
 
@@ -354,6 +358,10 @@ def test_one_line_for_each_mistake(
         ["push", "rgb", REPO, "--license", "MIT License"], capsys
     )
     assert "not a run folder" in failure(["push", ".", *PUSH], capsys)
+    assert "rgb exists" in failure(["push", "rgb", *PUSH, "--out", "rgb"], capsys)
+    assert "--private cannot be combined" in failure(
+        ["push", "rgb", *PUSH, "--out", "x", "--private"], capsys
+    )
     assert "(403)" in failure(["push", "rgb", "somebody-else/x", "--license", "mit"], capsys)
     assert "not the name of a run" in failure(["evaluate", "hf://waves"], capsys)
     assert "no such repository" in failure(["evaluate", "hf://ada/nothing"], capsys)

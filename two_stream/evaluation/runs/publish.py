@@ -303,13 +303,18 @@ def _metric(line: words.Line) -> str:
 
 def _input(spec: InputSpec) -> list[tuple[str, str]]:
     """Return how a clip is made, as rows of a table."""
-    segments = f" from each of {spec.segments} equal parts" if spec.segments else ""
+    part = (
+        f": {spec.clip_length // spec.segments} from each of {spec.segments} equal parts"
+        if spec.segments
+        else ""
+    )
     rate = f", at {spec.fps:g} frames per second" if spec.fps else ""
-    apart = "consecutive" if spec.stride == 1 else f"{spec.stride} apart"
+    apart = ", consecutive" if spec.stride == 1 else f", {spec.stride} apart"
+    apart = "" if spec.segments == spec.clip_length else apart
     low, high = spec.value_range
     return [
         ("frames", "optical flow (x, y)" if spec.modality == "flow" else "RGB"),
-        ("clip", f"{plural(spec.clip_length, 'frame')}{segments}, {apart}{rate}"),
+        ("clip", f"{plural(spec.clip_length, 'frame')}{part}{apart}{rate}"),
         *([("stack", f"{spec.stack} flow fields per frame")] if spec.stack > 1 else []),
         ("resized to", f"{size_text(spec.resize)} (height × width), then cropped to {size_text(spec.size)}"),
         ("pixel values", f"{low:g} to {high:g} (0 to 255 in a picture)"),
