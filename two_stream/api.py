@@ -273,6 +273,22 @@ class Run(run.Run):
             SaliencyOptions(classes, method, stage or ""),
         )
 
+    def push(self, repo: str, *, license: str, private: bool = False, video_names: bool = False) -> str:
+        """Upload the run to the Hugging Face hub with a model card, and return the address of the repository.
+
+        Args:
+            repo: Repository, such as `ada/waves-rgb`; it is created if it does not exist.
+            license: License of the weights, as an id of the hub: mit, apache-2.0, cc-by-4.0, …
+            private: Whether to create the repository as a private one.
+            video_names: Whether score files keep the names of videos and sources instead of hashes.
+
+        Raises:
+            CheckpointError: The hub cannot be reached or rejects the upload.
+        """
+        from two_stream.evaluation.runs.publish import Publication, push_run
+
+        return push_run(self, Publication(repo, license, video_names), private=private)
+
     def _facts(self) -> list[tuple[str, str]]:
         model, spec = self.experiment.model, self.model.spec
         size, rate = "×".join(map(str, spec.size)), f" at {spec.fps:g} per second" if spec.fps else ""
@@ -293,10 +309,10 @@ class Run(run.Run):
 
 
 def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu", data_root: Roots = None) -> Run:
-    """Load a run folder.
+    """Load a run folder, or a run on the Hugging Face hub.
 
     Args:
-        path: The run folder.
+        path: The run folder; or `hf://NAME/MODEL`, or `hf://NAME/MODEL@REVISION`.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
         data_root: Folder of the data set's `dataset.yaml` (of stored features, of shards), or several such folders, if

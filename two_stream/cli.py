@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train one stream on one split",
     "features": "store the features of a frozen backbone for all videos, so that heads train without the backbone",
     "evaluate": "score the videos of a split with a trained run",
+    "reproduce": "score a run again as a stored score file was computed, and say whether the result is the same",
     "scores": "convert score files to CSV, JSON or NumPy arrays, also those of other programs",
     "fuse": "combine the score files of two or more streams",
     "ablate": "run the missing parts of a study and report its statistics",
@@ -34,6 +35,7 @@ COMMANDS = {
     "predict": "recognise the action in a video from RGB, flow or both",
     "stream": "recognise actions in a camera, RTSP or HTTP stream or long file, frame by frame",
     "export": "export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify it",
+    "push": "upload a run with its scores and a model card to the Hugging Face hub",
     "report": "write one self-contained page about runs and scores",
     "profile": "measure parameters, multiply-adds, speed and memory of a model",
     "settings": "list, show and copy the settings files of experiments and studies",
@@ -45,9 +47,9 @@ COMMANDS = {
 GROUPS = {
     "Data": "demo prepare extract pack check",
     "Train": "settings auto baseline train features compress",
-    "Measure": "evaluate scores fuse report profile",
+    "Measure": "evaluate reproduce scores fuse report profile",
     "Compare": "ablate compare xray leaderboard board",
-    "Use": "predict stream export models weights doctor",
+    "Use": "predict stream export push models weights doctor",
 }
 """The commands of each heading of the overview."""
 

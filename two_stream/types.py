@@ -285,11 +285,19 @@ class RunPaths:
         return self.root / "best"
 
     @property
+    def own(self) -> Path:
+        """Folder for new files: the run folder; for a run in the cache of the Hugging Face hub, one in `runs/hub`."""
+        cache = self.root.parent.parent.name
+        if self.root.parent.name != "snapshots" or not cache.startswith("models--"):
+            return self.root
+        return Path("runs", "hub", f"{cache.removeprefix('models--')}@{self.root.name[:12]}")
+
+    @property
     def scores(self) -> Path:
-        """Folder of score files."""
-        return self.root / "scores"
+        """Folder for new score files."""
+        return self.own / "scores"
 
     @property
     def report(self) -> Path:
         """The self-contained report page."""
-        return self.root / "report.html"
+        return self.own / "report.html"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.hub import connected
 from two_stream.cli import main
 from two_stream.commands import demo as command
 from two_stream.config.model import InputOptions
@@ -86,3 +87,14 @@ def test_predict_from_both_streams(demo: Path, capsys: pytest.CaptureFixture[str
     complaint = capsys.readouterr().err
     assert complaint.count("\n") == 1
     assert "not a video" in complaint
+
+
+def test_a_pushed_run_is_reproduced(
+    demo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with connected(monkeypatch, tmp_path / "cache"):
+        assert main(["push", str(demo / "runs" / "flow"), "ada/waves", "--license", "mit"]) == 0
+        capsys.readouterr()
+        assert main(["reproduce", "hf://ada/waves", "--data-root", str(demo / "data")]) == 0
+    assert capsys.readouterr().out.startswith("equal bit for bit: all scores of 8 videos; ")

@@ -30,6 +30,15 @@ NOT_RUN = {
     "two-stream prepare list --train train.csv --val val.csv --videos DIR --name NAME": "unit/data/test_lists.py",
     "two-stream train runs/mine_gpu/experiment.yaml --resume --train.epochs 60": "unit/training/test_trainer.py",
     "two-stream evaluate runs/mine_rgb --part val --false-alarms 0.1": "needs nine sources: test_none_of_these.py",
+    **dict.fromkeys(
+        (
+            "two-stream push demo/runs/rgb ada/waves-rgb --license mit",
+            "two-stream predict video.mp4 --rgb hf://ada/waves-rgb",
+            "two-stream evaluate hf://ada/waves-rgb --data-root demo/data",
+            "two-stream reproduce hf://ada/waves-rgb --data-root demo/data",
+        ),
+        "the Hugging Face hub: unit/evaluation/test_hub.py",
+    ),
     "two-stream ablate archive/my_heads": "a moved study: unit/studies/test_moved_study.py",
     "two-stream ablate archive/my_heads --data-root /disk/mine": "unit/studies/test_moved_study.py",
 }

@@ -36,7 +36,10 @@ RESULT_EXAMPLES = (
     "evaluate --from-json val.json --truth hmdb51 --split 2",
 )
 _OWN = (
-    ("RUN_OR_EXPORT", "run folder, or file that `two-stream export` wrote"),
+    (
+        "RUN_OR_EXPORT",
+        "run folder, run on the Hugging Face hub (hf://NAME/MODEL), or file of `two-stream export`",
+    ),
     (
         "--from-json FILE",
         "instead of a run: evaluate a result file (--from-json FILE --help shows the flags)",

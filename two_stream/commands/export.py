@@ -27,7 +27,8 @@ PROG = "two-stream export"
 @dataclass(frozen=True)
 class _ExportFlags:
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]]
-    """run folder, model folder (with model.safetensors), or name of a model (with random weights, to test a runtime)"""
+    """run folder, run on the Hugging Face hub (hf://NAME/MODEL), model folder (with model.safetensors), or name of a
+    model (with random weights, to test a runtime)"""
     to: Literal["onnx", "pt2", "aoti"] = "onnx"
     """onnx: for runtimes in any language; pt2: torch.export, for torch; aoti: compiled for the processor of this
     machine"""
@@ -103,10 +104,11 @@ def _export(flags: _ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> t
 
 def _run(flags: _ExportFlags) -> AnyRun[Recognizer]:
     """Load the run, model folder or named model."""
+    from two_stream.evaluation.runs.lookup import find_run
     from two_stream.evaluation.runs.run import load_run
     from two_stream.export.writing import named_model, stored_model
 
-    path = Path(flags.model)
+    path = find_run(flags.model)
     if (path / "experiment.yaml").is_file():
         return load_run(path, flags.checkpoint, data_root=flags.data_root)
     if path.exists():

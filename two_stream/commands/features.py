@@ -122,6 +122,7 @@ def main(args: list[str]) -> int:
     )
     flags = parse_over(default, rest, PROG, DESCRIPTION, EXAMPLES, _OWN)
     from two_stream.evaluation.features.extract_features import write_features
+    from two_stream.evaluation.runs.lookup import find_run
     from two_stream.runtime.device import set_deterministic, set_threads
 
     changes: dict[str, Any] = {key: getattr(flags, key) for key in ("seed", "device", "evaluate")}
@@ -145,7 +146,7 @@ def main(args: list[str]) -> int:
         parts=flags.parts,
         overwrite=flags.overwrite,
     )
-    _print_usage(name, out, facts)
+    _print_usage(str(find_run(name)), out, facts)
     return 0
 
 
@@ -193,12 +194,13 @@ def _npy_network(
     name: str, experiment: Experiment, flags: _VideoFlags, videos: Sequence[Path]
 ) -> tuple[Recognizer, VideoInput]:
     """Return the network, and how it reads videos."""
+    from two_stream.evaluation.runs.lookup import find_run
     from two_stream.evaluation.runs.run import load_run, reading_of
     from two_stream.evaluation.scoring.video import VideoInput
     from two_stream.runtime.device import pick_device
 
     ways = {"flow": flags.flow_algorithm, "short_side": flags.short_side, "backend": flags.backend}
-    if Path(name).is_dir():
+    if find_run(name).is_dir():
         run = load_run(name, flags.checkpoint, flags.device)
         return run.model, reading_of(run, **ways, videos=videos)  # type: ignore[arg-type]
     given = {key: value for key, value in ways.items() if value is not None}
@@ -236,7 +238,9 @@ def _npy_network(
 
 def _experiment(name: str) -> Experiment:
     """Return the settings of a run, of an experiment file, or for a named model."""
-    path = Path(name)
+    from two_stream.evaluation.runs.lookup import find_run
+
+    path = find_run(name)
     if path.is_dir():
         return run_settings(path)
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -251,9 +255,10 @@ def _experiment(name: str) -> Experiment:
 
 
 def _model(name: str, experiment: Experiment, flags: _FeatureFlags) -> Recognizer:
+    from two_stream.evaluation.runs.lookup import find_run
     from two_stream.runtime.device import pick_device
 
-    if Path(name).is_dir():
+    if find_run(name).is_dir():
         from two_stream.evaluation.runs.run import load_run
 
         return load_run(name, flags.checkpoint, flags.device).model

@@ -23,7 +23,7 @@ def load_network(
     trust: Sequence[Path] = (),
     data_root: Sequence[Path] = (),
 ) -> AnyRun[Any]:
-    """Load a run folder, or a file that `two-stream export` wrote; only files in `trust` may contain machine code.
+    """Load a run (see `find_run`) or a file of `two-stream export`; only files in `trust` may contain machine code.
 
     Raises:
         TwoStreamError: The path is neither of these, or it cannot be read.

@@ -47,10 +47,10 @@ class _PredictFlags:
     """video files, folders of frames (img_00001.jpg, flow_x_00001.jpg, …), or folders that are searched for both; a
     part of a video: VIDEO#START-END, in seconds"""
     rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """run folder or exported file of a network that reads RGB (rgb or rgbdiff); repeat the flag for several networks,
-    which are fused"""
+    """run folder, run on the Hugging Face hub (hf://NAME/MODEL) or exported file of a network that reads RGB (rgb or
+    rgbdiff); repeat the flag for several networks, which are fused"""
     flow: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """run folder or exported file of a flow network; repeat the flag for several networks"""
+    """run folder, run on the hub or exported file of a flow network; repeat the flag for several networks"""
     stdin: bool = False
     """read videos from the standard input, one per line, and write one line of JSON for each; the networks are loaded
     once"""
@@ -162,7 +162,8 @@ def main(args: list[str]) -> int:
     if flags.threshold is None:
         from two_stream.evaluation.runs.none_of_these import read_threshold
 
-        loaded = [(path, run.model_sha256) for (path, _), run in zip(given, runs)]
+        folders = [path if path.is_file() else run.paths.root for (path, _), run in zip(given, runs)]
+        loaded = [(folder, run.model_sha256) for folder, run in zip(folders, runs)]
         flags = replace(flags, threshold=read_threshold(loaded, flags.rule, flags.weights))
     streams = [_Stream(run, _views(flags, run), _reading(flags, run, paths)) for run in runs]
     return _predict_lines(flags, streams) if flags.stdin else _predict_all(flags, inputs, streams)

@@ -44,9 +44,9 @@ class StreamFlags:
     source: tyro.conf.Positional[str]
     """video file, number of a camera, or address (rtsp://…, http://…)"""
     rgb: Path | None = None
-    """run folder of an RGB network"""
+    """run folder of an RGB network, or a run on the Hugging Face hub (hf://NAME/MODEL)"""
     flow: Path | None = None
-    """run folder of a flow network; with --rgb the two are fused"""
+    """run folder of a flow network, or a run on the hub; with --rgb the two are fused"""
     top: int = 5
     """number of classes to show"""
     json: str | None = None

@@ -33,8 +33,8 @@ EXAMPLES = (
 @dataclass(frozen=True)
 class _XrayFlags:
     runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|EXPORT …")]] = ()
-    """run folders or exported files; runs that differ only in seed or split form one network; an RGB and a flow network
-    are also fused, with one of them on changed clips"""
+    """run folders, runs on the Hugging Face hub (hf://NAME/MODEL) or exported files; runs that differ only in seed or
+    split form one network; an RGB and a flow network are also fused, with one of them on changed clips"""
     part: Literal["test", "val"] = "test"
     """part of the data set"""
     views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
@@ -78,11 +78,13 @@ def main(args: list[str]) -> int:
     doubled = next((run for place, run in enumerate(flags.runs) if run in flags.runs[:place]), None)
     if doubled is not None:
         raise SettingsError(f"{doubled}: the same run is given twice; remove one of the two")
+    from two_stream.evaluation.runs.lookup import find_run
     from two_stream.runtime.files import check_writable
     from two_stream.studies.report.study_report import study_files, write_study_report
+    from two_stream.types import RunPaths
 
-    first = flags.runs[0]
-    out = flags.out or (first if first.is_dir() else first.parent) / "xray.html"
+    first = find_run(flags.runs[0])
+    out = flags.out or (RunPaths(first).own if first.is_dir() else first.parent) / "xray.html"
     for file in study_files(out):
         check_writable(file)
     runs = [

@@ -70,7 +70,7 @@ def export_run(
             "the original fp32 run with --to onnx --int8"
         )
     form = _checked_format(to, int8)
-    path = _checked_path(out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}", to)
+    path = _checked_path(out or run.paths.own / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}", to)
     network = plain_copy(run)
     clips, what = _clips(run, _CLIPS if int8 is None else int8.clips)
     example = noise_clips(run.model.spec, EXAMPLE_BATCH)
@@ -252,7 +252,7 @@ def export_stream(
         SettingsError: As for `export_run`.
     """
     form = _checked_format(to)
-    path = _checked_path(out or run.paths.root / f"stream{SUFFIXES[to]}", to)
+    path = _checked_path(out or run.paths.own / f"stream{SUFFIXES[to]}", to)
     spec, module = run.model.spec, cast(StepModule, step)
     names = module.state_names()
     begun = {batch: module.initial_states(batch, *spec.size) for batch in (*_STREAMS, EXAMPLE_BATCH)}

@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from two_stream.errors import CheckpointError
+from two_stream.pretrained.files.hub import fetch_run, is_on_hub
 from two_stream.pretrained.kinds import checkpoint_kind
 from two_stream.runtime.console import note
 from two_stream.runtime.files import complete_folder
@@ -89,6 +90,7 @@ def weights_file(path: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
+    path = fetch_run(path) if is_on_hub(path) else path
     if path.is_file():
         return path
     if not path.is_dir():

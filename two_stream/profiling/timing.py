@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
+from two_stream.evaluation.runs.lookup import checkpoint_folder
 from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.evaluation.scoring.network import (
     Compiled,
@@ -27,10 +28,10 @@ from two_stream.evaluation.scoring.network import (
     prepare_for_inference,
     resolve_evaluation,
 )
+from two_stream.pretrained import WEIGHTS
 from two_stream.profiling.costs import callables, clip_shape, meta_twin, multiply_adds, parameter_count
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast, pick_device
-from two_stream.runtime.files import complete_folder
 from two_stream.runtime.text import plural
 
 _STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -351,9 +352,7 @@ def measure_networks(
     memory = _memory(runs, options, where)
     return [
         NetworkCosts(
-            file_bytes=(complete_folder(run.paths.root / run.checkpoint) / "model.safetensors")
-            .stat()
-            .st_size,
+            file_bytes=(checkpoint_folder(run.paths.root, run.checkpoint) / WEIGHTS).stat().st_size,
             parameters=parameter_count(meta_twin(run.model)),
             nonzero=nonzero_parameters(run.model),
             multiply_adds=multiply_adds(run.model),

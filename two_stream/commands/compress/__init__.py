@@ -426,7 +426,7 @@ def _sensitivity(args: list[str]) -> int:
         seed=flags.seed,
         latency=flags.latency is not None,
     )
-    folder = flags.out or run.paths.root / "sensitivity"
+    folder = flags.out or run.paths.own / "sensitivity"
     _write_sensitivity(found, folder)
     choice = None if budget is None else choose_levels(run.model, found, options, *budget)
     _show_sensitivity(found, choice, folder, name, as_json=flags.as_json)

@@ -15,6 +15,7 @@ from two_stream.config.schema import DataOptions, Experiment
 from two_stream.data.catalog import RECORD_FILE, Record, dataset_record
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.scores.files import newest_scores, read_scores
+from two_stream.pretrained.files.hub import WEIGHTS, fetch_run, is_on_hub
 from two_stream.runtime.console import warn
 from two_stream.runtime.files import complete_folder, is_line_intact, write_json
 from two_stream.runtime.text import parse_json
@@ -27,13 +28,29 @@ Roots = Path | str | Sequence[Path] | None
 _WHAT = {"dataset": "data set", "features": "stored features", "shards": "shards"}
 
 
+def find_run(path: Path | str) -> Path:
+    """Return the folder of a run; a run on the Hugging Face hub (`hf://NAME/MODEL`) is downloaded to the hub's cache.
+
+    Raises:
+        CheckpointError: The hub does not provide the run; see `fetch_run`.
+    """
+    return fetch_run(path) if is_on_hub(path) else Path(path)
+
+
+def checkpoint_folder(run: Path, checkpoint: str) -> Path:
+    """Return the folder of a checkpoint; a run from the Hugging Face hub contains the best one, not in a folder."""
+    folder = complete_folder(run / checkpoint)
+    published = checkpoint == "best" and not folder.is_dir() and (run / WEIGHTS).is_file()
+    return run if published else folder
+
+
 def run_paths(path: Path | str) -> RunPaths:
-    """Return the paths of a run folder.
+    """Return the paths of a run folder, or of a run on the Hugging Face hub; see `find_run`.
 
     Raises:
         CheckpointError: The folder does not exist or is not a run folder.
     """
-    folder = Path(path)
+    folder = find_run(path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such run folder"
         raise CheckpointError(f"{folder}: {what}; expected a folder written by `two-stream train`")

@@ -33,7 +33,7 @@ from two_stream.errors import (
     VideoError,
 )
 from two_stream.evaluation.features.cache import StoredViews
-from two_stream.evaluation.runs.lookup import Roots, check_data, locate_data, run_paths
+from two_stream.evaluation.runs.lookup import Roots, check_data, checkpoint_folder, locate_data, run_paths
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scoring.network import (
     ClipNetwork,
@@ -57,12 +57,12 @@ from two_stream.evaluation.scoring.video import (
     top_classes,
 )
 from two_stream.evaluation.scoring.views import describe_views, protocol_slug, same_boxes_note
-from two_stream.pretrained import read_model
+from two_stream.pretrained import WEIGHTS, read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.device import pick_device, precision_reason
-from two_stream.runtime.files import check_writable, complete_folder, sha256
+from two_stream.runtime.files import check_writable, sha256
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.runtime.text import plural
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
@@ -146,7 +146,7 @@ class Run(AnyRun[Recognizer]):
     @cached_property
     def model_sha256(self) -> str:
         """Checksum of the weights file."""
-        return sha256(complete_folder(self.paths.root / self.checkpoint) / "model.safetensors")
+        return sha256(checkpoint_folder(self.paths.root, self.checkpoint) / WEIGHTS)
 
 
 def load_run(
@@ -160,7 +160,7 @@ def load_run(
     """Load a run folder.
 
     Args:
-        path: The run folder.
+        path: The run folder, or `hf://NAME/MODEL` for a run on the Hugging Face hub.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
         data_root: Folder of the data set's `dataset.yaml` (of stored features, of shards), or several such folders, if
@@ -175,9 +175,9 @@ def load_run(
     if checkpoint not in CHECKPOINTS:
         raise CheckpointError(f"unknown checkpoint {checkpoint!r}; expected best or last")
     experiment = locate_data(paths, load_experiment(paths.experiment), data_root)
-    folder = complete_folder(paths.root / checkpoint)
+    folder = checkpoint_folder(paths.root, checkpoint)
     if not folder.is_dir():
-        existing = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
+        existing = [name for name in CHECKPOINTS if checkpoint_folder(paths.root, name).is_dir()]
         hint = f"; use `{existing[0]}`" if existing else "; train it first (`two-stream train`)"
         raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
     model, meta = read_model(folder, pick_device(device), backbone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.formats import SEVERAL, Described, read_foreign
 from two_stream.evaluation.scores.tables import check_table
+from two_stream.pretrained.files.hub import fetch_run, is_on_hub
 from two_stream.runtime.files import atomic_path, read_arrays, write_json, write_text
 from two_stream.runtime.text import csv_text, json_text, parse_json
 from two_stream.types import RunPaths, ScoreTable
@@ -138,15 +140,18 @@ def read_scores(path: Path | str, described: Described | None = None, part: str 
 
 
 def newest_scores(run: Path, part: str = "test") -> Path:
-    """Return the newest score file of a run for a part.
+    """Return the newest score file of a run for a part; of a run from the Hugging Face hub, the newest published one.
 
     Raises:
         ScoreError: The run has no scores of this part.
     """
     if not RunPaths(run).experiment.is_file() and not (run / "scores").is_dir():
         raise ScoreError(f"{run}: not a run folder; expected a run folder or score files")
-    folder = run / "scores"
-    found = sorted(folder.glob(f"{part}_*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    folder, order = run / "scores", _published_order(run)
+    found = sorted(
+        folder.glob(f"{part}_*.npz"),
+        key=lambda path: (-order.get(path.name, len(order)), path.stat().st_mtime_ns, path.name),
+    )
     if not found:
         flag = "" if part == "test" else f" --part {part}"
         command = f"two-stream evaluate {shlex.quote(str(run))}{flag}"
@@ -154,13 +159,24 @@ def newest_scores(run: Path, part: str = "test") -> Path:
     return found[-1]
 
 
+def _published_order(run: Path) -> dict[str, int]:
+    """Return the places of score files in the list of a published run, from the newest one; empty for other runs.
+
+    The time of a downloaded file is that of the download.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        results = parse_json((run / "config.json").read_bytes())["results"]
+        return {Path(str(one["file"])).name: place for place, one in enumerate(results)}
+    return {}
+
+
 def find_scores(path: Path | str, part: str = "test") -> Path:
-    """Return the path of a score file, or of the newest score file of a run folder.
+    """Return the path of a score file, or of the newest score file of a run folder or of a run on the hub.
 
     Raises:
         ScoreError: The file or folder does not exist, or the run has no scores of this part.
     """
-    path = Path(path)
+    path = fetch_run(path) if is_on_hub(path) else Path(path)
     if path.is_dir():
         return newest_scores(path, part)
     if not path.exists():
