@@ -316,6 +316,18 @@ def test_wrong_flags_are_one_line(runs, video, tmp_path, monkeypatch, capsys, fl
     assert list(tmp_path.iterdir()) == []
 
 
+def test_film_of_stored_flow_shows_the_flow(runs, video, tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in range(1, 13):
+        for axis in "xy":
+            cv2.imwrite(str(folder / f"flow_{axis}_{number:05d}.jpg"), np.full((SIDE, SIDE), 128, np.uint8))
+    out = tmp_path / "f.mp4"
+    assert cli(["predict", str(folder), "--flow", str(runs / "flow"), "--saliency", str(out)]) == 0
+    with open_video(out) as film:
+        assert film.num_frames == 12
+
+
 def test_python_gives_the_map(runs, video):
     run = load_run(runs / "flow")
     found = run.saliency(video, ("left", "right"), method="layer-cam", stage="layer3")

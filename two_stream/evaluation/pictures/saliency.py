@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import DARK, plain_figures, save_figure
 from two_stream.types import Frames
-from two_stream.video.decoding.memory import Source, open_any
+from two_stream.video.decoding.base import Video
+from two_stream.video.decoding.memory import FlowFolder, Source, open_any, stored_flow
 
 FILM = ".mp4"
 _HEAT: Any = cv2.COLORMAP_INFERNO
@@ -320,7 +321,7 @@ def write_film(path: Source, out: Path, title: str, streams: Sequence[FilmStream
     Raises:
         VideoError: The video cannot be read, or the file cannot be written.
     """
-    with open_any(path, backend) as video, atomic_path(out) as part:
+    with _open_pictures(path, backend) as video, atomic_path(out) as part:
         count, times = video.num_frames, video.times
         if not count:
             raise VideoError(video.path, "no frame can be decoded")
@@ -333,11 +334,9 @@ def write_film(path: Source, out: Path, title: str, streams: Sequence[FilmStream
         ends = [float(times[-1]) if times is not None else float(count)]
         largest = [float(stream.maps[name].max()) for stream, name in tiles]
         with Encoder(part, out, (height, width), video.fps) as encoder:
-            for number, (seconds, picture) in enumerate(video.timed_frames()):
+            for number, (seconds, picture) in enumerate(_timed_pictures(video)):
                 at = number / encoder.fps if seconds is None else seconds
                 share = (number + 0.5) / count if times is None else at / (ends[0] or 1.0)
-                if picture.shape[2] == 2:
-                    picture = flow_picture(picture[None])[0]
                 way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
                 plain = np.asarray(cv2.resize(picture, size, interpolation=way), np.uint8)
                 drawn = [
@@ -347,6 +346,26 @@ def write_film(path: Source, out: Path, title: str, streams: Sequence[FilmStream
                 encoder.add(frame[:height], at)
             if times is not None:
                 encoder.end(ends[0])
+
+
+def _open_pictures(source: Source, backend: str) -> Video:
+    """Open a video; of a folder with stored flow but no images, the flow."""
+    folder = stored_flow(source)
+    try:
+        return open_any(source, backend)
+    except VideoError:
+        if folder is None:
+            raise
+        return FlowFolder(folder)
+
+
+def _timed_pictures(video: Video) -> Iterator[tuple[float | None, Frames]]:
+    if not isinstance(video, FlowFolder):
+        yield from video.timed_frames()
+        return
+    for number, flow in video.pick(range(video.num_frames - 1)):
+        seconds = None if video.times is None else float(video.times[number])
+        yield seconds, flow_picture(flow[None])[0]
 
 
 def _tile(plain_HWC: Frames, stream: FilmStream, name: str, share: float, largest: float) -> Frames:
