@@ -215,7 +215,16 @@ def browser(program: str, profile: Path, *flags: str) -> Iterator[Browser]:
     from_read, from_write = os.pipe()
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, _ABOVE) for end in (to_read, from_write)]
     process = subprocess.Popen(
-        [sys.executable, "-c", _START, *map(str, ends), program, *_FLAGS, *flags, f"--user-data-dir={profile}"],
+        [
+            sys.executable,
+            "-c",
+            _START,
+            *map(str, ends),
+            program,
+            *_FLAGS,
+            *flags,
+            f"--user-data-dir={profile}",
+        ],
         pass_fds=ends,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -187,8 +187,9 @@ def _check_folder(out: Path) -> None:
 def _page(name: str, cdn: str) -> str:
     """Return the text of a file of the page."""
     policy = (
-        f"default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self'{cdn}; "
-        "style-src 'self'; img-src 'self' data:; media-src 'self' blob:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; connect-src 'self'{cdn}; script-src 'self' blob: 'wasm-unsafe-eval'; "
+        "worker-src 'self' blob:; style-src 'self'; img-src 'self' data:; media-src 'self' blob:; base-uri 'none'; "
+        "form-action 'none'"
     )
     text = (_TEMPLATES / name).read_text(encoding="utf-8").replace("@policy@", policy)
     for theme, colours in (("@light@", LIGHT), ("@dark@", DARK)):

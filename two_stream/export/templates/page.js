@@ -19,8 +19,8 @@ function say(text, kind = "") {
 
 function tellFact(name, value) {
   shown[name] = value;
-  at("facts").replaceChildren(...Object.entries(shown).flatMap(([key, text]) => [["dt", key], ["dd", text]].map(([tag, content]) =>
-    Object.assign(document.createElement(tag), { textContent: content }))));
+  at("facts").replaceChildren(...Object.entries(shown).filter(([, text]) => text !== null).flatMap((row) =>
+    row.map((textContent, place) => Object.assign(document.createElement(place ? "dd" : "dt"), { textContent }))));
 }
 
 /* The worker is made from a blob, so that the policy of this page (no connections elsewhere) applies to it too. */
@@ -105,21 +105,31 @@ function drawTimeLine(begin, end, place = null) {
   [begin, (begin + end) / 2, end].forEach((seconds, index) => tell(at("axis").children[index], clock(seconds)));
 }
 
+/* Show the video, or the place where one can be dropped. */
+function show(shown) {
+  at("empty").hidden = shown;
+  video.hidden = !shown;
+}
+
 /* Stop what runs, and begin something else. */
 function begin(text) {
   stop();
   const mine = job = { stopped: false, close: [] };
   [points, rows] = [[], []];
   at("time").hidden = true;
-  at("empty").hidden = true;
-  video.hidden = at("stop").hidden = false;
+  show(true);
+  at("stop").hidden = false;
   listClasses(null);
+  tellFact("Video", null);
   say(text);
   return mine;
 }
 
 function stop() {
-  if (job) [job.stopped, job.finished] = [true, job.close.splice(0).forEach((close) => close())];
+  if (job) {
+    job.stopped = true;
+    for (const close of job.close.splice(0)) close();
+  }
   at("stop").hidden = at("progress").hidden = true;
 }
 
@@ -130,6 +140,7 @@ async function attempt(mine, work) {
   } catch (error) {
     if (!mine.stopped) {
       stop();
+      if (!points.length) show(false);
       say(error.message, "warn");
     }
   }
@@ -143,7 +154,7 @@ async function openFile(file) {
     mine.close.push(() => reader.close());
     if (mine.stopped) return;
     const span = times.at(-1) - times[0], gap = span / Math.max(1, times.length - 1) || 0.04;
-    tellFact("Video", `${times.length} frames, ${(1 / gap).toFixed(2)} per second${reader.exact ? "" : " (measured)"}`);
+    tellFact("Video", `${times.length} frames, ${(1 / gap).toFixed(2)} a second${reader.exact ? "" : " (measured)"}`);
     const numbers = card.fps ? seenAt(times, card.fps) : times.map((_, place) => place + 1);
     const seen = { frames: numbers.length, end: span + gap, time: (number) => number > numbers.length ? span + gap : times[numbers[number - 1] - 1] - times[0],
       read: async (number) => prepare(await reader.read(numbers[number - 1]), reader.canvas.width, reader.canvas.height, card.stored, card.views.resize) };
@@ -178,7 +189,7 @@ async function scoreClips(mine, seen) {
     points.push({ start: seen.time(Math.min(...clip)), scores: probabilities(own) });
     advance((place + 1) / clips.length, seen.end);
     twoStream.result = probabilities(views);
-    listClasses(twoStream.result, clips.length > 1 ? `mean of ${place + 1} of ${clips.length} clips` : "");
+    listClasses(twoStream.result, clips.length > 1 ? `mean of ${place + 1 < clips.length ? `${place + 1} of ` : ""}${clips.length} clips` : "");
     for (const number of clip) if (until.get(number) === place) kept.delete(number);
   }
 }
@@ -297,15 +308,14 @@ async function main() {
   say("Loading the network");
   if (typeof WebAssembly === "undefined") throw new Error("This browser does not run WebAssembly; use a newer browser, or allow WebAssembly in its settings");
   card = twoStream.card = await (await fetch("model.json")).json();
-  tell(at("name"), card.name);
-  document.title = card.name;
+  tell(at("name"), document.title = `Action recognition: ${card.name}`);
   tellFact("Classes", card.class_names.length);
   tellFact("Input", `${card.shape[2]} frames of ${card.shape[4]} × ${card.shape[3]} pixels${card.stream ? " per step" : ""}`);
   tellFact("File", `${(card.network.bytes / 1e6).toFixed(1)} MB, ONNX, ${card.precision}`);
   listen();
   twoStream.call = startWorker();
   const { threads } = await twoStream.call("load", { base: location.href, card });
-  tellFact("Runtime", `ONNX Runtime Web, ${threads === 1 ? "1 thread" : `${threads} threads`}`);
+  tellFact("Runtime", `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}`);
   tellFact("Loaded in", `${((performance.now() - begun) / 1000).toFixed(1)} s`);
   at("example").hidden = !card.example;
   for (const name of ["open", "camera", "example"]) at(name).disabled = false;
