@@ -45,7 +45,6 @@ async function run(frames, view, box, numbers) {
   const clip = cropped(frames, view.resize, box), shape = [1, 3, frames.length, box[2] - box[0], box[3] - box[1]];
   const found = await twoStream.call("run", { clip, shape });
   const { logits, ms } = found, mirror = box[4] && card.mirror_labels;
-  if (!logits.every(Number.isFinite)) throw new Error("The network gives values that are not finite; export the run again");
   twoStream.last = { clip, shape, logits, numbers };
   if (twoStream.onrun) twoStream.onrun(twoStream.last);
   tellFact(card.stream ? "Time per step" : "Time per clip", `${ms.toFixed(0)} ms`);
@@ -58,6 +57,7 @@ const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 
 /* The probabilities of the classes from the logits of several views; see `aggregate_views` in Python. */
 function probabilities(views) {
+  if (!views.flat().every(Number.isFinite)) throw new Error("The network gives values that are not finite; export the run again");
   const softmax = (logits) => { const total = logSum(logits); return logits.map((x) => Math.exp(x - total)); };
   const chances = card.multi_label ? (logits) => logits.map((x) => 1 / (1 + Math.exp(-x))) : softmax;
   return card.aggregate === "logits" ? chances(columns(views).map(mean)) : columns(views.map(chances)).map(mean);
@@ -204,11 +204,12 @@ async function scoreSteps(mine, seen) {
     const numbers = Array.from({ length: count }, (_, place) => (step * count + place) * stride + 1), frames = [];
     for (const number of numbers) frames.push(await seen.read(number));
     if (mine.stopped) return;
-    const scores = probabilities([await run(frames, card.views, card.views.boxes[0], numbers)]);
+    const logits = await run(frames, card.views, card.views.boxes[0], numbers);
     if (mine.stopped) return;
-    if (step >= warmUp) points.push({ start: seen.time(numbers.at(-1)), scores });
+    // The logits of the steps that warm up have no meaning.
+    if (step >= warmUp) points.push({ start: seen.time(numbers.at(-1)), scores: twoStream.result = probabilities([logits]) });
     advance((step + 1) / steps, seen.end);
-    if (points.length) listClasses(twoStream.result = scores, `at ${clock(points.at(-1).start)}`);
+    if (points.length) listClasses(twoStream.result, `at ${clock(points.at(-1).start)}`);
   }
 }
 
@@ -245,13 +246,13 @@ function watch(mine) {
   async function predict(now) {
     busy = true;
     const chosen = stream ? held.splice(0, step) : live.window.map((place) => held[place]);
-    const scores = probabilities([await run(chosen.map((frame) => frame.pixels), live, live.boxes[0], chosen.map((frame) => frame.number))]);
+    const logits = await run(chosen.map((frame) => frame.pixels), live, live.boxes[0], chosen.map((frame) => frame.number));
     busy = false;
     if (mine.stopped) return;
     if (stream && fed++ < stream.warm_up) return say(`The first prediction comes after ${stream.warm_up + 1} steps (${fed} done)`);
+    const scores = twoStream.result = probabilities([logits]);
     points = points.concat({ start: now, scores }).filter((_, place, all) => (all[place + 1] || { start: now }).start >= now - LIVE_SPAN);
     drawTimeLine(points[0].start, now + 0.01);
-    twoStream.result = scores;
     listClasses(scores, "now");
     say(`Live${dropped ? `; ${dropped} frames were left out, because the network is slower than the camera` : ""}`);
   }
