@@ -49,12 +49,17 @@ def setup(app):
     """Generate the reference pages before they are read."""
     from ipython_pygments_lexers import IPython3Lexer
     from reference import write_reference
+    from sphinx.errors import ConfigError
 
     app.add_lexer("python", IPython3Lexer)  # commands of the notebook start with `!`
 
     write_reference(Path(__file__).parent)
     app.connect("source-read", _targets)
     if os.environ.get("TRY"):
+        if not (ROOT / os.environ["TRY"] / "model.json").is_file():
+            raise ConfigError(
+                f"TRY={os.environ['TRY']}: expected a folder written by `two-stream export --to web`"
+            )
         app.connect("source-read", _link_page)
         app.connect("build-finished", _copy_page)
     app.add_html_math_renderer(
@@ -77,7 +82,9 @@ def _formula(translator, node):
 def _link_page(app, name, source):
     """Add a link to the page of `two-stream export --to web` that TRY names to the start page."""
     if name == app.config.root_doc:
-        link = '<a href="../../try/index.html">Try a network in this browser</a>: no image leaves your computer.'
+        link = (
+            '<a href="../../try/index.html">Try a network in this browser</a>: no image leaves your computer.'
+        )
         source[0] = source[0].replace("\n```{toctree}", f"\n{link}\n\n```{{toctree}}", 1)
 
 

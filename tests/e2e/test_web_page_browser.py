@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +30,7 @@ from two_stream.errors import ExportError
 from two_stream.evaluation.runs.run import load_run, predict
 from two_stream.evaluation.scoring.video import VideoInput, picture_at
 from two_stream.export import load, load_stream
-from two_stream.export.web import find_runtime
+from two_stream.export.web import RUNTIME, VERSION, find_runtime
 from two_stream.types import InputSpec
 from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.decoding.reader import open_video
@@ -79,17 +81,31 @@ def pages(made_once: MadeOnce) -> Path:
     return made_once("web-pages", fill)
 
 
-@pytest.fixture(scope="module")
-def address(pages: Path) -> Iterator[str]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files to pages of any address, as a CDN does."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(pages)))
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder, and yield the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def address(pages: Path) -> Iterator[str]:
+    with served(pages) as found:
+        yield found
 
 
 def pictures(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -403,6 +419,31 @@ def test_nothing_can_be_sent_elsewhere(tab: Browser, address: str) -> None:
       worker.postMessage(0);
     }})"""
     assert tab.evaluate(script) == "TypeError"
+
+
+def test_a_page_loads_the_runtime_from_a_cdn_and_checks_it(
+    tab: Browser, pages: Path, address: str, tmp_path: Path
+) -> None:
+    web, stored = pages / "clip" / "web", tmp_path / f"onnxruntime-web@{VERSION}" / "dist"
+    page = shutil.copytree(web, pages / "cdn", dirs_exist_ok=True)
+    stored.mkdir(parents=True)
+    for name in RUNTIME:
+        shutil.move(page / name, stored / name)
+    facts = json.loads((page / "model.json").read_text())
+    with served(tmp_path) as cdn:
+        policy = (page / "index.html").read_text().replace("connect-src 'self'", f"connect-src 'self' {cdn}")
+        (page / "index.html").write_text(policy)
+        for kind, (name, integrity) in zip(("module", "wasm"), RUNTIME.items()):
+            url = f"{cdn}/onnxruntime-web@{VERSION}/dist/{name}"
+            facts["runtime"][kind] = {"url": url, "integrity": integrity}
+        (page / "model.json").write_text(json.dumps(facts))
+        ready(tab, f"{address}/cdn/")
+        with (stored / next(iter(RUNTIME))).open("a") as module:
+            module.write("// changed")
+        tab.open(f"{address}/cdn/")
+        until(tab, "document.getElementById('state').className === 'warn'")
+        told = tab.evaluate("document.getElementById('state').textContent")
+        assert "ort.wasm.bundle.min.mjs cannot be loaded (no connection, or a changed file)" in told
 
 
 def test_the_page_fits_and_is_legible(tab: Browser, pages: Path, address: str) -> None:

@@ -139,7 +139,9 @@ def test_other_files_are_never_replaced(world: Path, runtime: Path, tmp_path: Pa
         before = files_of(out)
         line = refused(flags, capsys)
         first = "notes.txt" if "notes.txt" in before else sorted(before)[0]
-        told = "this file is not part of an earlier page, so the folder is not replaced; choose another folder"
+        told = (
+            "this file is not part of an earlier page, so the folder is not replaced; choose another folder"
+        )
         assert line == f"{out / first}: {told} with --out"
         assert files_of(out) == before
     (out / "model.json").write_text(json.dumps({"format": web.FORMAT}))

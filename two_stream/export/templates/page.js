@@ -308,7 +308,7 @@ async function main() {
   const begun = performance.now();
   say("Loading the network");
   if (typeof WebAssembly === "undefined") throw new Error("This browser does not run WebAssembly; use a newer browser, or allow WebAssembly in its settings");
-  card = twoStream.card = await (await fetch("model.json")).json();
+  card = twoStream.card = await (await fetch("model.json", { cache: "no-cache" })).json();
   tell(at("name"), document.title = `Action recognition: ${card.name}`);
   tellFact("Classes", card.class_names.length);
   tellFact("Input", `${card.shape[2]} frames of ${card.shape[4]} × ${card.shape[3]} pixels${card.stream ? " per step" : ""}`);

@@ -2,7 +2,7 @@
 let ort, session, facts, states;
 
 async function fetched(base, { url, integrity }) {
-  const answer = await fetch(new URL(url, base), { integrity }).catch(() => ({ ok: false, status: "no connection, or a changed file" }));
+  const answer = await fetch(new URL(url, base), { integrity, cache: "no-cache" }).catch(() => ({ ok: false, status: "no connection, or a changed file" }));
   if (!answer.ok) throw new Error(`${url} cannot be loaded (${answer.status}); export the page again`);
   return new Uint8Array(await answer.arrayBuffer());
 }
