@@ -327,6 +327,8 @@ def test_a_dropped_video_has_the_scores_of_python(
         assert [numbers for numbers, _, _ in calls] == [clip for clip in clips for _ in range(crops)]
         wanted = dict(predict(run, video))
         found = dict(zip(run.class_names, tab.evaluate("twoStream.result")))
+        mean = torch.tensor([logits for _, _, logits in calls], dtype=torch.float64).mean(0)
+        assert list(found.values()) == pytest.approx(mean.softmax(0).tolist(), abs=1e-9)
         assert found == pytest.approx(wanted, abs=1e-3)
     first = calls[0][1][0].numpy().astype(int)  # the first crop is the centre
     originals = np.stack(
