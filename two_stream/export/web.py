@@ -45,8 +45,9 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".ogv")
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAGES = ("index.html", "style.css", "page.js", "frames.js", "video.js", "worker.js")
 _OWN = {*_PAGES, FACTS, NETWORK, *RUNTIME, "checksums.json", *(f"example{suffix}" for suffix in VIDEOS)}
-_PROTOCOLS = ("single", "multi", "uniform", "sliding", "paper-single", "paper-multi")
-_PROTOCOLS += ("segments-single", "segments-twice", "segments-uniform")
+_STANDARD = ("single", "multi", "uniform", "sliding")
+_SEGMENTS = ("segments-single", "segments-twice", "segments-uniform")
+_PROTOCOLS = (*_STANDARD, *_SEGMENTS, "paper-single", "paper-multi")
 """protocols of `sample_clips` that `frames.js` computes"""
 _SEGMENT_DISTANCE = 4
 """least distance between segments of several frames in the images of a camera, as in `two-stream stream`"""
