@@ -282,7 +282,12 @@ function watch(mine) {
 
 function listen() {
   at("open").onclick = () => at("file").click();
-  at("file").onchange = () => at("file").files[0] && openFile(at("file").files[0]);
+  at("file").onchange = () => {
+    const file = at("file").files[0];
+    // The same file can be chosen again.
+    at("file").value = "";
+    if (file) openFile(file);
+  };
   at("camera").onclick = useCamera;
   at("stop").onclick = () => { stop(); say("Stopped"); };
   at("example").onclick = async () => openFile(new File([await (await fetch(card.example)).blob()], card.example));
@@ -294,7 +299,7 @@ function listen() {
     if (!video.controls || !points.length) return;
     drawTimeLine(0, video.duration, video.currentTime);
     const now = points.findLast(({ start }) => start <= video.currentTime);
-    if (card.stream && now && !at("stop").checkVisibility()) listClasses(now.scores, `at ${clock(now.start)}`);
+    if (card.stream && now && at("stop").hidden) listClasses(now.scores, `at ${clock(now.start)}`);
   };
   for (const name of ["dragover", "dragleave", "drop"])
     addEventListener(name, (drag) => {
