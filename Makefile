@@ -59,8 +59,8 @@ format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## the documentation site, in build/site
-	$(BIN)/python -m sphinx -q -W -E -c docs/site -b html . build/site
+docs: $(STAMP)  ## the documentation site, in build/site (with TRY=FOLDER, also a page of `export --to web`)
+	TRY='$(TRY)' $(BIN)/python -m sphinx -q -W -E -c docs/site -b html . build/site
 	@echo "open build/site/docs/site/index.html"
 
 pins: $(STAMP)  ## write the installed set to constraints.txt

@@ -5,7 +5,9 @@ and makes the reference of Python from docstrings. `eval/documentation/reference
 commands, settings and files.
 """
 
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,11 +49,19 @@ def setup(app):
     """Generate the reference pages before they are read."""
     from ipython_pygments_lexers import IPython3Lexer
     from reference import write_reference
+    from sphinx.errors import ConfigError
 
     app.add_lexer("python", IPython3Lexer)  # commands of the notebook start with `!`
 
     write_reference(Path(__file__).parent)
     app.connect("source-read", _targets)
+    if os.environ.get("TRY"):
+        if not (ROOT / os.environ["TRY"] / "model.json").is_file():
+            raise ConfigError(
+                f"TRY={os.environ['TRY']}: expected a folder written by `two-stream export --to web`"
+            )
+        app.connect("source-read", _link_page)
+        app.connect("build-finished", _copy_page)
     app.add_html_math_renderer(
         "mathml", (_formula, None), (_formula, None)
     )  # MathJax would be loaded from a server
@@ -67,6 +77,21 @@ def _formula(translator, node):
     else:
         translator.body.append(convert(node.astext()))
     raise SkipNode
+
+
+def _link_page(app, name, source):
+    """Add a link to the page of `two-stream export --to web` that TRY names to the start page."""
+    if name == app.config.root_doc:
+        link = (
+            '<a href="../../try/index.html">Try a network in this browser</a>: no image leaves your computer.'
+        )
+        source[0] = source[0].replace("\n```{toctree}", f"\n{link}\n\n```{{toctree}}", 1)
+
+
+def _copy_page(app, error):
+    """Copy this page into the site."""
+    if error is None:
+        shutil.copytree(ROOT / os.environ["TRY"], Path(app.outdir) / "try", dirs_exist_ok=True)
 
 
 def _targets(app, name, source):

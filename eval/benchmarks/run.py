@@ -73,6 +73,7 @@ SCRIPTS = (
     ),
     Script("attention", (), extra=True),
     Script("exports", (), extra=True),
+    Script("web_page", (), extra=True),
     Script("head_study", (), extra=True),
     Script("memory_format", (), extra=True),
     Script("quantisation", (), extra=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,17 @@ CUT = """(() => {
 
 @pytest.fixture(scope="module")
 def site(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("site")
+    out, page = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("page")
+    for name in ("index.html", "model.json"):
+        (page / name).write_text(name)
     flags = ["-q", "-W", "-E", "-c", "docs/site", "-b", "html", ".", str(out)]  # as `make docs`
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *flags], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "sphinx", *flags],
+        cwd=repository,
+        env=os.environ | {"TRY": str(page)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return out
@@ -43,6 +51,13 @@ def test_reference_pages_are_generated_from_the_code(site: Path) -> None:
     words["api"] = "two_stream.api.load_run"
     for page, text in words.items():
         assert text in (site / "docs" / "site" / f"{page}.html").read_text(encoding="utf-8"), page
+
+
+def test_a_page_of_a_network_is_copied_and_linked(site: Path) -> None:
+    assert (site / "try" / "index.html").read_text() == "index.html"
+    assert 'href="../../try/index.html"' in (site / "docs" / "site" / "index.html").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("width", [390, 1300])

@@ -130,8 +130,8 @@ class Browser:
         return found
 
     def evaluate(self, script: str) -> Any:
-        """Return the value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """Return the value of an expression in the page; a promise is awaited."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -209,13 +209,22 @@ def pdf_text(data: bytes) -> str:
 
 
 @contextmanager
-def browser(program: str, profile: Path) -> Iterator[Browser]:
-    """Start a browser with a profile of its own; it is ended with its children."""
+def browser(program: str, profile: Path, *flags: str) -> Iterator[Browser]:
+    """Start a browser with a profile of its own, and more flags; it is ended with its children."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, _ABOVE) for end in (to_read, from_write)]
     process = subprocess.Popen(
-        [sys.executable, "-c", _START, *map(str, ends), program, *_FLAGS, f"--user-data-dir={profile}"],
+        [
+            sys.executable,
+            "-c",
+            _START,
+            *map(str, ends),
+            program,
+            *_FLAGS,
+            *flags,
+            f"--user-data-dir={profile}",
+        ],
         pass_fds=ends,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -161,12 +161,14 @@ def make_world(root: Path) -> Path:
     return root
 
 
-def made_run(folder: Path, modality: str = "rgb", head: str = "average", **model) -> Path:
+def made_run(
+    folder: Path, modality: str = "rgb", head: str | dict[str, Any] = "average", **model: Any
+) -> Path:
     """Write a run folder with random weights."""
     options = {
         "modality": modality,
         "backbone": {"kind": "mobilenetv2_3d", "width": 0.2, "temporal_stride": 2},
-        "head": {"kind": head},
+        "head": {"kind": head} if isinstance(head, str) else head,
         "input": {"clip_length": 8, "crop": 32, "resize": (36, 48), "stride": 2},
     }
     experiment = Experiment.model_validate(

@@ -1,8 +1,9 @@
-"""`two-stream export RUN --to {onnx, pt2, aoti}`: writes a network as a file that runs without this package."""
+"""`two-stream export RUN --to {onnx, pt2, aoti, web}`: writes a network that runs without this package."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,11 +17,17 @@ from two_stream.runtime.text import byte_size, plural
 
 if TYPE_CHECKING:
     from two_stream.evaluation.runs.run import AnyRun
-    from two_stream.export.card import ExportCard
+    from two_stream.export.card import ExportCard, Target
     from two_stream.recognizer import Recognizer
 
-SUMMARY = "Export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify the file."
-EXAMPLES = ("export demo/runs/rgb --to onnx", "export demo/runs/rgb --to onnx --int8 --out rgb_int8.onnx")
+SUMMARY = (
+    "Export a network with its preprocessing as ONNX, torch.export, AOTInductor or a web page, and verify it."
+)
+EXAMPLES = (
+    "export demo/runs/rgb --to onnx",
+    "export demo/runs/rgb --to onnx --int8 --out rgb_int8.onnx",
+    "export demo/runs/rgb --to web --out page",
+)
 PROG = "two-stream export"
 
 
@@ -29,12 +36,12 @@ class _ExportFlags:
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]]
     """run folder, run on the Hugging Face hub (hf://NAME/MODEL), model folder (with model.safetensors), or name of a
     model (with random weights, to test a runtime)"""
-    to: Literal["onnx", "pt2", "aoti"] = "onnx"
+    to: Literal["onnx", "pt2", "aoti", "web"] = "onnx"
     """onnx: for runtimes in any language; pt2: torch.export, for torch; aoti: compiled for the processor of this
-    machine"""
+    machine; web: a folder with a web page that runs the ONNX network in a browser, on videos and on a camera"""
     out: Path | None = None
-    """file to write; if omitted, model.onnx, model.pt2 or model.aoti.pt2 in the run folder (with --stream, stream.onnx
-    and so on)"""
+    """file to write (for web, a folder); if omitted, model.onnx, model.pt2, model.aoti.pt2 or web in the run folder
+    (with --stream, stream.onnx and so on)"""
     stream: bool = False
     """export the streaming network, which maps frames and states to logits and new states"""
     int8: bool = False
@@ -48,6 +55,11 @@ class _ExportFlags:
     """with --int8: keep the first convolution in fp32"""
     quantize_last: bool = False
     """with --int8: also quantize the classifier"""
+    runtime: str = "npm"
+    """with --to web: where ONNX Runtime Web comes from. npm: downloaded with npm; cdn: loaded by the page from
+    cdn.jsdelivr.net; or a folder with the unpacked package onnxruntime-web"""
+    example: Path | None = None
+    """with --to web: a video that the page offers as an example"""
     data_root: DataRoots = ()
     """folder of the data set's dataset.yaml, of stored features or of shards, if they are not found because data or
     runs have been moved; repeat the flag for several folders"""
@@ -66,20 +78,41 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"{PROG}: --calibration-clips is {flags.calibration_clips}: expected 1 or more")
     if flags.stream and flags.int8:
         raise SettingsError(f"{PROG}: --int8 and --stream cannot be combined; omit one of them")
+    if flags.to != "web" and (flags.runtime != "npm" or flags.example is not None):
+        raise SettingsError(f"{PROG}: --runtime and --example are only for --to web; omit them")
     from two_stream.export.formats import SUFFIXES, format_by_name
 
-    format_by_name(flags.to).check()  # missing packages are reported before the network is loaded
+    to: Target = "onnx" if flags.to == "web" else flags.to
+    # missing packages are reported before the network is loaded
+    format_by_name(to).check()
     run = _run(flags)
     out = flags.out
     if out is None and not run.paths.experiment.is_file():
         kind = ".stream" if flags.stream else ".int8" if flags.int8 else ""
-        out = Path(f"{run.experiment.name}{kind}{SUFFIXES[flags.to]}")
-    path, card = _export(flags, run, out)
+        out = Path(f"{run.experiment.name}{kind}{'.web' if flags.to == 'web' else SUFFIXES[to]}")
+    if flags.to == "web":
+        return _write_page(flags, run, out or run.paths.root / "web")
+    path, card = _export(flags, run, to, out)
     _show(flags, path, card)
     return 0
 
 
-def _export(flags: _ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tuple[Path, ExportCard]:
+def _write_page(flags: _ExportFlags, run: AnyRun[Recognizer], out: Path) -> int:
+    from two_stream.export.web import NETWORK, export_web
+
+    page = export_web(run, out, partial(_export, flags, run, "onnx"), flags.runtime, flags.example)
+    _show(flags, out / NETWORK, page.card)
+    if not flags.json:
+        say(
+            f"{out}: web page of {byte_size(page.size)}; nothing that it shows leaves the computer that shows it"
+        )
+        say(f"  view it with `python -m http.server --directory {out}` at http://localhost:8000")
+    return 0
+
+
+def _export(
+    flags: _ExportFlags, run: AnyRun[Recognizer], to: Target, out: Path | None
+) -> tuple[Path, ExportCard]:
     from two_stream.export import export_run
 
     if flags.stream:
@@ -88,7 +121,7 @@ def _export(flags: _ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> t
 
         stream = convert(plain_copy(run))
         timing = Timing(stream.delay, stream.receptive_field)
-        return export_stream(run, StepNetwork(stream), timing, flags.to, out)
+        return export_stream(run, StepNetwork(stream), timing, to, out)
     int8 = None
     if flags.int8:
         from two_stream.export.onnx_format import Int8Options
@@ -99,7 +132,7 @@ def _export(flags: _ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> t
             keep_first=flags.keep_first,
             keep_last=not flags.quantize_last,
         )
-    return export_run(run, flags.to, out, int8=int8)
+    return export_run(run, to, out, int8=int8)
 
 
 def _run(flags: _ExportFlags) -> AnyRun[Recognizer]:

@@ -14,6 +14,7 @@ SCRIPTS = (
     "big_lists",
     "evaluation",
     "exports",
+    "web_page",
     "extraction",
     "gpu",
     "head_study",
