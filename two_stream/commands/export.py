@@ -121,7 +121,7 @@ def _export(
 
         stream = convert(plain_copy(run))
         timing = Timing(stream.delay, stream.receptive_field)
-        return export_stream(run, StepNetwork(stream), timing, to, out)
+        return export_stream(run, StepNetwork(stream), timing, to, out, public=flags.to == "web")
     int8 = None
     if flags.int8:
         from two_stream.export.onnx_format import Int8Options
@@ -132,7 +132,7 @@ def _export(
             keep_first=flags.keep_first,
             keep_last=not flags.quantize_last,
         )
-    return export_run(run, to, out, int8=int8)
+    return export_run(run, to, out, int8=int8, public=flags.to == "web")
 
 
 def _run(flags: _ExportFlags) -> AnyRun[Recognizer]:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import ExportError, SettingsError
+from two_stream.evaluation.runs.publish import hide_places
 from two_stream.evaluation.runs.run import AnyRun, Run, extraction_of, mirror_of_run
 from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
 from two_stream.export.card import ExportCard, Port, StateFacts, StreamFacts, Target, Verified
@@ -44,7 +45,12 @@ Check = Callable[[Session, Exportable], Verified]
 
 
 def export_run(
-    run: AnyRun[Recognizer], to: Target = "onnx", out: Path | None = None, *, int8: Int8Options | None = None
+    run: AnyRun[Recognizer],
+    to: Target = "onnx",
+    out: Path | None = None,
+    *,
+    int8: Int8Options | None = None,
+    public: bool = False,
 ) -> tuple[Path, ExportCard]:
     """Write the network of a run to a file that can be used without this package, and verify the file.
 
@@ -56,6 +62,7 @@ def export_run(
         to: `onnx`, `pt2` (torch.export) or `aoti` (compiled for this kind of processor).
         out: File to write; default: `RUN/model` with the format's suffix.
         int8: Options for 8-bit weights and activations; ONNX only.
+        public: Leave out the folders of this machine from the card.
 
     Returns:
         The path of the file, and its card.
@@ -75,7 +82,8 @@ def export_run(
     clips, what = _clips(run, _CLIPS if int8 is None else int8.clips)
     example = noise_clips(run.model.spec, EXAMPLE_BATCH)
     exportable = Exportable(network, (example,), ("clip",), ("logits",))
-    card = _card(run, to, exportable).model_copy(update={"precision": "int8" if int8 else "fp32"})
+    card = _card(run, to, exportable, public=public)
+    card = card.model_copy(update={"precision": "int8" if int8 else "fp32"})
 
     def check(session: Session, made_of: Exportable) -> Verified:
         found = compare(session, made_of, clips)
@@ -159,8 +167,9 @@ def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
     return made.requires_grad_(False)
 
 
-def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> ExportCard:
+def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable, *, public: bool) -> ExportCard:
     """Return the card of a file, before the file is written and compared."""
+    shown = hide_places if public else _unchanged
     spec = run.model.spec
     pixels = _PIXELS.format(order=_ORDERS[spec.modality])
     logits = "one per class, in the order of `class_names`; larger is likelier"
@@ -172,7 +181,7 @@ def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Export
     return ExportCard(
         to=to,
         name=run.experiment.name,
-        run=str(run.paths.root),
+        run=str(shown(run.paths.root)),
         checkpoint=run.checkpoint,
         class_names=run.class_names,
         inputs=_ports(
@@ -185,13 +194,17 @@ def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Export
             (logits, "a state for the next step"),
         ),
         spec=asdict(spec),
-        experiment=experiment.model_dump(mode="json"),
-        meta={**run.meta, **known},
+        experiment=shown(experiment.model_dump(mode="json")),
+        meta=shown({**run.meta, **known}),
         model_sha256=run.model_sha256,
         code_version=code_version(),
         environment=environment(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def _ports(
@@ -234,7 +247,13 @@ class Timing:
 
 
 def export_stream(
-    run: AnyRun[Recognizer], step: nn.Module, timing: Timing, to: Target = "onnx", out: Path | None = None
+    run: AnyRun[Recognizer],
+    step: nn.Module,
+    timing: Timing,
+    to: Target = "onnx",
+    out: Path | None = None,
+    *,
+    public: bool = False,
 ) -> tuple[Path, ExportCard]:
     """Write the step network of a run's stream, with the states as inputs and outputs; see `export_run`.
 
@@ -246,6 +265,7 @@ def export_stream(
         timing: Its delay and receptive field.
         to: The format.
         out: File to write; default: `RUN/stream` with the format's suffix.
+        public: Leave out the folders of this machine from the card.
 
     Raises:
         ExportError: As for `export_run`; or an initial state is not constant.
@@ -275,7 +295,7 @@ def export_stream(
         receptive_field=timing.receptive_field,
         states=tuple(_state(name, value, axis) for name, value, axis in states),
     )
-    card = _card(run, to, exportable).model_copy(update={"kind": "stream", "stream": facts})
+    card = _card(run, to, exportable, public=public).model_copy(update={"kind": "stream", "stream": facts})
 
     def check(session: Session, made_of: Exportable) -> Verified:
         what = f"{_STEPS} steps of noise after {module.warm_up} warm-up steps, for batches of 1 and 3 streams"

@@ -57,6 +57,8 @@ def test_a_folder_has_everything_that_the_page_needs(
     assert cli(["export", str(world / "rgb"), *flags]) == 0
     assert f"python -m http.server --directory {out}" in capsys.readouterr().out
     files = files_of(out)
+    own = [name for name, content in files.items() if str(world).encode() in content]
+    assert own == [], "a page is public, so it names no folder of this machine"
     assert set(files) == {
         *web._PAGES,
         *web.RUNTIME,
