@@ -6,9 +6,10 @@ learning rate.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def build_optimizer(
     fused = (device or torch.device("cpu")).type in _FUSED
     if isinstance(options, Sgd):
         divided = any(hasattr(p, "device_mesh") for group in groups for p in group["params"])
-        return torch.optim.SGD(
+        return _without_compiler(torch.optim.SGD)(
             groups,
             lr=options.lr,
             momentum=options.momentum,
@@ -62,7 +63,21 @@ def build_optimizer(
             nesterov=options.nesterov,
             fused=fused and not divided,  # FSDP2 has no fused SGD
         )
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
+    return _without_compiler(torch.optim.AdamW)(
+        groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused
+    )
+
+
+def _without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """Return an optimizer class whose methods do not import torch's compiler, which takes a second.
+
+    torch imports `torch._dynamo` to exclude these methods from compilation. Only networks are compiled here, never
+    optimizers.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = inspect.unwrap(getattr(torch.optim.Optimizer, name))
+        plain.__dict__.setdefault("__dynamo_disable", plain)
+    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def update_rule(options: OptimizerOptions) -> Sgd | AdamW:
