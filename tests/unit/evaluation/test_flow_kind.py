@@ -18,10 +18,9 @@ from two_stream.data.clips.dataset import current_extraction
 from two_stream.data.clips.transforms import resize_frames
 from two_stream.data.packing import PackOptions, pack
 from two_stream.errors import SettingsError
-from two_stream.evaluation.pictures import attention
 from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.scoring import video as on_the_fly
-from two_stream.evaluation.scoring.video import VideoInput
+from two_stream.evaluation.scoring.video import VideoInput, read_clip
 from two_stream.export import export_run, load
 from two_stream.streaming.live.networks import Prepare
 from two_stream.video.decoding.reader import open_video
@@ -207,10 +206,8 @@ def test_the_attention_figure_is_of_the_same_flow(world, extracted, video, tmp_p
     """It reads a clip through the `VideoInput` of the command."""
     run = load_run(run_on(tmp_path, world, extracted, "farneback"))
     with open_video(video) as opened:
-        clip = attention.read_clip(opened, [1, 2, 3, 4], run.model.spec, reading_of(run))
-        ours = attention.read_clip(
-            opened, [1, 2, 3, 4], run.model.spec, VideoInput(flow="farneback", size=SIZE)
-        )
+        clip = read_clip(opened, [1, 2, 3, 4], run.model.spec, reading_of(run))
+        ours = read_clip(opened, [1, 2, 3, 4], run.model.spec, VideoInput(flow="farneback", size=SIZE))
     np.testing.assert_array_equal(clip, ours)
 
 
