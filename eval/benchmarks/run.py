@@ -62,7 +62,7 @@ SCRIPTS = (
     Script("training_step", ("training step, ResNeXt-101 64 frames, bf16",)),
     Script("roofline", ("convolution-bound forward, R3D-18 32×112², bf16",)),
     Script("extraction", ("TV-L1 + JPEG extraction with 2 processes",)),
-    Script("start_up", ("start of a run to first training step",)),
+    Script("start_up", ("start of a run to first training step", "start of `predict` to the first frame")),
     Script(
         "streaming",
         (
