@@ -267,7 +267,7 @@ def _predict_all(flags: _PredictFlags, inputs: Sequence[tuple[str, Path]], strea
     copies = annotated_files(paths, flags.annotate)
     drawings = annotated_files(paths, flags.attention, ".png")
     timelines = annotated_files(paths, flags.timeline, ".png")
-    maps = annotated_files(paths, flags.saliency, "")
+    maps = annotated_files(paths, flags.saliency)
     for (name, path), found, *files in zip(inputs, scored, copies, drawings, timelines, maps):
         try:
             if isinstance(found, TwoStreamError):
@@ -377,8 +377,8 @@ def _describe(
         _draw_attention(streams, video, drawing, result)
         result["attention"] = str(drawing)
     if saliency is not None:
-        in_folder = len(flags.videos) > 1 or saliency != flags.saliency
-        written = [Path(f"{saliency}{suffix}") for suffix in (".png", ".mp4")] if in_folder else [saliency]
+        # a folder gets a figure and a film of each video
+        written = [saliency] if saliency == flags.saliency else [saliency.with_suffix(".png"), saliency]
         for target in written:
             _draw_saliency(flags, streams, video, target, result)
         result["saliency"] = " and ".join(map(str, written))
