@@ -85,6 +85,8 @@ class StreamSaliency(StreamClip):
     """method and class, such as `Grad-CAM for climb rather than rise`"""
     box: tuple[float, float, float, float]
     """part of the picture that the network sees `(y0, x0, y1, x1)`, from 0 to 1"""
+    class_token: bool = False
+    """whether the attention is that of a class token, which also attends to itself"""
 
 
 def read_saliency(
@@ -120,6 +122,7 @@ def read_saliency(
             pathways=maps,
             title=wanted.describe(guess[0]),
             box=_share(crop_views("center", clip.spec)[0].box, clip.spec.resize),
+            class_token=model.head.has_class_token,
         )
 
 
@@ -200,7 +203,7 @@ def _panel(column: Column, stream: StreamSaliency, pathway: Map, film: float) ->
         bars.set_xticks([])
         column.used += GAP
         bars = column.axes(BARS, steps)
-        even = 100 / steps
+        even = 100 / (steps + int(stream.class_token))
         draw_bars(bars, 100 * pathway.attention, even, colour, step_width, "attention")
     none = "" if largest else "; the map is 0: nothing in this clip raises the score"
     shown = "saliency" if pathway.attention is None else "saliency and attention"
